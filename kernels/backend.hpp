@@ -1,0 +1,94 @@
+#pragma once
+/// @file
+/// Backend: the verbs of one device. Everything above is written on them.
+///
+/// Views are row-major. Unless a verb says otherwise: f32, bf16 and f64 are accepted, all views of
+/// one call share one dtype, bf16 is computed in f32 and rounded once at the end, scalars arrive in
+/// double and are rounded once to the compute type, outputs may alias inputs only when the doc says
+/// so, and an empty view is legal and does nothing. Results depend on values and shapes only: never
+/// on pointer alignment, on what else runs, or on how a caller batched its calls. Element-wise
+/// verbs contract no product with a sum. Shape or dtype mismatch throws `ShapeError`. No verb
+/// allocates after the first call with the same shapes (oneDNN, inside itself, does). A backend
+/// keeps buffers and compiled products: one object serves one thread at a time.
+
+#include <cstdint>
+#include <memory>
+#include <orthrus/stream.hpp>
+#include <orthrus/view.hpp>
+#include <string_view>
+
+namespace orthrus::kernels {
+
+enum class Transpose : bool { no, yes };
+
+/// The scalars of one AdamW step t (Loshchilov & Hutter, arXiv:1711.05101).
+struct AdamWScalars {
+  double lr = 0, weight_decay = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
+  /// 1 − β₁ᵗ and 1 − β₂ᵗ, computed in double.
+  double bias_correction1 = 1, bias_correction2 = 1;
+  /// false: √(v₂/c₂) + ε (torch); true: (√v₂ + ε)/√c₂ (Moonlight).
+  bool eps_before_correction = false;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  [[nodiscard]] virtual std::string_view name() const = 0;
+  /// The queue all verbs of this object enter.
+  [[nodiscard]] virtual Stream stream() const { return {}; }
+
+  // ---- products -------------------------------------------------------------------------------
+  /// C ← α·op(A)·op(B) + β·C. bf16 in and out accumulates in f32. C must not alias A or B.
+  /// With β = 0, C is not read. @par Cost 2·m·n·k flops.
+  virtual void gemm(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b,
+                    Transpose op_b, double beta, MatrixView c) = 0;
+  /// C ← α·A·Aᵀ + β·C (`Transpose::yes`: AᵀA); C is written whole and exactly symmetric, and is
+  /// taken to be symmetric on input. @par Cost n²·k flops where the library has a symmetric kernel.
+  virtual void syrk(double alpha, ConstMatrixView a, Transpose op_a, double beta, MatrixView c) = 0;
+
+  // ---- element-wise ---------------------------------------------------------------------------
+  /// to ← scale·from, any two of {f32, bf16, f64}; round to nearest even. `to` may be `from`.
+  virtual void convert(ConstMatrixView from, double scale, MatrixView to) = 0;
+  /// bf16 ← f32 by stochastic rounding; the bits of element i come from Philox(seed, stream_id;
+  /// step, first_element + i), i row-major: the low 16 bits of word 0 of `random_words`.
+  virtual void round_stochastic(ConstMatrixView from, MatrixView to, std::uint64_t seed,
+                                std::uint64_t stream_id, std::uint64_t step,
+                                Index first_element) = 0;
+  /// y ← a·x + b·y: two products and one sum, each rounded. With b = 0, y is not read. x may be y.
+  virtual void axpby(double a, ConstMatrixView x, double b, MatrixView y) = 0;
+  /// to ← sign(from), sign(±0) = 0, NaN stays NaN. `to` may be `from`.
+  virtual void sign(ConstMatrixView from, MatrixView to) = 0;
+  /// W ← ρ·W − η·U. f32. @return Σ U² in f64 (as `sum_squares`).
+  virtual double decay_step(double rho, double eta, ConstMatrixView u, MatrixView w) = 0;
+  /// One AdamW step on f32 weights w, gradient g, moments m and v (all the same shape, updated in
+  /// place): m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; U = (m/c₁)/(√(v/c₂) + ε); w ← (1−ηλ)w − ηU.
+  /// @return Σ U² in f64 (as `sum_squares`).
+  virtual double adamw(const AdamWScalars& s, ConstMatrixView g, MatrixView m, MatrixView v,
+                       MatrixView w) = 0;
+
+  // ---- sums -----------------------------------------------------------------------------------
+  /// Elements per block of a sum: inside a block f64 in 8 interleaved lanes of fixed order, across
+  /// blocks the binary tree that splits [a,b) at a + the largest power of two below b − a. Blocks
+  /// count row-major elements of the view, so a sum does not depend on ld or alignment. Lanes add
+  /// up as ((0+1)+(2+3)) + ((4+5)+(6+7)). The reference, as judge, sums in plain order.
+  static constexpr Index sum_block = 4096;
+  /// Σ x² in f64. Inf or NaN in x give Inf or NaN.
+  virtual double sum_squares(ConstMatrixView x) = 0;
+  /// Writes Σ x² of each row (each column when `of_columns`) to `out`, f64, rows×1 (1×cols). Fixed
+  /// order.
+  virtual void line_sum_squares(ConstMatrixView x, bool of_columns, MatrixView out) = 0;
+  /// max |x|; NaN when any entry is NaN.
+  virtual double abs_max(ConstMatrixView x) = 0;
+  /// x(i,j) ← x(i,j)·s(i) (s(j) when `of_columns`); s is f64, the product is rounded once.
+  virtual void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) = 0;
+};
+
+/// A device by name: "cpu" (OpenBLAS, oneDNN where built in), "reference" (plain loops in f64: the
+/// judge).
+/// @throws ConfigError naming the known devices, or the build option that would add one.
+std::unique_ptr<Backend> open_backend(std::string_view device);
+
+/// Is bf16 computed by oneDNN here (else: widened to f32 and multiplied by the BLAS)?
+bool cpu_bf16_native();
+
+}  // namespace orthrus::kernels

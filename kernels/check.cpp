@@ -1,0 +1,100 @@
+#include "kernels/check.hpp"
+
+#include <orthrus/error.hpp>
+
+namespace orthrus::kernels {
+namespace {
+
+bool is_floating(DType t) noexcept {
+  return t == DType::f32 || t == DType::bf16 || t == DType::f64;
+}
+
+/// "verb: " and the parts.
+[[noreturn]] void refuse(std::string_view verb, std::initializer_list<std::string_view> parts) {
+  std::string what(verb);
+  what += ": ";
+  for (const std::string_view part : parts) what += part;
+  throw ShapeError(what);
+}
+
+std::string_view mark(Transpose op) noexcept { return op == Transpose::yes ? "^T" : ""; }
+
+}  // namespace
+
+std::string describe(ConstMatrixView v) {
+  std::string text = std::to_string(v.rows);
+  text.append("x").append(std::to_string(v.cols)).append(" ").append(name_of(v.dtype));
+  return text.append(", ld ").append(std::to_string(v.ld));
+}
+
+void check_view(std::string_view verb, ConstMatrixView v) {
+  if (v.rows < 0 || v.cols < 0) refuse(verb, {"negative size: ", describe(v)});
+  if (v.rows > 1 && v.ld < v.cols) refuse(verb, {"rows overlap: ", describe(v)});
+  if (!is_floating(v.dtype)) refuse(verb, {"no arithmetic on this type: ", describe(v)});
+  if (v.size() > 0 && v.data == nullptr) refuse(verb, {"no data behind ", describe(v)});
+}
+
+void check_same_shape(std::string_view verb, std::initializer_list<ConstMatrixView> views) {
+  const ConstMatrixView first = *views.begin();
+  for (const ConstMatrixView v : views) {
+    check_view(verb, v);
+    if (v.rows != first.rows || v.cols != first.cols) {
+      refuse(verb, {"shapes differ: ", describe(first), " and ", describe(v)});
+    }
+  }
+}
+
+void check_same(std::string_view verb, std::initializer_list<ConstMatrixView> views) {
+  check_same_shape(verb, views);
+  for (const ConstMatrixView v : views) check_dtype(verb, v, views.begin()->dtype);
+}
+
+void check_dtype(std::string_view verb, ConstMatrixView view, DType dtype) {
+  if (view.dtype != dtype) {
+    refuse(verb, {describe(view), " where ", name_of(dtype), " is needed"});
+  }
+}
+
+void check_lines(std::string_view verb, ConstMatrixView x, bool of_columns, ConstMatrixView lines) {
+  check_view(verb, x);
+  check_view(verb, lines);
+  check_dtype(verb, lines, DType::f64);
+  const Index rows = of_columns ? 1 : x.rows;
+  const Index cols = of_columns ? x.cols : 1;
+  if (lines.rows != rows || lines.cols != cols) {
+    refuse(verb, {"one number per ", of_columns ? "column" : "row", " of ", describe(x),
+                  " does not fit ", describe(lines)});
+  }
+}
+
+ProductShape check_gemm(ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
+                        ConstMatrixView c) {
+  for (const ConstMatrixView v : {a, b, c}) {
+    check_view("gemm", v);
+    check_dtype("gemm", v, c.dtype);
+  }
+  const bool ta = op_a == Transpose::yes;
+  const bool tb = op_b == Transpose::yes;
+  const ProductShape s{ta ? a.cols : a.rows, tb ? b.rows : b.cols, ta ? a.rows : a.cols};
+  if ((tb ? b.cols : b.rows) != s.k || c.rows != s.m || c.cols != s.n) {
+    refuse("gemm", {"A", mark(op_a), "*B", mark(op_b), " with A ", describe(a), " and B ",
+                    describe(b), " does not fit C ", describe(c)});
+  }
+  return s;
+}
+
+ProductShape check_syrk(ConstMatrixView a, Transpose op_a, ConstMatrixView c) {
+  for (const ConstMatrixView v : {a, c}) {
+    check_view("syrk", v);
+    check_dtype("syrk", v, c.dtype);
+  }
+  const bool ta = op_a == Transpose::yes;
+  const ProductShape s{ta ? a.cols : a.rows, ta ? a.cols : a.rows, ta ? a.rows : a.cols};
+  if (c.rows != s.n || c.cols != s.n) {
+    refuse("syrk",
+           {ta ? "A^T*A" : "A*A^T", " with A ", describe(a), " does not fit C ", describe(c)});
+  }
+  return s;
+}
+
+}  // namespace orthrus::kernels

@@ -1,0 +1,36 @@
+#pragma once
+/// @file
+/// What every device refuses, in the same words. All throw `ShapeError` with the numbers.
+
+#include <initializer_list>
+#include <orthrus/view.hpp>
+#include <string>
+#include <string_view>
+
+#include "kernels/backend.hpp"
+
+namespace orthrus::kernels {
+
+/// "3x4 f32, ld 8".
+std::string describe(ConstMatrixView view);
+
+struct ProductShape {
+  Index m, n, k;
+};
+/// C (m×n) ← op(A) (m×k) · op(B) (k×n), all of one floating dtype.
+ProductShape check_gemm(ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
+                        ConstMatrixView c);
+/// C (n×n) ← op(A)·op(A)ᵀ with op(A) n×k; m = n.
+ProductShape check_syrk(ConstMatrixView a, Transpose op_a, ConstMatrixView c);
+/// Floating dtype, sizes not negative, rows that do not overlap.
+void check_view(std::string_view verb, ConstMatrixView view);
+/// `check_view` of each, all of one shape.
+void check_same_shape(std::string_view verb, std::initializer_list<ConstMatrixView> views);
+/// `check_same_shape`, all of one dtype.
+void check_same(std::string_view verb, std::initializer_list<ConstMatrixView> views);
+/// `view` has this dtype.
+void check_dtype(std::string_view verb, ConstMatrixView view, DType dtype);
+/// `lines` has one f64 per row of x (rows×1), or per column (1×cols).
+void check_lines(std::string_view verb, ConstMatrixView x, bool of_columns, ConstMatrixView lines);
+
+}  // namespace orthrus::kernels

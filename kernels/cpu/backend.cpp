@@ -1,0 +1,342 @@
+#include "kernels/backend.hpp"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <orthrus/error.hpp>
+
+#include "kernels/block_sum.hpp"
+#include "kernels/check.hpp"
+#include "kernels/cpu/bf16_product.hpp"
+#include "kernels/cpu/elementwise.hpp"
+#include "kernels/devices.hpp"
+#include "kernels/rng.hpp"
+
+namespace orthrus::kernels {
+namespace {
+
+template <class T>
+const T* row(ConstMatrixView v, Index i) {
+  return static_cast<const T*>(v.data) + i * v.ld;
+}
+template <class T>
+T* row(MatrixView v, Index i) {
+  return static_cast<T*>(v.data) + i * v.ld;
+}
+const std::byte* row_bytes(ConstMatrixView v, Index i) {
+  return static_cast<const std::byte*>(v.data) + i * v.ld * static_cast<Index>(bytes_of(v.dtype));
+}
+std::byte* row_bytes(MatrixView v, Index i) {
+  return static_cast<std::byte*>(v.data) + i * v.ld * static_cast<Index>(bytes_of(v.dtype));
+}
+
+/// Calls f with a value of the element type.
+template <class F>
+decltype(auto) with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(BFloat16{});
+    default:
+      return f(double{});
+  }
+}
+
+/// The rows that f(i, n) is called on: one long row where nothing lies between them.
+template <class F>
+void for_rows(bool contiguous, Index rows, Index cols, F f) {
+  if (rows == 0 || cols == 0) return;
+  if (contiguous) {
+    f(Index{0}, rows * cols);
+  } else {
+    for (Index i = 0; i < rows; ++i) f(i, cols);
+  }
+}
+
+/// Σ over blocks of the row-major elements. `piece(i, j, at, n)` handles elements (i, j) … (i, j +
+/// n − 1), which are number `at` of their block on; `block(n)` then gives the sum of the block's n
+/// elements.
+template <class Piece, class Block>
+double sum_blocks(Index rows, Index cols, Piece piece, Block block) {
+  BlockSum tree;
+  const Index size = rows * cols;
+  Index i = 0;
+  Index j = 0;
+  for (Index begin = 0; begin < size; begin += Backend::sum_block) {
+    const Index n = std::min(Backend::sum_block, size - begin);
+    for (Index at = 0; at < n;) {
+      const Index length = std::min(cols - j, n - at);
+      piece(i, j, at, length);
+      at += length;
+      j += length;
+      if (j == cols) {
+        j = 0;
+        ++i;
+      }
+    }
+    tree.add(block(n));
+  }
+  return tree.total();
+}
+
+template <class T>
+double sum_squares_of(ConstMatrixView x) {
+  if (x.contiguous()) {
+    BlockSum tree;
+    const auto* data = static_cast<const T*>(x.data);
+    for (Index begin = 0; begin < x.size(); begin += Backend::sum_block) {
+      tree.add(
+          cpu::block_sum_squares(data + begin, std::min(Backend::sum_block, x.size() - begin)));
+    }
+    return tree.total();
+  }
+  std::array<T, Backend::sum_block> gathered;
+  return sum_blocks(
+      x.rows, x.cols,
+      [&](Index i, Index j, Index at, Index n) {
+        std::copy_n(row<T>(x, i) + j, n, gathered.data() + at);
+      },
+      [&](Index n) { return cpu::block_sum_squares(gathered.data(), n); });
+}
+
+int blas_int(Index n) {
+  expects(n <= std::numeric_limits<int>::max(), "a side or a row stride is too long for the BLAS");
+  return static_cast<int>(n);
+}
+/// The BLAS wants a stride even where there is no second row.
+int blas_ld(ConstMatrixView v) { return blas_int(std::max({v.ld, v.cols, Index{1}})); }
+CBLAS_TRANSPOSE blas_op(Transpose op) { return op == Transpose::yes ? CblasTrans : CblasNoTrans; }
+
+/// Copies the lower triangle into the upper one, a tile at a time: both sides stay in cache.
+template <class T>
+void mirror_lower(MatrixView c) {
+  constexpr Index tile = 32;
+  const Index n = c.rows;
+  for (Index bi = 0; bi < n; bi += tile) {
+    for (Index bj = 0; bj <= bi; bj += tile) {
+      for (Index i = bi; i < std::min(bi + tile, n); ++i) {
+        const T* from = row<T>(c, i);
+        for (Index j = bj; j < std::min(bj + tile, i); ++j) row<T>(c, j)[i] = from[j];
+      }
+    }
+  }
+}
+
+class CpuBackend final : public Backend {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "cpu"; }
+
+  void gemm(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
+            double beta, MatrixView c) override {
+    const ProductShape s = check_gemm(a, op_a, b, op_b, c);
+    if (s.m == 0 || s.n == 0) return;
+    if (s.k == 0) return scale_whole(beta, c);
+    const int m = blas_int(s.m);
+    const int n = blas_int(s.n);
+    const int k = blas_int(s.k);
+    if (c.dtype == DType::f32) {
+      cblas_sgemm(CblasRowMajor, blas_op(op_a), blas_op(op_b), m, n, k, static_cast<float>(alpha),
+                  static_cast<const float*>(a.data), blas_ld(a), static_cast<const float*>(b.data),
+                  blas_ld(b), static_cast<float>(beta), static_cast<float*>(c.data), blas_ld(c));
+    } else if (c.dtype == DType::f64) {
+      cblas_dgemm(CblasRowMajor, blas_op(op_a), blas_op(op_b), m, n, k, alpha,
+                  static_cast<const double*>(a.data), blas_ld(a),
+                  static_cast<const double*>(b.data), blas_ld(b), beta,
+                  static_cast<double*>(c.data), blas_ld(c));
+    } else {
+      bf16().gemm(alpha, a, op_a, b, op_b, beta, c);
+    }
+  }
+
+  void syrk(double alpha, ConstMatrixView a, Transpose op_a, double beta, MatrixView c) override {
+    const ProductShape s = check_syrk(a, op_a, c);
+    if (s.n == 0) return;
+    if (s.k == 0) return scale_whole(beta, c);
+    const int n = blas_int(s.n);
+    const int k = blas_int(s.k);
+    if (c.dtype == DType::f32) {
+      cblas_ssyrk(CblasRowMajor, CblasLower, blas_op(op_a), n, k, static_cast<float>(alpha),
+                  static_cast<const float*>(a.data), blas_ld(a), static_cast<float>(beta),
+                  static_cast<float*>(c.data), blas_ld(c));
+      mirror_lower<float>(c);
+    } else if (c.dtype == DType::f64) {
+      cblas_dsyrk(CblasRowMajor, CblasLower, blas_op(op_a), n, k, alpha,
+                  static_cast<const double*>(a.data), blas_ld(a), beta,
+                  static_cast<double*>(c.data), blas_ld(c));
+      mirror_lower<double>(c);
+    } else {
+      const Transpose other = op_a == Transpose::yes ? Transpose::no : Transpose::yes;
+      bf16().gemm(alpha, a, op_a, a, other, beta, c);
+      mirror_lower<BFloat16>(c);
+    }
+  }
+
+  void convert(ConstMatrixView from, double scale, MatrixView to) override {
+    check_same_shape("convert", {from, to});
+    for_rows(from.contiguous() && to.contiguous(), to.rows, to.cols, [&](Index i, Index n) {
+      cpu::convert(from.dtype, row_bytes(from, i), scale, to.dtype, row_bytes(to, i), n);
+    });
+  }
+
+  void round_stochastic(ConstMatrixView from, MatrixView to, std::uint64_t seed,
+                        std::uint64_t stream_id, std::uint64_t step, Index first_element) override {
+    check_same_shape("round_stochastic", {from, to});
+    check_dtype("round_stochastic", from, DType::f32);
+    check_dtype("round_stochastic", to, DType::bf16);
+    const std::uint64_t key = mix_seed(seed, stream_id);
+    for_rows(from.contiguous() && to.contiguous(), to.rows, to.cols, [&](Index i, Index n) {
+      cpu::round_stochastic(row<float>(from, i), row<BFloat16>(to, i), n, key, step,
+                            static_cast<std::uint64_t>(first_element + i * to.cols));
+    });
+  }
+
+  void axpby(double a, ConstMatrixView x, double b, MatrixView y) override {
+    check_same("axpby", {x, y});
+    with_type(y.dtype, [&](auto type) {
+      using T = decltype(type);
+      for_rows(x.contiguous() && y.contiguous(), y.rows, y.cols,
+               [&](Index i, Index n) { cpu::axpby(a, row<T>(x, i), b, row<T>(y, i), n); });
+    });
+  }
+
+  void sign(ConstMatrixView from, MatrixView to) override {
+    check_same("sign", {from, to});
+    with_type(to.dtype, [&](auto type) {
+      using T = decltype(type);
+      for_rows(from.contiguous() && to.contiguous(), to.rows, to.cols,
+               [&](Index i, Index n) { cpu::sign(row<T>(from, i), row<T>(to, i), n); });
+    });
+  }
+
+  double decay_step(double rho, double eta, ConstMatrixView u, MatrixView w) override {
+    check_same("decay_step", {w, u});
+    check_dtype("decay_step", w, DType::f32);
+    const bool flat = w.contiguous() && u.contiguous();
+    std::array<float, sum_block> gathered;
+    const float* block = gathered.data();
+    return sum_blocks(
+        flat ? 1 : w.rows, flat ? w.size() : w.cols,
+        [&](Index i, Index j, Index at, Index n) {
+          const float* update = row<float>(u, i) + j;
+          cpu::decay_step(static_cast<float>(rho), static_cast<float>(eta), update,
+                          row<float>(w, i) + j, n);
+          if (flat) {
+            block = update;  // still in cache, and whole
+          } else {
+            std::copy_n(update, n, gathered.data() + at);
+          }
+        },
+        [&](Index n) { return cpu::block_sum_squares(block, n); });
+  }
+
+  double adamw(const AdamWScalars& s, ConstMatrixView g, MatrixView m, MatrixView v,
+               MatrixView w) override {
+    check_same("adamw", {w, g, m, v});
+    check_dtype("adamw", w, DType::f32);
+    const cpu::AdamWConstants constants{
+        static_cast<float>(s.beta1),
+        static_cast<float>(s.beta2),
+        static_cast<float>(1 - s.beta1),
+        static_cast<float>(1 - s.beta2),
+        static_cast<float>(s.bias_correction1),
+        static_cast<float>(s.bias_correction2),
+        static_cast<float>(std::sqrt(s.bias_correction2)),
+        static_cast<float>(s.eps),
+        static_cast<float>(1 - s.lr * s.weight_decay),
+        static_cast<float>(s.lr),
+        s.eps_before_correction,
+    };
+    const bool flat = g.contiguous() && m.contiguous() && v.contiguous() && w.contiguous();
+    std::array<float, sum_block> update;
+    return sum_blocks(
+        flat ? 1 : w.rows, flat ? w.size() : w.cols,
+        [&](Index i, Index j, Index at, Index n) {
+          cpu::adamw(constants, row<float>(g, i) + j, row<float>(m, i) + j, row<float>(v, i) + j,
+                     row<float>(w, i) + j, update.data() + at, n);
+        },
+        [&](Index n) { return cpu::block_sum_squares(update.data(), n); });
+  }
+
+  double sum_squares(ConstMatrixView x) override {
+    check_view("sum_squares", x);
+    return with_type(x.dtype, [&](auto type) { return sum_squares_of<decltype(type)>(x); });
+  }
+
+  void line_sum_squares(ConstMatrixView x, bool of_columns, MatrixView out) override {
+    check_lines("line_sum_squares", x, of_columns, out);
+    with_type(x.dtype, [&](auto type) {
+      using T = decltype(type);
+      if (of_columns) {
+        auto* sums = static_cast<double*>(out.data);
+        std::fill_n(sums, out.cols, 0.0);
+        for (Index i = 0; x.cols > 0 && i < x.rows; ++i) {
+          cpu::add_squares(row<T>(x, i), sums, x.cols);
+        }
+      } else {
+        for (Index i = 0; i < x.rows; ++i) {
+          *row<double>(out, i) =
+              x.cols == 0 ? 0 : sum_squares_of<T>({row<T>(x, i), 1, x.cols, x.cols, x.dtype});
+        }
+      }
+    });
+  }
+
+  double abs_max(ConstMatrixView x) override {
+    check_view("abs_max", x);
+    return with_type(x.dtype, [&](auto type) {
+      using T = decltype(type);
+      double most = 0;
+      for_rows(x.contiguous(), x.rows, x.cols, [&](Index i, Index n) {
+        const double here = cpu::abs_max(row<T>(x, i), n);
+        if (std::isnan(here) || here > most) most = here;
+      });
+      return most;
+    });
+  }
+
+  void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) override {
+    check_lines("scale_lines", x, of_columns, s);
+    if (x.size() == 0) return;
+    with_type(x.dtype, [&](auto type) {
+      using T = decltype(type);
+      for (Index i = 0; i < x.rows; ++i) {
+        cpu::scale(of_columns ? row<double>(s, 0) : row<double>(s, i), of_columns ? 1 : 0,
+                   row<T>(x, i), x.cols);
+      }
+    });
+  }
+
+ private:
+  /// C ← β·C, without reading C for β = 0.
+  void scale_whole(double beta, MatrixView c) {
+    if (beta != 0) return axpby(beta, c, 0, c);
+    for (Index i = 0; i < c.rows; ++i) {
+      std::memset(row_bytes(c, i), 0, static_cast<std::size_t>(c.cols) * bytes_of(c.dtype));
+    }
+  }
+
+  /// Opened by the first bf16 product: most programs that only reduce or plan never need it.
+  cpu::Bf16Product& bf16() {
+    if (!bf16_) bf16_ = cpu::open_onednn_product();
+    if (!bf16_) bf16_ = cpu::open_widened_product();
+    return *bf16_;
+  }
+
+  std::unique_ptr<cpu::Bf16Product> bf16_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_cpu() { return std::make_unique<CpuBackend>(); }
+
+bool cpu_bf16_native() {
+  static const bool native = cpu::open_onednn_product() != nullptr;
+  return native;
+}
+
+}  // namespace orthrus::kernels

@@ -1,0 +1,56 @@
+#pragma once
+/// @file
+/// The CPU's loops over contiguous runs. Strides, blocks and checks are the backend's.
+
+#include <cstdint>
+#include <orthrus/dtype.hpp>
+
+#include "kernels/bf16.hpp"
+
+namespace orthrus::kernels::cpu {
+
+/// The AdamW scalars as the loop uses them: each rounded once.
+struct AdamWConstants {
+  float b1, b2, rest1, rest2, c1, c2, root_c2, eps, rho, lr;
+  bool eps_before_correction;
+};
+
+/// to ← scale·from; `to` may be `from` where the types are equally wide or the result is narrower.
+void convert(DType from_type, const void* from, double scale, DType to_type, void* to, Index n);
+void round_stochastic(const float* from, BFloat16* to, Index n, std::uint64_t key,
+                      std::uint64_t step, std::uint64_t first);
+
+void axpby(double a, const float* x, double b, float* y, Index n);
+void axpby(double a, const double* x, double b, double* y, Index n);
+void axpby(double a, const BFloat16* x, double b, BFloat16* y, Index n);
+
+void sign(const float* from, float* to, Index n);
+void sign(const double* from, double* to, Index n);
+void sign(const BFloat16* from, BFloat16* to, Index n);
+
+void decay_step(float rho, float eta, const float* u, float* w, Index n);
+/// Writes U too, for the sum of its squares.
+void adamw(const AdamWConstants& s, const float* g, float* m, float* v, float* w, float* u,
+           Index n);
+
+/// Σ x² of at most `Backend::sum_block` elements: lane l takes elements l, l + 8, …; then
+/// ((0+1)+(2+3)) + ((4+5)+(6+7)).
+double block_sum_squares(const float* x, Index n);
+double block_sum_squares(const double* x, Index n);
+double block_sum_squares(const BFloat16* x, Index n);
+/// sums[j] += x[j]².
+void add_squares(const float* x, double* sums, Index n);
+void add_squares(const double* x, double* sums, Index n);
+void add_squares(const BFloat16* x, double* sums, Index n);
+
+/// max |x|; NaN when there is one.
+double abs_max(const float* x, Index n);
+double abs_max(const double* x, Index n);
+double abs_max(const BFloat16* x, Index n);
+
+/// x[j] ← x[j]·s[j·step], step 0 or 1.
+void scale(const double* s, Index step, float* x, Index n);
+void scale(const double* s, Index step, double* x, Index n);
+void scale(const double* s, Index step, BFloat16* x, Index n);
+
+}  // namespace orthrus::kernels::cpu

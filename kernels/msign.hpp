@@ -1,0 +1,50 @@
+#pragma once
+/// @file
+/// msign: the direction Muon walks in.
+
+#include <cstddef>
+#include <cstdint>
+#include <orthrus/view.hpp>
+#include <span>
+
+#include "kernels/coefficients.hpp"
+
+namespace orthrus::kernels {
+class Backend;
+
+/// What is added to the norm before dividing by it. `none` needs nothing: a zero matrix stays zero.
+/// `add` (ν + ε, Keller Jordan) and `clamp` (max(ν, ε), torch) reproduce other engines.
+enum class EpsMode : std::uint8_t { none, add, clamp };
+
+struct MsignOptions {
+  DType dtype = DType::f32;  ///< the iteration's: f32, bf16 or f64
+  EpsMode eps_mode = EpsMode::none;
+  double eps = 1e-7;
+};
+
+/// Scratch `msign` needs for an m×n matrix. @return bytes, a multiple of 256.
+std::size_t msign_workspace_bytes(Index m, Index n, DType input, const MsignOptions& options);
+
+/// Replaces X = UΣVᵀ by U·p(Σ/ν)·Vᵀ, where p composes `iterations` and ν = safety·‖X‖_F:
+/// approximately its nearest semi-orthogonal matrix UVᵀ.
+///
+/// X ← X/ν, then per iteration X ← aX + (bA + cA²)X with A = XXᵀ (wide) or X ← aX + X(bA + cA²)
+/// with A = XᵀX (tall): A is always on the short side. The norm is taken after an exact scaling by
+/// a power of two, so entries of 1e-30 or 1e30 neither underflow nor overflow, and the cast to
+/// `options.dtype` follows the normalization. Zero stays exactly zero.
+///
+/// @param[in,out] x           m×n, row-major, f32 or f64; any ld.
+/// @param         iterations  one polynomial each, applied in order; at least one.
+/// @param         safety      ν = safety·‖X‖_F; a table's own input factor
+/// (`CoefficientTable::safety`).
+/// @param[out]    work        at least `msign_workspace_bytes(...)` bytes, 64-byte aligned.
+/// @pre    every entry is finite: NaN and Inf are carried through, not looked for.
+/// @throws ShapeError  m or n is 0, `iterations` is empty, or `work` is too small.
+/// @par Cost  4·min²·max + 2·min³ flops per iteration by plain products, 3 and 1 with symmetric
+/// ones; no
+///            message, no allocation.
+/// @see    K. Jordan et al., Muon, 2024, kellerjordan.github.io/posts/muon; arXiv:2409.20325, why.
+void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
+           const MsignOptions& options, std::span<std::byte> work, Backend& backend);
+
+}  // namespace orthrus::kernels

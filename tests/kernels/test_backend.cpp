@@ -1,0 +1,910 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <orthrus/error.hpp>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/bf16.hpp"
+#include "kernels/block_sum.hpp"
+#include "kernels/count_allocations.hpp"
+#include "support/zoo.hpp"
+
+namespace orthrus::kernels {
+namespace {
+
+using testing::HasSubstr;
+
+/// A matrix of any type, `offset` elements behind a 64-byte boundary, with `gap` elements after
+/// each row and a guard behind the last.
+class Buffer {
+ public:
+  Buffer(Index rows, Index cols, DType dtype, Index gap = 0, Index offset = 0)
+      : rows_(rows), cols_(cols), ld_(cols + gap), dtype_(dtype), offset_(offset) {
+    const Index elements = rows * ld_ + offset + 16;
+    storage_.assign(static_cast<std::size_t>(elements) * bytes_of(dtype) + 64, std::byte{0x7b});
+  }
+  /// Holds `values`, rounded once to the type.
+  Buffer(const zoo::Matrix& values, DType dtype, Index gap = 0, Index offset = 0)
+      : Buffer(values.rows, values.cols, dtype, gap, offset) {
+    for (Index i = 0; i < rows_; ++i) {
+      for (Index j = 0; j < cols_; ++j) set(i, j, values(i, j));
+    }
+  }
+
+  [[nodiscard]] MatrixView view() {
+    auto address = reinterpret_cast<std::uintptr_t>(storage_.data());
+    const std::size_t aligned = (64 - address % 64) % 64;
+    return {storage_.data() + aligned + static_cast<std::size_t>(offset_) * bytes_of(dtype_), rows_,
+            cols_, ld_, dtype_};
+  }
+
+  void set(Index i, Index j, double value) {
+    void* data = view().data;
+    const Index at = i * ld_ + j;
+    if (dtype_ == DType::f32) static_cast<float*>(data)[at] = static_cast<float>(value);
+    if (dtype_ == DType::bf16) static_cast<BFloat16*>(data)[at] = to_bf16(value);
+    if (dtype_ == DType::f64) static_cast<double*>(data)[at] = value;
+  }
+  double operator()(Index i, Index j) {
+    const void* data = view().data;
+    const Index at = i * ld_ + j;
+    if (dtype_ == DType::f32) return static_cast<const float*>(data)[at];
+    if (dtype_ == DType::bf16) return to_float(static_cast<const BFloat16*>(data)[at]);
+    return static_cast<const double*>(data)[at];
+  }
+  /// The entries, packed, as bytes.
+  std::vector<std::byte> bits() {
+    std::vector<std::byte> result;
+    const auto* data = static_cast<const std::byte*>(view().data);
+    const std::size_t width = bytes_of(dtype_);
+    for (Index i = 0; i < rows_; ++i) {
+      const std::byte* row = data + static_cast<std::size_t>(i * ld_) * width;
+      result.insert(result.end(), row, row + static_cast<std::size_t>(cols_) * width);
+    }
+    return result;
+  }
+  zoo::Matrix values() {
+    zoo::Matrix result(rows_, cols_);
+    for (Index i = 0; i < rows_; ++i) {
+      for (Index j = 0; j < cols_; ++j) result(i, j) = (*this)(i, j);
+    }
+    return result;
+  }
+  /// Is every byte outside the entries as it was?
+  bool gaps_untouched() {
+    std::vector<std::byte> copy = storage_;
+    auto* data = static_cast<std::byte*>(view().data);
+    const std::size_t width = bytes_of(dtype_);
+    for (Index i = 0; i < rows_; ++i) {
+      const std::size_t at = static_cast<std::size_t>(data - storage_.data()) +
+                             static_cast<std::size_t>(i * ld_) * width;
+      std::fill_n(copy.begin() + static_cast<std::ptrdiff_t>(at),
+                  static_cast<std::size_t>(cols_) * width, std::byte{0x7b});
+    }
+    return std::all_of(copy.begin(), copy.end(), [](std::byte b) { return b == std::byte{0x7b}; });
+  }
+
+ private:
+  Index rows_, cols_, ld_;
+  DType dtype_;
+  Index offset_;
+  std::vector<std::byte> storage_;
+};
+
+double unit_roundoff(DType dtype) {
+  return dtype == DType::f64 ? 0x1p-53 : dtype == DType::f32 ? 0x1p-24 : 0x1p-8;
+}
+/// Of the sums: bf16 is summed in f32.
+double sum_roundoff(DType dtype) { return dtype == DType::f64 ? 0x1p-53 : 0x1p-24; }
+
+zoo::Matrix absolute(zoo::Matrix x) {
+  for (double& v : x.data) v = std::abs(v);
+  return x;
+}
+
+Transpose op_of(bool transposed) { return transposed ? Transpose::yes : Transpose::no; }
+
+zoo::Matrix op(const zoo::Matrix& x, bool transposed) {
+  return transposed ? zoo::transposed(x) : x;
+}
+
+// 4096 is the block of a sum: shapes around it, empty ones, single rows and columns.
+const std::vector<std::pair<Index, Index>> shapes = {
+    {0, 0}, {0, 5},  {5, 0},   {1, 1},    {1, 7},    {7, 1},    {1, 257},
+    {5, 8}, {7, 13}, {33, 64}, {1, 4096}, {1, 4097}, {70, 129}, {3, 5001}};
+
+// ---- every device, against closed forms
+// -----------------------------------------------------------
+
+class EveryDevice : public testing::TestWithParam<std::tuple<const char*, DType>> {
+ protected:
+  void SetUp() override {
+    device = open_backend(std::get<0>(GetParam()));
+    dtype = std::get<1>(GetParam());
+  }
+  std::unique_ptr<Backend> device;
+  DType dtype{};
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, EveryDevice,
+                         testing::Combine(testing::Values("cpu", "reference"),
+                                          testing::Values(DType::f32, DType::bf16, DType::f64)),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" +
+                                  std::string(name_of(std::get<1>(info.param)));
+                         });
+
+zoo::Matrix small(Index rows, Index cols, std::vector<double> entries) {
+  zoo::Matrix x(rows, cols);
+  x.data = std::move(entries);
+  return x;
+}
+
+// Small integers are exact in every type, so these are equalities.
+TEST_P(EveryDevice, MultipliesSmallIntegersExactly) {
+  const zoo::Matrix a = small(2, 3, {1, 2, 3, 4, 5, 6});
+  const zoo::Matrix b = small(3, 2, {1, 0, -1, 2, 3, 1});
+  const zoo::Matrix expected = small(2, 2, {2 * 8 + 10, 2 * 7 + 20, 2 * 17 + 30, 2 * 16 + 40});
+  for (const bool ta : {false, true}) {
+    for (const bool tb : {false, true}) {
+      Buffer left(op(a, ta), dtype);
+      Buffer right(op(b, tb), dtype);
+      Buffer c(small(2, 2, {1, 2, 3, 4}), dtype);
+      device->gemm(2, left.view(), op_of(ta), right.view(), op_of(tb), 10, c.view());
+      EXPECT_EQ(c.values().data, expected.data) << ta << tb;
+    }
+  }
+}
+
+TEST_P(EveryDevice, SquaresSmallIntegersExactly) {
+  const zoo::Matrix a = small(2, 3, {1, 2, 3, 4, 5, 6});
+  for (const bool t : {false, true}) {
+    Buffer x(op(a, t), dtype);
+    Buffer c(small(2, 2, {1, 2, 2, 5}), dtype);
+    device->syrk(2, x.view(), op_of(t), 3, c.view());
+    EXPECT_EQ(c.values().data, (std::vector<double>{31, 70, 70, 169}));
+  }
+}
+
+TEST_P(EveryDevice, DoesNotReadTheOutputWithBetaZero) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  Buffer a(small(2, 2, {1, 2, 3, 4}), dtype);
+  Buffer c(small(2, 2, {nan, nan, nan, nan}), dtype);
+  device->gemm(1, a.view(), Transpose::no, a.view(), Transpose::no, 0, c.view());
+  EXPECT_EQ(c.values().data, (std::vector<double>{7, 10, 15, 22}));
+  Buffer s(small(2, 2, {nan, nan, nan, nan}), dtype);
+  device->syrk(1, a.view(), Transpose::no, 0, s.view());
+  EXPECT_EQ(s.values().data, (std::vector<double>{5, 11, 11, 25}));
+  Buffer y(small(2, 2, {nan, nan, nan, nan}), dtype);
+  device->axpby(2, a.view(), 0, y.view());
+  EXPECT_EQ(y.values().data, (std::vector<double>{2, 4, 6, 8}));
+}
+
+TEST_P(EveryDevice, ScalesTheOutputWhenTheInnerSideIsEmpty) {
+  Buffer a(2, 0, dtype);
+  Buffer b(0, 2, dtype);
+  Buffer c(small(2, 2, {1, 2, 2, 4}), dtype);
+  device->gemm(1, a.view(), Transpose::no, b.view(), Transpose::no, 3, c.view());
+  EXPECT_EQ(c.values().data, (std::vector<double>{3, 6, 6, 12}));
+  device->syrk(1, a.view(), Transpose::no, 2, c.view());
+  EXPECT_EQ(c.values().data, (std::vector<double>{6, 12, 12, 24}));
+  c.set(0, 0, std::numeric_limits<double>::quiet_NaN());
+  device->gemm(1, a.view(), Transpose::no, b.view(), Transpose::no, 0, c.view());
+  EXPECT_EQ(c.values().data, (std::vector<double>{0, 0, 0, 0}));
+}
+
+TEST_P(EveryDevice, AddsMultiples) {
+  Buffer x(small(1, 3, {1, -2, 3}), dtype);
+  Buffer y(small(1, 3, {4, 5, -6}), dtype);
+  device->axpby(2, x.view(), -1, y.view());
+  EXPECT_EQ(y.values().data, (std::vector<double>{-2, -9, 12}));
+  device->axpby(3, y.view(), 1, y.view());  // x may be y
+  EXPECT_EQ(y.values().data, (std::vector<double>{-8, -36, 48}));
+}
+
+TEST_P(EveryDevice, TakesSigns) {
+  const double inf = std::numeric_limits<double>::infinity();
+  const double least = dtype == DType::f64 ? std::numeric_limits<double>::denorm_min() : 0x1p-130;
+  Buffer x(small(1, 8, {3, -2, 0.0, -0.0, inf, -inf, least, -least}), dtype);
+  device->sign(x.view(), x.view());
+  EXPECT_EQ(x.values().data, (std::vector<double>{1, -1, 0, 0, 1, -1, 1, -1}));
+  Buffer bad(small(1, 1, {std::numeric_limits<double>::quiet_NaN()}), dtype);
+  device->sign(bad.view(), bad.view());
+  EXPECT_TRUE(std::isnan(bad(0, 0)));
+}
+
+TEST_P(EveryDevice, FindsTheLargestMagnitude) {
+  Buffer x(small(2, 3, {1, -7, 2, 0, 5, -6}), dtype, 2);
+  EXPECT_EQ(device->abs_max(x.view()), 7);
+  x.set(1, 1, -std::numeric_limits<double>::infinity());
+  EXPECT_EQ(device->abs_max(x.view()), std::numeric_limits<double>::infinity());
+  Buffer empty(0, 3, dtype);
+  EXPECT_EQ(device->abs_max(empty.view()), 0);
+}
+
+// NaN wherever it stands, also before and after larger entries, and with either sign.
+TEST_P(EveryDevice, ReportsNanInsteadOfTheLargest) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (Index at = 0; at < 37; ++at) {
+    Buffer x(zoo::gaussian(1, 37, 1), dtype);
+    x.set(0, at, at % 2 == 0 ? nan : -nan);
+    x.set(0, (at + 5) % 37, std::numeric_limits<double>::infinity());
+    EXPECT_TRUE(std::isnan(device->abs_max(x.view()))) << at;
+    EXPECT_FALSE(std::isfinite(device->sum_squares(x.view()))) << at;
+  }
+}
+
+TEST_P(EveryDevice, SumsSquaresFarBeyondTheRangeOfF32) {
+  Buffer tiny(small(1, 2, {0x1p-100, 0x1p-100}), dtype);
+  EXPECT_EQ(device->sum_squares(tiny.view()), 0x1p-199);
+  Buffer huge(small(2, 1, {0x1p100, 0x1p100}), dtype);
+  EXPECT_EQ(device->sum_squares(huge.view()), 0x1p201);
+  Buffer empty(3, 0, dtype);
+  EXPECT_EQ(device->sum_squares(empty.view()), 0);
+}
+
+TEST_P(EveryDevice, SumsAndScalesLines) {
+  Buffer x(small(2, 3, {1, 2, 3, 4, 5, 6}), dtype, 1);
+  Buffer rows(2, 1, DType::f64, 3);
+  device->line_sum_squares(x.view(), false, rows.view());
+  EXPECT_EQ(rows.values().data, (std::vector<double>{14, 77}));
+  EXPECT_TRUE(rows.gaps_untouched());
+  Buffer columns(1, 3, DType::f64);
+  device->line_sum_squares(x.view(), true, columns.view());
+  EXPECT_EQ(columns.values().data, (std::vector<double>{17, 29, 45}));
+  Buffer by_row(small(2, 1, {2, -1}), DType::f64, 3);
+  device->scale_lines(by_row.view(), false, x.view());
+  EXPECT_EQ(x.values().data, (std::vector<double>{2, 4, 6, -4, -5, -6}));
+  Buffer by_column(small(1, 3, {1, 0.5, 0}), DType::f64);
+  device->scale_lines(by_column.view(), true, x.view());
+  EXPECT_EQ(x.values().data, (std::vector<double>{2, 2, 0, -4, -2.5, 0}));
+  EXPECT_TRUE(x.gaps_untouched());
+}
+
+TEST_P(EveryDevice, RefusesShapesThatDoNotFit) {
+  Buffer a(2, 3, dtype);
+  Buffer b(2, 3, dtype);
+  Buffer c(2, 2, dtype);
+  Buffer other(2, 3, dtype == DType::f32 ? DType::f64 : DType::f32);
+  Buffer lines(2, 1, DType::f64);
+  const auto no = Transpose::no;
+  const auto yes = Transpose::yes;
+  MatrixView overlapping = a.view();
+  overlapping.ld = 2;
+  std::vector<std::int64_t> integers(6);
+  const MatrixView counted = matrix_view(integers.data(), 2, 3);
+  const std::vector<std::function<void()>> calls = {
+      [&] { device->gemm(1, a.view(), no, b.view(), no, 0, c.view()); },
+      [&] { device->gemm(1, a.view(), yes, b.view(), no, 0, c.view()); },
+      [&] { device->gemm(1, a.view(), no, other.view(), yes, 0, c.view()); },
+      [&] { device->gemm(1, overlapping, no, b.view(), yes, 0, c.view()); },
+      [&] { device->syrk(1, a.view(), yes, 0, c.view()); },
+      [&] { device->syrk(1, other.view(), no, 0, c.view()); },
+      [&] { device->convert(a.view(), 1, c.view()); },
+      [&] { device->convert(a.view(), 1, counted); },
+      [&] { device->axpby(1, a.view(), 1, c.view()); },
+      [&] { device->axpby(1, a.view(), 1, other.view()); },
+      [&] { device->sign(a.view(), c.view()); },
+      [&] { device->round_stochastic(c.view(), a.view(), 1, 2, 3, 0); },
+      [&] { device->decay_step(1, 1, a.view(), c.view()); },
+      [&] { device->adamw({}, a.view(), b.view(), b.view(), c.view()); },
+      [&] { device->sum_squares(counted); },
+      [&] { device->abs_max(overlapping); },
+      [&] { device->line_sum_squares(a.view(), true, lines.view()); },
+      [&] { device->line_sum_squares(a.view(), false, c.view()); },
+      [&] { device->scale_lines(lines.view(), true, a.view()); },
+  };
+  for (std::size_t i = 0; i < calls.size(); ++i) EXPECT_THROW(calls[i](), ShapeError) << i;
+  try {
+    device->gemm(1, a.view(), no, b.view(), no, 0, c.view());
+  } catch (const ShapeError& e) {
+    EXPECT_THAT(e.what(), HasSubstr("A 2x3"));
+    EXPECT_THAT(e.what(), HasSubstr("C 2x2"));
+  }
+}
+
+// ---- the optimizer's fused steps, f32
+// -------------------------------------------------------------
+
+class FusedSteps : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override { device = open_backend(GetParam()); }
+  std::unique_ptr<Backend> device;
+};
+INSTANTIATE_TEST_SUITE_P(Devices, FusedSteps, testing::Values("cpu", "reference"));
+
+TEST_P(FusedSteps, DecayThenStep) {
+  Buffer w(small(1, 3, {1, 2, -4}), DType::f32);
+  Buffer u(small(1, 3, {8, 0, -2}), DType::f32);
+  EXPECT_EQ(device->decay_step(0.5, 0.25, u.view(), w.view()), 68);
+  EXPECT_EQ(w.values().data, (std::vector<double>{-1.5, 1, -1.5}));
+}
+
+// From zero moments the first step is the sign of the gradient: m/c₁ = g and v/c₂ = g².
+TEST_P(FusedSteps, FirstAdamWStepIsTheSign) {
+  Buffer g(small(1, 3, {0.5, -3, 100}), DType::f32);
+  Buffer m(zoo::zero(1, 3), DType::f32);
+  Buffer v(zoo::zero(1, 3), DType::f32);
+  Buffer w(small(1, 3, {1, 1, 1}), DType::f32);
+  const AdamWScalars s{0.1, 0.5, 0.9, 0.95, 1e-8, 1 - 0.9, 1 - 0.95, false};
+  // eps moves a unit update by 2e-8, f32 by a few 6e-8.
+  EXPECT_NEAR(device->adamw(s, g.view(), m.view(), v.view(), w.view()), 3, 2e-6);
+  EXPECT_NEAR(w(0, 0), 0.95 - 0.1, 1e-6);
+  EXPECT_NEAR(w(0, 1), 0.95 + 0.1, 1e-6);
+  EXPECT_NEAR(w(0, 2), 0.95 - 0.1, 1e-6);
+  EXPECT_NEAR(m(0, 1), -0.3, 1e-7);
+  EXPECT_NEAR(v(0, 1), 0.45, 1e-7);
+}
+
+// Three steps of the textbook recursion in f64.
+TEST_P(FusedSteps, FollowTheRecursion) {
+  for (const bool eps_first : {false, true}) {
+    double ew = 1;
+    double em = 0;
+    double ev = 0;
+    Buffer m(zoo::zero(1, 1), DType::f32);
+    Buffer v(zoo::zero(1, 1), DType::f32);
+    Buffer w(small(1, 1, {1}), DType::f32);
+    for (int t = 1; t <= 3; ++t) {
+      AdamWScalars s{0.1, 0.01, 0.9, 0.99, 1e-3, 0, 0, eps_first};
+      s.bias_correction1 = 1 - std::pow(s.beta1, t);
+      s.bias_correction2 = 1 - std::pow(s.beta2, t);
+      const double gradient = 0.01 * t - 0.015;
+      em = s.beta1 * em + (1 - s.beta1) * gradient;
+      ev = s.beta2 * ev + (1 - s.beta2) * gradient * gradient;
+      const double divisor = eps_first ? (std::sqrt(ev) + s.eps) / std::sqrt(s.bias_correction2)
+                                       : std::sqrt(ev / s.bias_correction2) + s.eps;
+      const double update = em / s.bias_correction1 / divisor;
+      ew = (1 - s.lr * s.weight_decay) * ew - s.lr * update;
+      Buffer g(small(1, 1, {gradient}), DType::f32);
+      const double sum = device->adamw(s, g.view(), m.view(), v.view(), w.view());
+      EXPECT_NEAR(sum, update * update, 1e-5 * update * update);  // some ten f32 roundings
+      EXPECT_NEAR(w(0, 0), ew, 1e-6);
+    }
+  }
+}
+
+// The two places of epsilon differ most where v is small: g = ε.
+TEST_P(FusedSteps, PutEpsilonWhereTold) {
+  for (const bool eps_first : {false, true}) {
+    Buffer g(small(1, 1, {1e-8}), DType::f32);
+    Buffer m(zoo::zero(1, 1), DType::f32);
+    Buffer v(zoo::zero(1, 1), DType::f32);
+    Buffer w(zoo::zero(1, 1), DType::f32);
+    const AdamWScalars s{1, 0, 0.9, 0.95, 1e-8, 1 - 0.9, 1 - 0.95, eps_first};
+    device->adamw(s, g.view(), m.view(), v.view(), w.view());
+    EXPECT_NEAR(w(0, 0), eps_first ? -1 / (1 + 1 / std::sqrt(0.05)) : -0.5, 1e-6);
+  }
+}
+
+TEST_P(FusedSteps, TakeF32Only) {
+  Buffer w(2, 2, DType::bf16);
+  EXPECT_THROW(device->decay_step(1, 1, w.view(), w.view()), ShapeError);
+  EXPECT_THROW(device->adamw({}, w.view(), w.view(), w.view(), w.view()), ShapeError);
+}
+
+// ---- devices against the reference
+// ----------------------------------------------------------------
+
+struct ConformanceCase {
+  const char* device;
+  DType dtype;
+};
+
+class Conformance : public testing::TestWithParam<ConformanceCase> {
+ protected:
+  void SetUp() override {
+    device = open_backend(GetParam().device);
+    reference = open_backend("reference");
+    dtype = GetParam().dtype;
+  }
+  std::unique_ptr<Backend> device, reference;
+  DType dtype{};
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, Conformance,
+                         testing::Values(ConformanceCase{"cpu", DType::f32},
+                                         ConformanceCase{"cpu", DType::bf16},
+                                         ConformanceCase{"cpu", DType::f64}),
+                         [](const auto& info) {
+                           return std::string(info.param.device) + "_" +
+                                  std::string(name_of(info.param.dtype));
+                         });
+
+struct ProductCase {
+  Index m, n, k;
+};
+const std::vector<ProductCase> product_shapes = {
+    {0, 3, 4}, {3, 0, 4}, {3, 4, 0},   {1, 1, 1},    {1, 5, 7},    {5, 1, 7},   {5, 7, 1},
+    {3, 5, 7}, {8, 8, 8}, {17, 33, 9}, {33, 31, 65}, {64, 16, 40}, {2, 70, 130}};
+
+// Exact: the f64 product of the same numbers. A sum of k products has error at most (k +
+// 2)·u·Σ|a||b| (Higham, section 3.5), then one rounding to the type.
+TEST_P(Conformance, Gemm) {
+  int seed = 0;
+  for (const auto& [m, n, k] : product_shapes) {
+    for (const bool ta : {false, true}) {
+      for (const bool tb : {false, true}) {
+        for (const auto& [alpha, beta] : {std::pair{1.0, 0.0}, {-1.5, 0.75}}) {
+          for (const Index gap : {0, 3}) {
+            ++seed;
+            Buffer a(op(zoo::gaussian(m, k, seed), ta), dtype, gap);
+            Buffer b(op(zoo::gaussian(k, n, seed + 1), tb), dtype, gap);
+            Buffer c(zoo::gaussian(m, n, seed + 2), dtype, gap);
+            const zoo::Matrix left = op(a.values(), ta);
+            const zoo::Matrix right = op(b.values(), tb);
+            const zoo::Matrix old = c.values();
+            const zoo::Matrix product = zoo::product(left, right);
+            const zoo::Matrix size = zoo::product(absolute(left), absolute(right));
+            device->gemm(alpha, a.view(), op_of(ta), b.view(), op_of(tb), beta, c.view());
+            for (Index i = 0; i < m; ++i) {
+              for (Index j = 0; j < n; ++j) {
+                const double exact = alpha * product(i, j) + beta * old(i, j);
+                const double sum_error =
+                    static_cast<double>(k + 3) * sum_roundoff(dtype) *
+                    (std::abs(alpha) * size(i, j) + std::abs(beta * old(i, j)));
+                const double bound =
+                    sum_error + unit_roundoff(dtype) * (std::abs(exact) + sum_error);
+                ASSERT_LE(std::abs(c(i, j) - exact), bound)
+                    << m << "x" << n << "x" << k << " ops " << ta << tb << " gap " << gap;
+              }
+            }
+            EXPECT_TRUE(c.gaps_untouched());
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Conformance, Syrk) {
+  int seed = 100;
+  for (const auto& [n, k] : std::vector<std::pair<Index, Index>>{
+           {0, 3}, {3, 0}, {1, 1}, {1, 9}, {5, 1}, {7, 13}, {31, 20}, {33, 70}, {65, 40}}) {
+    for (const bool t : {false, true}) {
+      for (const auto& [alpha, beta] : {std::pair{1.0, 0.0}, {-1.5, 0.75}}) {
+        for (const Index gap : {0, 3}) {
+          ++seed;
+          Buffer a(op(zoo::gaussian(n, k, seed), t), dtype, gap);
+          const zoo::Matrix left = op(a.values(), t);
+          zoo::Matrix symmetric = zoo::gaussian(n, n, seed + 1);
+          for (Index i = 0; i < n; ++i) {
+            for (Index j = 0; j < i; ++j) symmetric(i, j) = symmetric(j, i);
+          }
+          Buffer c(symmetric, dtype, gap);
+          const zoo::Matrix old = c.values();
+          const zoo::Matrix product = zoo::product(left, zoo::transposed(left));
+          const zoo::Matrix size = zoo::product(absolute(left), zoo::transposed(absolute(left)));
+          device->syrk(alpha, a.view(), op_of(t), beta, c.view());
+          for (Index i = 0; i < n; ++i) {
+            for (Index j = 0; j < n; ++j) {
+              const double exact = alpha * product(i, j) + beta * old(i, j);
+              const double sum_error = static_cast<double>(k + 3) * sum_roundoff(dtype) *
+                                       (std::abs(alpha) * size(i, j) + std::abs(beta * old(i, j)));
+              const double bound = sum_error + unit_roundoff(dtype) * (std::abs(exact) + sum_error);
+              ASSERT_LE(std::abs(c(i, j) - exact), bound) << n << "x" << k << " op " << t;
+              ASSERT_EQ(c(i, j), c(j, i)) << n << "x" << k << " op " << t;
+            }
+          }
+          EXPECT_TRUE(c.gaps_untouched());
+        }
+      }
+    }
+  }
+}
+
+// Element-wise verbs round where the formula says, so both devices give the same bits.
+TEST_P(Conformance, ElementWiseVerbsToTheBit) {
+  int seed = 200;
+  for (const auto& [rows, cols] : shapes) {
+    for (const Index gap : {0, 3}) {
+      ++seed;
+      const zoo::Matrix xs = zoo::gaussian(rows, cols, seed);
+      const zoo::Matrix ys = zoo::gaussian(rows, cols, seed + 1);
+      Buffer x(xs, dtype, gap);
+      const auto check = [&](const char* verb, const std::function<void(Backend&, Buffer&)>& call) {
+        Buffer actual(ys, dtype, gap);
+        Buffer expected(ys, dtype, gap);
+        call(*device, actual);
+        call(*reference, expected);
+        EXPECT_EQ(actual.bits(), expected.bits()) << verb << " " << rows << "x" << cols;
+        EXPECT_TRUE(actual.gaps_untouched()) << verb;
+      };
+      check("axpby", [&](Backend& b, Buffer& y) { b.axpby(0.3, x.view(), -1.7, y.view()); });
+      check("axpby, b = 0", [&](Backend& b, Buffer& y) { b.axpby(0.3, x.view(), 0, y.view()); });
+      check("sign", [&](Backend& b, Buffer& y) { b.sign(x.view(), y.view()); });
+      Buffer by_row(zoo::gaussian(rows, 1, seed + 2), DType::f64, 2);
+      Buffer by_column(zoo::gaussian(1, cols, seed + 3), DType::f64);
+      check("scale rows",
+            [&](Backend& b, Buffer& y) { b.scale_lines(by_row.view(), false, y.view()); });
+      check("scale columns",
+            [&](Backend& b, Buffer& y) { b.scale_lines(by_column.view(), true, y.view()); });
+      for (const DType from : {DType::f32, DType::bf16, DType::f64}) {
+        Buffer source(xs, from, gap);
+        for (const double scale : {1.0, 0.3, 0x1p20}) {
+          check("convert",
+                [&](Backend& b, Buffer& y) { b.convert(source.view(), scale, y.view()); });
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Conformance, SumsOfSquares) {
+  int seed = 300;
+  for (const auto& [rows, cols] : shapes) {
+    for (const Index gap : {0, 3}) {
+      Buffer x(zoo::gaussian(rows, cols, ++seed), dtype, gap);
+      // Sums of n positive terms in f64, in whatever order: n·2^-53, twice.
+      const double bound = 2 * static_cast<double>(rows * cols + 1) * 0x1p-53;
+      const double expected = reference->sum_squares(x.view());
+      EXPECT_NEAR(device->sum_squares(x.view()), expected, bound * expected);
+      EXPECT_EQ(device->abs_max(x.view()), reference->abs_max(x.view()));
+      for (const bool of_columns : {false, true}) {
+        Buffer actual(of_columns ? 1 : rows, of_columns ? cols : 1, DType::f64);
+        Buffer judge(of_columns ? 1 : rows, of_columns ? cols : 1, DType::f64);
+        device->line_sum_squares(x.view(), of_columns, actual.view());
+        reference->line_sum_squares(x.view(), of_columns, judge.view());
+        EXPECT_LE(zoo::max_difference(actual.values(), judge.values()), bound * expected);
+      }
+    }
+  }
+}
+
+/// The sum of blocks [a, b) as `Backend::sum_block` documents it, written as it reads.
+double documented_tree(const std::vector<double>& blocks, std::size_t a, std::size_t b) {
+  if (b - a == 0) return 0;
+  if (b - a == 1) return blocks[a];
+  std::size_t half = 1;
+  while (half * 2 < b - a) half *= 2;
+  return documented_tree(blocks, a, a + half) + documented_tree(blocks, a + half, b);
+}
+
+double documented_sum(const std::vector<double>& x) {
+  std::vector<double> blocks;
+  for (std::size_t begin = 0; begin < x.size(); begin += 4096) {
+    std::array<double, 8> lanes{};
+    const std::size_t end = std::min(begin + 4096, x.size());
+    for (std::size_t i = begin; i < end; ++i) lanes[(i - begin) % 8] += x[i] * x[i];
+    blocks.push_back(((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
+                     ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7])));
+  }
+  return documented_tree(blocks, 0, blocks.size());
+}
+
+// Numbers that differ by orders of magnitude: nearly every other order rounds differently.
+TEST(BlockSum, IsTheDocumentedTreeForAnyCount) {
+  const zoo::Matrix noise = zoo::gaussian(1, 300, 1);
+  std::vector<double> blocks;
+  BlockSum sum;
+  EXPECT_EQ(sum.total(), 0);
+  for (const double x : noise.data) {
+    blocks.push_back(std::exp(5 * x));
+    sum.add(blocks.back());
+    ASSERT_EQ(sum.total(), documented_tree(blocks, 0, blocks.size())) << blocks.size();
+  }
+}
+
+TEST_P(Conformance, SumsInTheDocumentedOrder) {
+  // 1, 2, 3, 5, 7 and 8 blocks, with and without a rest.
+  for (const auto& [rows, cols] : std::vector<std::pair<Index, Index>>{{1, 9},
+                                                                       {1, 4096},
+                                                                       {2, 4096},
+                                                                       {3, 4000},
+                                                                       {1, 5 * 4096},
+                                                                       {7, 4093},
+                                                                       {8, 4096},
+                                                                       {331, 61}}) {
+    for (const Index gap : {0, 5}) {
+      Buffer x(zoo::gaussian(rows, cols, 77), dtype, gap);
+      EXPECT_EQ(device->sum_squares(x.view()), documented_sum(x.values().data))
+          << rows << "x" << cols << " gap " << gap;
+    }
+  }
+}
+
+// The same numbers at another address give the same bits: offsets of 0 to 3 elements and gaps.
+TEST_P(Conformance, DoesNotDependOnAlignmentOrStride) {
+  for (const auto& [m, n, k] :
+       {ProductCase{37, 43, 29}, {130, 66, 257}, {1, 100, 64}, {64, 1, 9}}) {
+    const zoo::Matrix as = zoo::gaussian(m, k, 1);
+    const zoo::Matrix bs = zoo::gaussian(k, n, 2);
+    const zoo::Matrix cs = zoo::gaussian(m, n, 3);
+    const zoo::Matrix longs = zoo::gaussian(3, 3001, 4);
+    std::vector<std::vector<std::byte>> results;
+    std::vector<double> sums;
+    for (const auto& [offset, gap] :
+         std::vector<std::pair<Index, Index>>{{0, 0}, {1, 0}, {2, 0}, {3, 0}, {0, 3}, {1, 5}}) {
+      Buffer a(as, dtype, gap, offset);
+      Buffer b(bs, dtype, gap, offset);
+      Buffer at(zoo::transposed(as), dtype, gap, offset);
+      Buffer bt(zoo::transposed(bs), dtype, gap, offset);
+      Buffer c(cs, dtype, gap, offset);
+      Buffer d(cs, dtype, gap, offset);
+      Buffer s(zoo::zero(m, m), dtype, gap, offset);
+      Buffer x(longs, dtype, gap, offset);
+      Buffer y(longs, dtype, gap, offset);
+      device->gemm(1.25, a.view(), Transpose::no, b.view(), Transpose::no, 0.5, c.view());
+      device->gemm(1, at.view(), Transpose::yes, bt.view(), Transpose::yes, 0, d.view());
+      device->syrk(1, a.view(), Transpose::no, 0, s.view());
+      device->axpby(0.1, x.view(), 0.7, y.view());
+      std::vector<std::byte> bits;
+      for (Buffer* part : {&c, &d, &s, &y}) {
+        const std::vector<std::byte> more = part->bits();
+        bits.insert(bits.end(), more.begin(), more.end());
+      }
+      results.push_back(std::move(bits));
+      sums.push_back(device->sum_squares(x.view()));
+    }
+    for (std::size_t i = 1; i < results.size(); ++i) {
+      EXPECT_TRUE(results[i] == results[0]) << m << "x" << n << "x" << k << " placement " << i;
+      EXPECT_EQ(sums[i], sums[0]) << i;
+    }
+  }
+}
+
+// oneDNN keeps its arguments in a map of its own, so a native bf16 product is not counted here.
+TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
+  Buffer a(zoo::gaussian(20, 30, 1), dtype, 3);
+  Buffer b(zoo::gaussian(30, 25, 2), dtype);
+  Buffer c(zoo::gaussian(20, 25, 3), dtype, 1);
+  Buffer s(zoo::zero(20, 20), dtype);
+  Buffer x(zoo::gaussian(3, 5000, 4), dtype, 3);
+  Buffer lines(zoo::zero(3, 1), DType::f64);
+  Buffer columns(zoo::zero(1, 5000), DType::f64);
+  const MatrixView av = a.view();
+  const MatrixView bv = b.view();
+  const MatrixView cv = c.view();
+  const MatrixView sv = s.view();
+  const MatrixView xv = x.view();
+  const MatrixView lv = lines.view();
+  const MatrixView kv = columns.view();
+  const bool products = dtype != DType::bf16 || !cpu_bf16_native();
+  double sink = 0;
+  long counted = 0;
+  for (int round = 0; round < 2; ++round) {
+    const long before = allocations;
+    if (products) {
+      device->gemm(1, av, Transpose::no, bv, Transpose::no, 0.5, cv);
+      device->syrk(1, av, Transpose::no, 0, sv);
+    }
+    device->convert(xv, 0.5, xv);
+    device->axpby(0.1, xv, 0.2, xv);
+    device->sign(cv, cv);
+    sink += device->sum_squares(xv) + device->abs_max(xv);
+    device->line_sum_squares(xv, false, lv);
+    device->line_sum_squares(xv, true, kv);
+    device->scale_lines(lv, false, xv);
+    counted = allocations - before;
+  }
+  EXPECT_EQ(counted, 0) << sink;
+}
+
+class CpuSteps : public testing::TestWithParam<Index> {};
+INSTANTIATE_TEST_SUITE_P(Gaps, CpuSteps, testing::Values(0, 3));
+
+TEST_P(CpuSteps, GiveTheReferencesBitsAndTheDocumentedSum) {
+  const auto device = open_backend("cpu");
+  const auto reference = open_backend("reference");
+  const Index gap = GetParam();
+  int seed = 400;
+  for (const auto& [rows, cols] : shapes) {
+    ++seed;
+    for (const bool eps_first : {false, true}) {
+      struct State {
+        Buffer g, m, v, w;
+      };
+      const auto state = [&, rows = rows, cols = cols] {
+        return State{Buffer(zoo::gaussian(rows, cols, seed), DType::f32, gap),
+                     Buffer(zoo::gaussian(rows, cols, seed + 1), DType::f32, gap),
+                     Buffer(absolute(zoo::gaussian(rows, cols, seed + 2)), DType::f32, gap),
+                     Buffer(zoo::gaussian(rows, cols, seed + 3), DType::f32, gap)};
+      };
+      State actual = state();
+      State expected = state();
+      const AdamWScalars s{0.01, 0.1, 0.9, 0.95, 1e-8, 0.271, 0.1426, eps_first};
+      const double sum =
+          device->adamw(s, actual.g.view(), actual.m.view(), actual.v.view(), actual.w.view());
+      const double judge = reference->adamw(s, expected.g.view(), expected.m.view(),
+                                            expected.v.view(), expected.w.view());
+      EXPECT_EQ(actual.m.bits(), expected.m.bits());
+      EXPECT_EQ(actual.v.bits(), expected.v.bits());
+      EXPECT_EQ(actual.w.bits(), expected.w.bits());
+      EXPECT_TRUE(actual.w.gaps_untouched());
+      // Positive terms in f64, two orders: as in SumsOfSquares.
+      EXPECT_NEAR(sum, judge, 2 * static_cast<double>(rows * cols + 1) * 0x1p-53 * judge);
+    }
+    Buffer u(zoo::gaussian(rows, cols, seed), DType::f32, gap);
+    Buffer actual(zoo::gaussian(rows, cols, seed + 1), DType::f32, gap);
+    Buffer expected(zoo::gaussian(rows, cols, seed + 1), DType::f32, gap);
+    EXPECT_EQ(device->decay_step(0.999, 0.02, u.view(), actual.view()),
+              documented_sum(u.values().data));
+    reference->decay_step(0.999, 0.02, u.view(), expected.view());
+    EXPECT_EQ(actual.bits(), expected.bits());
+    EXPECT_TRUE(actual.gaps_untouched());
+  }
+}
+
+TEST(CpuFusedSteps, AllocateNothing) {
+  const auto device = open_backend("cpu");
+  Buffer g(zoo::gaussian(3, 5000, 1), DType::f32, 1);
+  Buffer m(zoo::zero(3, 5000), DType::f32);
+  Buffer v(zoo::zero(3, 5000), DType::f32);
+  Buffer w(zoo::zero(3, 5000), DType::f32);
+  Buffer h(3, 5000, DType::bf16);
+  const std::array views{g.view(), m.view(), v.view(), w.view(), h.view()};
+  const long before = allocations;
+  device->adamw({}, views[0], views[1], views[2], views[3]);
+  device->decay_step(1, 0.1, views[0], views[3]);
+  device->round_stochastic(views[0], views[4], 1, 2, 3, 0);
+  EXPECT_EQ(allocations - before, 0);
+}
+
+// ---- bf16
+// -----------------------------------------------------------------------------------------
+
+// Every bf16 survives the way to f32 or f64 and back; NaN stays NaN.
+TEST(BFloat16, RoundTripsThroughWiderTypes) {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const BFloat16 x{static_cast<std::uint16_t>(bits)};
+    const float wide = to_float(x);
+    if (std::isnan(wide)) {
+      EXPECT_TRUE(std::isnan(to_float(to_bf16(wide))));
+      EXPECT_TRUE(std::isnan(to_float(to_bf16(static_cast<double>(wide)))));
+    } else {
+      EXPECT_EQ(to_bf16(wide), x);
+      EXPECT_EQ(to_bf16(static_cast<double>(wide)), x);
+    }
+  }
+}
+
+// Nearest, ties to even, decided in f64 between the two neighbours of each cell.
+TEST(BFloat16, RoundsToTheNearest) {
+  for (std::uint32_t bits = 0; bits + 1 < 0x7f80; ++bits) {  // the cells between finite numbers
+    const BFloat16 low{static_cast<std::uint16_t>(bits)};
+    const BFloat16 high{static_cast<std::uint16_t>(bits + 1)};
+    const double a = to_float(low);
+    const double b = to_float(high);
+    const double middle = (a + b) / 2;
+    const BFloat16 even = bits % 2 == 0 ? low : high;
+    EXPECT_EQ(to_bf16(middle), even);
+    EXPECT_EQ(to_bf16(static_cast<float>(middle)), even);  // 9 digits: exact in f32
+    // A step that f32 cannot see: rounding to f32 first would end in the tie, and on the wrong
+    // side.
+    const double hair = std::max(middle * 0x1p-50, 0x1p-200);
+    EXPECT_EQ(to_bf16(middle - hair), low);
+    EXPECT_EQ(to_bf16(middle + hair), high);
+    const auto tie = static_cast<float>(middle);
+    EXPECT_EQ(to_bf16(std::nextafter(tie, 0.0F)), low);
+    EXPECT_EQ(to_bf16(std::nextafter(tie, std::numeric_limits<float>::infinity())), high);
+    EXPECT_EQ(to_bf16(-middle).bits, even.bits | 0x8000);
+  }
+}
+
+TEST(BFloat16, OverflowsLikeAnyFormat) {
+  const BFloat16 inf{0x7f80};
+  const BFloat16 largest{0x7f7f};
+  EXPECT_EQ(to_bf16(std::numeric_limits<float>::infinity()), inf);
+  EXPECT_EQ(to_bf16(-std::numeric_limits<double>::infinity()).bits, 0xff80);
+  EXPECT_EQ(to_bf16(std::numeric_limits<float>::max()), inf);  // above the middle of the last cell
+  EXPECT_EQ(to_bf16(0x1.FEp127), largest);
+  EXPECT_EQ(to_bf16(0x1.FEFFFFFFp127), largest);
+  EXPECT_EQ(to_bf16(0x1.FFp127), inf);  // the tie goes to even, and that is Inf
+  EXPECT_EQ(to_bf16(1e300), inf);
+  EXPECT_EQ(to_bf16(1e-300).bits, 0);
+  EXPECT_EQ(to_bf16(-1e-300).bits, 0x8000);
+  EXPECT_EQ(to_bf16(0.0), BFloat16{0});
+}
+
+// Over all 65536 draws, exactly the share of ups that makes the mean right.
+TEST(BFloat16, StochasticRoundingIsUnbiased) {
+  for (const float x : {1.0F, 1.00123F, -3.14159F, 6.02e23F, 1e-40F}) {
+    double sum = 0;
+    for (std::uint32_t r = 0; r < 0x10000; ++r) sum += to_float(to_bf16_stochastic(x, r));
+    const auto wide = static_cast<double>(x);
+    EXPECT_NEAR(sum / 0x10000, wide, 1e-12 * std::abs(wide));  // f64 rounding of the mean
+  }
+  const float inf = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(to_float(to_bf16_stochastic(inf, 0xffff)), inf);
+  EXPECT_EQ(to_float(to_bf16_stochastic(-inf, 0xffff)), -inf);
+  EXPECT_TRUE(
+      std::isnan(to_float(to_bf16_stochastic(std::numeric_limits<float>::quiet_NaN(), 0xffff))));
+}
+
+class StochasticRounding : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Devices, StochasticRounding, testing::Values("cpu", "reference"));
+
+// One parameter in one piece, or in shards of any size at any stride: the same bits.
+TEST_P(StochasticRounding, DoesNotDependOnSharding) {
+  const auto device = open_backend(GetParam());
+  constexpr Index n = 2000;
+  const zoo::Matrix values = zoo::gaussian(1, n, 1);
+  Buffer x(values, DType::f32);
+  Buffer whole(1, n, DType::bf16);
+  constexpr Index start = (Index{1} << 33) + 5;  // the counter is 64 bits wide
+  device->round_stochastic(x.view(), whole.view(), 1, 2, 3, start);
+  for (const Index shard : {1, 7, 300}) {
+    Buffer pieces(1, n, DType::bf16);
+    for (Index at = 0; at < n; at += shard) {
+      const Index count = std::min(shard, n - at);
+      MatrixView from = x.view();
+      MatrixView to = pieces.view();
+      from.data = static_cast<float*>(from.data) + at;
+      to.data = static_cast<BFloat16*>(to.data) + at;
+      from.cols = to.cols = from.ld = to.ld = count;
+      device->round_stochastic(from, to, 1, 2, 3, start + at);
+    }
+    EXPECT_EQ(pieces.bits(), whole.bits()) << shard;
+  }
+  zoo::Matrix folded(40, 50);
+  folded.data = values.data;
+  Buffer strided(folded, DType::f32, 3);
+  Buffer result(40, 50, DType::bf16, 1);
+  device->round_stochastic(strided.view(), result.view(), 1, 2, 3, start);
+  EXPECT_EQ(result.bits(), whole.bits());
+  Buffer other(1, n, DType::bf16);
+  device->round_stochastic(x.view(), other.view(), 1, 2, 4, start);
+  EXPECT_NE(other.bits(), whole.bits()) << "the step must matter";
+}
+
+TEST_P(StochasticRounding, GivesTheReferencesBits) {
+  const auto device = open_backend(GetParam());
+  const auto reference = open_backend("reference");
+  for (const Index n : {1, 15, 256, 257, 1000}) {
+    Buffer x(zoo::gaussian(1, n, 5), DType::f32);
+    Buffer actual(1, n, DType::bf16);
+    Buffer expected(1, n, DType::bf16);
+    device->round_stochastic(x.view(), actual.view(), ~std::uint64_t{0}, 9, 1, 77);
+    reference->round_stochastic(x.view(), expected.view(), ~std::uint64_t{0}, 9, 1, 77);
+    EXPECT_EQ(actual.bits(), expected.bits());
+  }
+}
+
+// The draws of consecutive elements are fair: a constant keeps its mean.
+TEST_P(StochasticRounding, KeepsTheMean) {
+  const auto device = open_backend(GetParam());
+  constexpr Index n = 100000;
+  const float x = 1.0F + 0x1p-9F;  // a quarter of the way to 1 + 2^-7
+  std::vector<float> from(n, x);
+  std::vector<BFloat16> to(n);
+  device->round_stochastic(matrix_view(from.data(), 1, n), matrix_view(to.data(), 1, n), 1, 2, 3,
+                           0);
+  const auto ups = std::count_if(to.begin(), to.end(), [](BFloat16 v) { return to_float(v) > 1; });
+  // Binomial(n, 1/4): deviation sqrt(n·3/16) = 137; five of them.
+  EXPECT_NEAR(static_cast<double>(ups), n / 4.0, 5 * std::sqrt(n * 3.0 / 16));
+}
+
+// ---- opening
+// --------------------------------------------------------------------------------------
+
+TEST(OpenBackend, KnowsItsDevices) {
+  EXPECT_EQ(open_backend("cpu")->name(), "cpu");
+  EXPECT_EQ(open_backend("reference")->name(), "reference");
+  EXPECT_EQ(open_backend("cpu")->stream().handle, nullptr);
+}
+
+TEST(OpenBackend, NamesWhatItKnowsWhenItRefuses) {
+  const auto message = [](const char* device) -> std::string {
+    try {
+      open_backend(device);
+    } catch (const ConfigError& e) {
+      return e.what();
+    }
+    return "opened";
+  };
+  EXPECT_THAT(message("gpu"), testing::AllOf(HasSubstr("'gpu'"), HasSubstr("cpu, reference")));
+  EXPECT_THAT(message("cuda"), HasSubstr("no CUDA backend"));
+}
+
+}  // namespace
+}  // namespace orthrus::kernels
