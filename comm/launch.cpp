@@ -1,0 +1,27 @@
+#include "comm/launch.hpp"
+
+#include <charconv>
+#include <cstdlib>
+#include <orthrus/error.hpp>
+#include <string>
+#include <string_view>
+
+namespace orthrus::comm {
+
+void refuse_singletons(int world_size) {
+  if (world_size != 1) return;
+  for (const char* const name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"}) {
+    const char* const value = std::getenv(name);
+    if (value == nullptr) continue;
+    const std::string_view text{value};
+    int tasks = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), tasks);
+    if (error != std::errc{} || end != text.data() + text.size() || tasks <= 1) continue;
+    throw ConfigError(std::string(name) + " is " + std::to_string(tasks) +
+                      ", but this MPI program has 1 rank: it was started as " +
+                      std::to_string(tasks) +
+                      " programs of one rank each; start it with mpirun or srun --mpi=pmix");
+  }
+}
+
+}  // namespace orthrus::comm
