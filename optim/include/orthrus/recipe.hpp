@@ -1,0 +1,68 @@
+#pragma once
+/// @file
+/// Recipe: what a group of parameters asks of the optimizer, as plain values.
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace orthrus {
+
+/// A hyper-parameter: flag, number, word or list of numbers.
+using Value = std::variant<bool, double, std::string, std::vector<double>>;
+
+/// `rule:` — its name and every hyper-parameter the rule knows, defaults filled in. Which keys a
+/// rule has is a row of optim/registry.cpp (`orthrus info --rules` prints them).
+struct RuleConfig {
+  std::string name;
+  std::map<std::string, Value> values;
+
+  [[nodiscard]] double number(const std::string& key) const {
+    return std::get<double>(values.at(key));
+  }
+  [[nodiscard]] bool flag(const std::string& key) const { return std::get<bool>(values.at(key)); }
+  [[nodiscard]] const std::string& word(const std::string& key) const {
+    return std::get<std::string>(values.at(key));
+  }
+  [[nodiscard]] const std::vector<double>& numbers(const std::string& key) const {
+    return std::get<std::vector<double>>(values.at(key));
+  }
+  friend bool operator==(const RuleConfig&, const RuleConfig&) = default;
+};
+
+/// `lmo:` — the norm whose unit ball a matrix rule steps in, and how its maximizer is computed.
+struct LmoConfig {
+  std::string norm = "spectral";                   ///< spectral | frobenius | sign | row | column
+  std::string coefficients = "polar_express_101";  ///< a table of kernels/coefficients.hpp
+  int iterations = 5;
+  std::string scale =
+      "original";  ///< original | match_rms_adamw | rms_to_rms | rms_to_rms_max | spectral
+  std::string eps_mode = "none";  ///< none | add | clamp
+  double eps = 1e-7;
+  std::string dtype = "f32";  ///< of the iteration: f32 | bf16
+  friend bool operator==(const LmoConfig&, const LmoConfig&) = default;
+};
+
+/// `schedule:` — multiplies lr. Step t = 1 is the first.
+struct ScheduleConfig {
+  std::string kind = "constant";  ///< constant | cosine | wsd
+  std::int64_t warmup_steps = 0;  ///< linear from 0
+  std::int64_t decay_steps = 0;   ///< cosine: to here from the end of warm-up; wsd: length of the
+                                  ///< last decay; 0: to train.steps
+  double final = 0.0;             ///< fraction of lr at the end
+  friend bool operator==(const ScheduleConfig&, const ScheduleConfig&) = default;
+};
+
+/// `weights:` — how weights rest between steps.
+struct WeightsConfig {
+  std::string format = "f32";        ///< f32 | bf16
+  std::string rounding = "nearest";  ///< nearest | stochastic
+  /// What rounding loses: `none` forgets it, `master` keeps f32 weights beside (sharded: 4/S bytes
+  /// each).
+  std::string residual = "none";
+  friend bool operator==(const WeightsConfig&, const WeightsConfig&) = default;
+};
+
+}  // namespace orthrus

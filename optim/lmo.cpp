@@ -1,0 +1,234 @@
+#include "optim/lmo.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <orthrus/error.hpp>
+#include <string>
+
+#include "kernels/backend.hpp"
+#include "optim/rule.hpp"
+
+namespace orthrus::optim {
+namespace {
+
+using kernels::Backend;
+
+std::size_t no_workspace(const Lmo&, Index, Index) { return 0; }
+
+/// x ← x/‖x‖_F, by way of an exact power of two so that no square under- or overflows; 0 stays 0.
+void normalize(MatrixView x, Backend& backend) {
+  const double largest = backend.abs_max(x);
+  if (largest == 0) return;
+  // Two factors, because one alone (2^149 for the smallest f32) may not be an f32.
+  const int k = -std::ilogb(largest);
+  backend.convert(x, std::ldexp(1.0, k / 2), x);
+  backend.convert(x, std::ldexp(1.0, k - k / 2), x);
+  backend.convert(x, 1 / std::sqrt(backend.sum_squares(x)), x);
+}
+
+double inner_product_norm(ConstMatrixView x, Backend& backend) {
+  return std::sqrt(backend.sum_squares(x));
+}
+
+// ---- spectral ----------------------------------------------------------------------------------
+void spectral_lmo(const Lmo& self, MatrixView x, std::span<std::byte> work, Backend& backend) {
+  kernels::msign(x, self.iterations(), self.safety(), self.options(), work, backend);
+}
+
+std::size_t spectral_workspace(const Lmo& self, Index rows, Index cols) {
+  return kernels::msign_workspace_bytes(rows, cols, DType::f32, self.options());
+}
+
+/// σ_max: with A = XXᵀ/‖X‖², ‖A‖₂ = lim tr(A^(2^j))^(2^-j); after 24 squarings the excess is below
+/// ln(m)/2^24.
+double spectral_norm(ConstMatrixView x, Backend& backend) {
+  const Index m = std::min(x.rows, x.cols);
+  const double scale = backend.abs_max(x);
+  if (m == 0 || scale == 0) return 0;
+  std::vector<double> wide(static_cast<std::size_t>(x.size()));
+  std::vector<double> a(static_cast<std::size_t>(m * m));
+  std::vector<double> b(a.size());
+  const MatrixView w = matrix_view(wide.data(), x.rows, x.cols);
+  backend.convert(x, 1.0, w);
+  backend.convert(w, 1 / scale, w);
+  MatrixView p = matrix_view(a.data(), m, m);
+  MatrixView q = matrix_view(b.data(), m, m);
+  const auto transposed = x.rows <= x.cols ? kernels::Transpose::no : kernels::Transpose::yes;
+  backend.syrk(1, w, transposed, 0, p);
+  double log_norm = 0;  // of A, what the normalizations took out
+  double weight = 1;
+  const auto trace = [m](MatrixView v) {
+    double t = 0;
+    for (Index i = 0; i < m; ++i) t += static_cast<const double*>(v.data)[i * v.ld + i];
+    return t;
+  };
+  for (int j = 0; j < 24; ++j) {
+    const double t = trace(p);
+    log_norm += weight * std::log(t);
+    weight /= 2;
+    backend.convert(p, 1 / t, p);
+    backend.syrk(1, p, kernels::Transpose::no, 0, q);
+    std::swap(p, q);
+  }
+  log_norm += weight * std::log(trace(p));
+  return scale * std::exp(log_norm / 2);
+}
+
+/// Σσ = ⟨X, msign(X)⟩, with the polar factor converged in f64 for σ ≥ 1e-8·‖X‖_F.
+double nuclear_norm(ConstMatrixView x, Backend& backend) {
+  if (x.size() == 0 || backend.abs_max(x) == 0) return 0;
+  std::vector<double> original(static_cast<std::size_t>(x.size()));
+  backend.convert(x, 1.0, matrix_view(original.data(), x.rows, x.cols));
+  std::vector<double> polar = original;
+  static const std::vector<kernels::Quintic> converged = kernels::optimal_composition(
+      1e-8, kernels::iterations_for(1e-8, 1e-12), /*cushion=*/0.02407327424182761);
+  const kernels::MsignOptions options{DType::f64, kernels::EpsMode::none, 0};
+  std::vector<std::byte> work(kernels::msign_workspace_bytes(x.rows, x.cols, DType::f64, options));
+  kernels::msign(matrix_view(polar.data(), x.rows, x.cols), converged, 1 + 1e-12, options, work,
+                 backend);
+  double sum = 0;
+  for (std::size_t i = 0; i < polar.size(); ++i) sum += polar[i] * original[i];
+  return sum;
+}
+
+// ---- frobenius ---------------------------------------------------------------------------------
+void frobenius_lmo(const Lmo&, MatrixView x, std::span<std::byte>, Backend& backend) {
+  normalize(x, backend);
+}
+
+// ---- sign: the largest entry
+// ---------------------------------------------------------------------
+void sign_lmo(const Lmo&, MatrixView x, std::span<std::byte>, Backend& backend) {
+  backend.sign(x, x);
+}
+double largest_entry(ConstMatrixView x, Backend& backend) { return backend.abs_max(x); }
+double sum_of_entries(ConstMatrixView x, Backend& backend) {
+  std::vector<double> v(static_cast<std::size_t>(x.size()));
+  backend.convert(x, 1.0, matrix_view(v.data(), x.rows, x.cols));
+  double sum = 0;
+  for (const double e : v) sum += std::abs(e);
+  return sum;
+}
+
+// ---- row, column: the largest line
+// -----------------------------------------------------------------
+template <bool of_columns>
+std::vector<double> line_norms(ConstMatrixView x, Backend& backend) {
+  std::vector<double> s(static_cast<std::size_t>(of_columns ? x.cols : x.rows));
+  backend.line_sum_squares(x, of_columns, matrix_view(s.data(), static_cast<Index>(s.size()), 1));
+  for (double& v : s) v = std::sqrt(v);
+  return s;
+}
+template <bool of_columns>
+double largest_line(ConstMatrixView x, Backend& backend) {
+  const auto s = line_norms<of_columns>(x, backend);
+  return s.empty() ? 0 : *std::max_element(s.begin(), s.end());
+}
+template <bool of_columns>
+double sum_of_lines(ConstMatrixView x, Backend& backend) {
+  double sum = 0;
+  for (const double v : line_norms<of_columns>(x, backend)) sum += v;
+  return sum;
+}
+template <bool of_columns>
+std::size_t line_workspace(const Lmo&, Index rows, Index cols) {
+  return static_cast<std::size_t>(of_columns ? cols : rows) * sizeof(double);
+}
+/// Each line divided by its l2 norm (sums in f64: no f32 square leaves its range); zero lines stay
+/// zero.
+template <bool of_columns>
+void line_lmo(const Lmo&, MatrixView x, std::span<std::byte> work, Backend& backend) {
+  const Index lines = of_columns ? x.cols : x.rows;
+  expects(work.size() >= static_cast<std::size_t>(lines) * sizeof(double), "work is too small");
+  auto* s = reinterpret_cast<double*>(work.data());
+  const MatrixView view = matrix_view(s, lines, 1);
+  backend.line_sum_squares(x, of_columns, view);
+  for (Index i = 0; i < lines; ++i) s[i] = s[i] > 0 ? 1 / std::sqrt(s[i]) : 0;
+  backend.scale_lines(view, of_columns, x);
+}
+
+// ---- the tables --------------------------------------------------------------------------------
+constexpr std::array<NormRow, 4> kNorms{{
+    {"spectral", "largest singular value; dual: nuclear; lmo: msign(X) = UV^T (Muon)", spectral_lmo,
+     spectral_workspace, spectral_norm, nuclear_norm, true},
+    {"frobenius", "root of the sum of squares; its own dual; lmo: X/|X| (normalized SGD)",
+     frobenius_lmo, no_workspace, inner_product_norm, inner_product_norm, false},
+    {"sign", "largest entry; dual: sum of entries; lmo: sign(X) (SignSGD)", sign_lmo, no_workspace,
+     largest_entry, sum_of_entries, false},
+    {"row", "largest row (2 to inf); dual: sum of row norms; lmo: rows of length 1",
+     line_lmo<false>, line_workspace<false>, largest_line<false>, sum_of_lines<false>, false},
+}};
+
+struct ScaleRow {
+  std::string_view name;
+  double (*factor)(double rows, double cols);
+};
+constexpr std::array<ScaleRow, 5> kScales{{
+    {"original", [](double a, double b) { return std::sqrt(std::max(1.0, a / b)); }},
+    {"match_rms_adamw", [](double a, double b) { return 0.2 * std::sqrt(std::max(a, b)); }},
+    {"rms_to_rms", [](double a, double b) { return std::sqrt(a / b); }},
+    {"rms_to_rms_max", [](double a, double b) { return std::max(1.0, std::sqrt(a / b)); }},
+    {"spectral", [](double, double) { return 1.0; }},
+}};
+
+template <class Rows>
+const auto& row_named(const Rows& rows, std::string_view what, std::string_view name) {
+  std::string known;
+  for (const auto& row : rows) {
+    if (row.name == name) return row;
+    known += (known.empty() ? "" : ", ") + std::string(row.name);
+  }
+  throw ConfigError("'" + std::string(name) + "' is not a " + std::string(what) +
+                    "; known: " + known);
+}
+
+kernels::EpsMode eps_mode_named(std::string_view name) {
+  if (name == "none") return kernels::EpsMode::none;
+  if (name == "add") return kernels::EpsMode::add;
+  if (name == "clamp") return kernels::EpsMode::clamp;
+  throw ConfigError("'" + std::string(name) + "' is not an eps_mode; known: none, add, clamp");
+}
+
+}  // namespace
+
+std::span<const NormRow> norms() { return kNorms; }
+
+std::vector<std::string_view> norm_names() {
+  std::vector<std::string_view> names;
+  for (const NormRow& row : kNorms) names.push_back(row.name);
+  return names;
+}
+
+std::vector<std::string_view> scale_names() {
+  std::vector<std::string_view> names;
+  for (const ScaleRow& row : kScales) names.push_back(row.name);
+  return names;
+}
+
+Lmo::Lmo(const LmoConfig& config)
+    : row_(&row_named(kNorms, "norm", config.norm)),
+      scale_(row_named(kScales, "scale", config.scale).factor) {
+  const kernels::CoefficientTable& table =
+      row_named(kernels::coefficient_tables(), "table of coefficients", config.coefficients);
+  expects<ConfigError>(config.iterations >= 1, "lmo.iterations must be at least 1");
+  iterations_ = kernels::first_iterations(table, config.iterations);
+  const auto dtype = dtype_named(config.dtype);
+  expects<ConfigError>(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f64,
+                       "lmo.dtype must be f32 or bf16");
+  options_ = {*dtype, eps_mode_named(config.eps_mode), config.eps};
+  safety_ = table.safety;
+}
+
+double Lmo::scale(Index rows, Index cols) const {
+  return scale_(static_cast<double>(rows), static_cast<double>(cols));
+}
+
+double Lmo::flops(Index rows, Index cols) const {
+  const auto m = static_cast<double>(std::min(rows, cols));
+  const auto n = static_cast<double>(std::max(rows, cols));
+  if (!row_->orthogonalizes) return 4 * m * n;
+  return static_cast<double>(iterations_.size()) * (3 * m * m * n + m * m * m) + 3 * m * n;
+}
+
+}  // namespace orthrus::optim

@@ -1,0 +1,88 @@
+// NorMuon: Muon whose rows are brought to equal size by a second moment per row, at the same
+// Frobenius norm (arXiv:2510.05491).
+#include <cmath>
+#include <orthrus/error.hpp>
+
+#include "optim/momentum.hpp"
+
+namespace orthrus::optim {
+namespace {
+
+class NorMuon final : public MatrixRule {
+ public:
+  explicit NorMuon(const RuleConfig& c)
+      : momentum_(c),
+        beta2_(c.number("beta2")),
+        eps_(c.number("eps")),
+        long_axis_(c.word("axis") == "long"),
+        state_{StateSpec{"momentum", StateSpec::Extent::elements},
+               StateSpec{"row_second_moment",
+                         long_axis_ ? StateSpec::Extent::short_side : StateSpec::Extent::rows}} {}
+
+  [[nodiscard]] std::span<const StateSpec> state() const override { return state_; }
+  [[nodiscard]] std::size_t workspace_bytes(Index rows, Index cols) const override {
+    return static_cast<std::size_t>(state_[1].rows(rows, cols)) * sizeof(double);
+  }
+
+  void accumulate(const Piece& p, const StepScalars&, kernels::Backend& backend) const override {
+    momentum_.accumulate(p.state[0], p.gradient, backend);
+  }
+
+  // c_i = mean_j O_ij²; v ← β₂v + (1−β₂)c; O'_i = O_i/(√v_i + ε); U = s·O'·‖O‖/‖O'‖. Both norms
+  // follow from the line sums: no second pass over O.
+  double apply(const Piece& p, double scale, const StepScalars& s,
+               kernels::Backend& backend) const override {
+    const MatrixView o = p.gradient;
+    const MatrixView v = p.state[1];
+    const bool columns = long_axis_ && o.cols < o.rows;
+    const Index lines = v.rows;
+    expects(p.work.size() >= static_cast<std::size_t>(lines) * sizeof(double), "work is too small");
+    auto* factor = reinterpret_cast<double*>(p.work.data());
+    auto* moment = static_cast<float*>(v.data);
+    const MatrixView factors = matrix_view(factor, lines, 1);
+    backend.line_sum_squares(o, columns, factors);
+    const auto length = static_cast<double>(columns ? o.rows : o.cols);
+    double before = 0;
+    double after = 0;
+    for (Index i = 0; i < lines; ++i) {
+      const double sum = factor[i];
+      moment[i] = static_cast<float>(beta2_ * moment[i] + (1 - beta2_) * (sum / length));
+      factor[i] = 1 / (std::sqrt(static_cast<double>(moment[i])) + eps_);
+      before += sum;
+      after += sum * factor[i] * factor[i];
+    }
+    const double restore = after > 0 ? std::sqrt(before / after) : 0;
+    for (Index i = 0; i < lines; ++i) factor[i] *= restore;
+    backend.scale_lines(factors, columns, o);
+    return scale * scale *
+           backend.decay_step(1 - s.lr * s.weight_decay, s.lr * scale, o, p.weights);
+  }
+
+ private:
+  Momentum momentum_;
+  double beta2_, eps_;
+  bool long_axis_;
+  StateSpec state_[2];
+};
+
+}  // namespace
+
+RuleRow normuon_row() {
+  std::vector<RuleKey> keys = Momentum::keys(0.95, true, "ema");
+  keys.insert(keys.begin(), {"lr", 0.02, 0, 1e6, "learning rate of U"});
+  keys.push_back({"weight_decay", 0.0, 0, 1e6, "decoupled: W loses lr * weight_decay of itself"});
+  keys.push_back({"beta2", 0.95, 0, 1, "decay of the second moment per line"});
+  keys.push_back({"eps", 1e-10, 0, 1, "added to the root of the second moment"});
+  keys.push_back({"axis",
+                  std::string("rows"),
+                  0,
+                  0,
+                  "one moment per row, or per line of the long side",
+                  {"rows", "long"}});
+  return {"normuon", "Muon with rows normalized by their second moment; arXiv:2510.05491",
+          std::move(keys),
+          [](const RuleConfig& c) -> std::unique_ptr<Rule> { return std::make_unique<NorMuon>(c); },
+          true};
+}
+
+}  // namespace orthrus::optim

@@ -1,0 +1,126 @@
+// Every LMO is the maximizer it claims to be: unit norm, ⟨X, lmo(X)⟩ = ‖X‖†, and no other unit
+// matrix does better. All rows of the table are walked, so a new norm is tested by being there.
+#include <gtest/gtest.h>
+
+#include <orthrus/error.hpp>
+
+#include "kernels/backend.hpp"
+#include "optim/lmo.hpp"
+#include "support/zoo.hpp"
+
+namespace orthrus::optim {
+namespace {
+
+using zoo::Dense;
+
+class EveryNorm : public testing::TestWithParam<std::string> {
+ protected:
+  Dense<float> lmo_of(const Dense<float>& x, int iterations = 9) {
+    LmoConfig config;
+    config.norm = GetParam();
+    config.coefficients = "polar_express_101";
+    config.iterations = iterations;  // converged to f32 for sigma >= 1e-3·|X|_F (table 2.7)
+    const Lmo lmo(config);
+    Dense<float> d = x;
+    std::vector<std::byte> work(lmo.workspace_bytes(x.rows, x.cols) + 64);
+    auto* at = work.data() + (64 - reinterpret_cast<std::uintptr_t>(work.data()) % 64) % 64;
+    lmo(d.view(), {at, lmo.workspace_bytes(x.rows, x.cols)}, *backend_);
+    return d;
+  }
+  const NormRow& row() {
+    for (const NormRow& r : norms()) {
+      if (r.name == GetParam()) return r;
+    }
+    throw std::logic_error("no such norm");
+  }
+  std::unique_ptr<kernels::Backend> backend_ = kernels::open_backend("cpu");
+};
+
+// f32 rounding of a converged iteration, relative: 1e-7 times a few dozen operations.
+constexpr double f32_noise = 2e-5;
+
+TEST_P(EveryNorm, LmoHasUnitNormAndAttainsTheDualNorm) {
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{3, 4}, {7, 3}, {5, 5}, {1, 9}, {9, 1}}) {
+    const auto x = zoo::cast<float>(zoo::gaussian(rows, cols, 11));
+    const auto d = lmo_of(x);
+    EXPECT_NEAR(row().norm(d.view(), *backend_), 1, f32_noise);
+    const double dual = row().dual_norm(x.view(), *backend_);
+    EXPECT_NEAR(zoo::inner(x, d) / dual, 1, f32_noise) << rows << "x" << cols;
+  }
+}
+
+TEST_P(EveryNorm, NoOtherUnitMatrixDoesBetter) {
+  const auto x = zoo::cast<float>(zoo::gaussian(3, 4, 5));
+  const double best = zoo::inner(x, lmo_of(x));
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    auto t = zoo::cast<float>(zoo::gaussian(3, 4, 100 + seed));
+    const double norm = row().norm(t.view(), *backend_);
+    EXPECT_LE(zoo::inner(x, t) / norm, best * (1 + f32_noise)) << "seed " << seed;
+  }
+}
+
+TEST_P(EveryNorm, LmoIgnoresTheScaleOfItsArgument) {
+  const auto x = zoo::gaussian(4, 6, 3);
+  const auto one = lmo_of(zoo::cast<float>(x));
+  for (const double c : {1e-30, 1e-20, 1e20, 1e30}) {
+    // Scaling rounds each entry of X once more: 6e-8 relative.
+    EXPECT_LE(zoo::relative_error(lmo_of(zoo::cast<float>(zoo::scaled(x, c))), one), 2e-5) << c;
+  }
+}
+
+TEST_P(EveryNorm, ZeroStaysExactlyZero) {
+  const Dense<float> zero(3, 5);
+  for (const float v : lmo_of(zero).data) EXPECT_EQ(v, 0.0F);
+}
+
+std::vector<std::string> all_names() {
+  std::vector<std::string> names;
+  for (const NormRow& r : norms()) names.emplace_back(r.name);
+  return names;
+}
+INSTANTIATE_TEST_SUITE_P(Table, EveryNorm, testing::ValuesIn(all_names()),
+                         [](const auto& info) { return info.param; });
+
+TEST(Norms, AgreeWithTheSvd) {
+  auto backend = kernels::open_backend("reference");
+  const auto x = zoo::power_law(6, 9, 2);
+  const auto sigma = zoo::singular_values(x);
+  double sum = 0;
+  for (const double s : sigma) sum += s;
+  for (const NormRow& r : norms()) {
+    if (r.name != "spectral") continue;
+    EXPECT_NEAR(r.norm(x.view(), *backend), sigma[0],
+                1e-6 * sigma[0]);  // ln(m)/2^24 by construction
+    EXPECT_NEAR(r.dual_norm(x.view(), *backend), sum, 1e-9 * sum);
+  }
+}
+
+TEST(Scales, AreTheTableOfTheSpecification) {
+  const auto scale = [](const char* name, Index a, Index b) {
+    LmoConfig c;
+    c.scale = name;
+    return Lmo(c).scale(a, b);
+  };
+  EXPECT_DOUBLE_EQ(scale("original", 16, 4), 2);
+  EXPECT_DOUBLE_EQ(scale("original", 4, 16), 1);
+  EXPECT_DOUBLE_EQ(scale("match_rms_adamw", 4, 25), 1);
+  EXPECT_DOUBLE_EQ(scale("rms_to_rms", 4, 16), 0.5);
+  EXPECT_DOUBLE_EQ(scale("rms_to_rms_max", 4, 16), 1);
+  EXPECT_DOUBLE_EQ(scale("rms_to_rms_max", 16, 4), 2);
+  EXPECT_DOUBLE_EQ(scale("spectral", 16, 4), 1);
+}
+
+TEST(Lmo, NamesWhatItDoesNotKnow) {
+  LmoConfig c;
+  c.norm = "spectal";
+  try {
+    const Lmo lmo(c);
+    FAIL();
+  } catch (const ConfigError& e) {
+    EXPECT_EQ(std::string(e.what()).find("'spectal' is not a norm; known: spectral, frobenius"),
+              0U);
+  }
+}
+
+}  // namespace
+}  // namespace orthrus::optim
