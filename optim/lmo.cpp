@@ -149,7 +149,7 @@ void line_lmo(const Lmo&, MatrixView x, std::span<std::byte> work, Backend& back
 }
 
 // ---- the tables --------------------------------------------------------------------------------
-constexpr std::array<NormRow, 4> kNorms{{
+constexpr std::array<NormRow, 5> kNorms{{
     {"spectral", "largest singular value; dual: nuclear; lmo: msign(X) = UV^T (Muon)", spectral_lmo,
      spectral_workspace, spectral_norm, nuclear_norm, true},
     {"frobenius", "root of the sum of squares; its own dual; lmo: X/|X| (normalized SGD)",
@@ -158,6 +158,8 @@ constexpr std::array<NormRow, 4> kNorms{{
      largest_entry, sum_of_entries, false},
     {"row", "largest row (2 to inf); dual: sum of row norms; lmo: rows of length 1",
      line_lmo<false>, line_workspace<false>, largest_line<false>, sum_of_lines<false>, false},
+    {"column", "largest column (1 to 2); dual: sum of column norms; lmo: columns of length 1",
+     line_lmo<true>, line_workspace<true>, largest_line<true>, sum_of_lines<true>, false},
 }};
 
 struct ScaleRow {
