@@ -7,6 +7,7 @@ namespace orthrus::optim {
 
 // One file, one rule, one row.
 RuleRow adamw_row();
+RuleRow lion_row();
 RuleRow muon_row();
 RuleRow normuon_row();
 RuleRow sgd_row();
@@ -15,6 +16,7 @@ std::span<const RuleRow> rules() {
   static const std::vector<RuleRow> table = [] {
     std::vector<RuleRow> rows;
     rows.push_back(adamw_row());
+    rows.push_back(lion_row());
     rows.push_back(muon_row());
     rows.push_back(normuon_row());
     rows.push_back(sgd_row());
