@@ -1,0 +1,512 @@
+#include "runtime/checkpoint.hpp"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <orthrus/error.hpp>
+#include <random>
+#include <set>
+
+#include "runtime/agree.hpp"
+#include "runtime/engine.hpp"
+#include "runtime/safetensors.hpp"
+
+namespace orthrus::runtime {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFormat = "orthrus-checkpoint";
+
+/// File names in a manifest are ours: nothing in them leads anywhere else.
+bool is_plain_name(const std::string& name) {
+  return !name.empty() && name.size() < 128 && name.front() != '.' &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '-';
+         });
+}
+
+std::string safetensors_name(DType dtype) { return dtype == DType::bf16 ? "BF16" : "F32"; }
+
+}  // namespace
+
+std::string manifest_text(const Manifest& m) {
+  Json doc;
+  doc["format"] = kFormat;
+  doc["version"] = Manifest::version;
+  doc["ranks"] = m.ranks;
+  doc["step"] = m.step;
+  doc["updates"] = m.updates;
+  doc["lr_multiplier"] = m.lr_multiplier;
+  doc["plan_hash"] = m.plan_hash;
+  doc["config_hash"] = m.config_hash;
+  doc["user"] = m.user;
+  for (const CheckpointFile& f : m.files)
+    doc["files"].push_back({{"name", f.name}, {"bytes", f.bytes}});
+  for (const CheckpointParameter& p : m.parameters) {
+    doc["parameters"].push_back({{"name", p.name},
+                                 {"shape", p.shape},
+                                 {"format", p.format},
+                                 {"rule", p.rule},
+                                 {"keys", p.keys}});
+  }
+  for (const CheckpointPiece& p : m.pieces) {
+    doc["pieces"].push_back({{"parameter", p.parameter},
+                             {"key", p.key},
+                             {"region", {p.first, p.rows, p.cols, p.distance}},
+                             {"file", p.file},
+                             {"tensor", p.tensor},
+                             {"dtype", p.dtype},
+                             {"xxh3", p.xxh3}});
+  }
+  const std::string body = doc.dump();
+  doc["sha256"] = sha256_hex(body.data(), body.size());
+  return doc.dump();
+}
+
+Manifest read_manifest(const fs::path& directory) {
+  const fs::path file = directory / "manifest.json";
+  const std::string text = read_file(file, std::int64_t{1} << 30);
+  Manifest m;
+  try {
+    Json doc = Json::parse(text);
+    if (!doc.is_object() || doc.value("format", "") != kFormat) {
+      throw DataError(file.string() + ": not an Orthrus checkpoint");
+    }
+    const int version = doc.at("version").get<int>();
+    if (version != Manifest::version) {
+      throw DataError(file.string() + ": format version " + std::to_string(version) +
+                      "; this build reads version " + std::to_string(Manifest::version));
+    }
+    const std::string digest = doc.at("sha256").get<std::string>();
+    doc.erase("sha256");
+    const std::string body = doc.dump();
+    if (digest != sha256_hex(body.data(), body.size())) {
+      throw DataError(file.string() + ": its SHA-256 does not match: the manifest is damaged");
+    }
+    m.ranks = doc.at("ranks").get<std::int64_t>();
+    m.step = doc.at("step").get<std::int64_t>();
+    m.updates = doc.at("updates").get<std::int64_t>();
+    m.lr_multiplier = doc.at("lr_multiplier").get<double>();
+    m.plan_hash = doc.at("plan_hash").get<std::string>();
+    m.config_hash = doc.at("config_hash").get<std::string>();
+    m.user = doc.at("user").get<std::map<std::string, std::string>>();
+    for (const Json& f : doc.at("files")) {
+      m.files.push_back({f.at("name").get<std::string>(), f.at("bytes").get<std::int64_t>()});
+    }
+    for (const Json& p : doc.at("parameters")) {
+      m.parameters.push_back({p.at("name").get<std::string>(),
+                              p.at("shape").get<std::vector<Index>>(),
+                              p.at("format").get<std::string>(), p.at("rule").get<std::string>(),
+                              p.at("keys").get<std::vector<std::string>>()});
+    }
+    for (const Json& p : doc.at("pieces")) {
+      const auto region = p.at("region").get<std::array<Index, 4>>();
+      m.pieces.push_back({p.at("parameter").get<std::string>(), p.at("key").get<std::string>(),
+                          region[0], region[1], region[2], region[3], p.at("file").get<int>(),
+                          p.at("tensor").get<std::string>(), p.at("dtype").get<std::string>(),
+                          p.at("xxh3").get<std::string>()});
+    }
+  } catch (const nlohmann::json::exception& e) {
+    throw DataError(file.string() + ": " + e.what());
+  }
+  for (const CheckpointFile& f : m.files) {
+    if (!is_plain_name(f.name))
+      throw DataError(file.string() + ": '" + f.name + "' is no file name");
+    const fs::path path = directory / f.name;
+    std::error_code error;
+    const auto status = fs::symlink_status(path, error);
+    if (!fs::is_regular_file(status)) {
+      throw DataError(path.string() +
+                      ": the manifest names it, but it is not there as a regular file");
+    }
+    const auto bytes = fs::file_size(path, error);
+    if (error || static_cast<std::int64_t>(bytes) != f.bytes) {
+      throw DataError(path.string() + ": " + std::to_string(bytes) + " bytes, the manifest says " +
+                      std::to_string(f.bytes));
+    }
+  }
+  for (const CheckpointPiece& p : m.pieces) {
+    if (p.file < 0 || static_cast<std::size_t>(p.file) >= m.files.size() || p.rows < 0 ||
+        p.cols < 0 || p.first < 0 || p.distance < 0) {
+      throw DataError(file.string() + ": piece '" + p.tensor + "' is out of range");
+    }
+  }
+  return m;
+}
+
+void verify_checkpoint(const fs::path& directory) {
+  const Manifest m = read_manifest(directory);
+  std::vector<std::unique_ptr<SafetensorsReader>> files;
+  for (const CheckpointFile& f : m.files) {
+    files.push_back(std::make_unique<SafetensorsReader>(directory / f.name));
+  }
+  std::vector<std::byte> bytes;
+  for (const CheckpointPiece& p : m.pieces) {
+    const SafetensorsReader& reader = *files[static_cast<std::size_t>(p.file)];
+    const TensorInfo* info = reader.find(p.tensor);
+    if (info == nullptr)
+      throw DataError(reader.file().string() + ": tensor '" + p.tensor + "' is missing");
+    bytes.resize(static_cast<std::size_t>(info->end - info->begin));
+    reader.read(*info, 0, info->end - info->begin, bytes.data());
+    if (xxh3_hex(bytes.data(), bytes.size()) != p.xxh3) {
+      throw DataError(reader.file().string() + ": tensor '" + p.tensor +
+                      "' is damaged (its digest differs)");
+    }
+  }
+}
+
+std::vector<fs::path> list_checkpoints(const fs::path& directory) {
+  std::vector<std::pair<std::int64_t, fs::path>> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(directory, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("step-") || name.find(".tmp-") != std::string::npos) continue;
+    try {
+      found.emplace_back(read_manifest(entry.path()).step, entry.path());
+    } catch (const Error&) {
+      continue;  // `verify` says what is wrong with it
+    }
+  }
+  std::sort(found.begin(), found.end(), std::greater<>());
+  std::vector<fs::path> paths;
+  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  return paths;
+}
+
+}  // namespace orthrus::runtime
+
+namespace orthrus {
+namespace {
+
+namespace fs = std::filesystem;
+using runtime::CheckpointPiece;
+using runtime::Region;
+
+/// What one segment keeps, piece by piece: f(key, region in the parameter's tensor, view).
+template <class F>
+void for_each_state(const runtime::Plan& plan, const runtime::OwnSegment& own, F&& f) {
+  const runtime::Group& g = plan.groups[static_cast<std::size_t>(own.group)];
+  const auto specs = g.rule->state();
+  for (std::size_t k = 0; k < specs.size(); ++k) {
+    const optim::StateSpec& spec = specs[k];
+    const MatrixView& view = own.state[k];
+    if (spec.extent == optim::StateSpec::Extent::elements) {
+      f(std::string(spec.name), own.region, view);
+    } else {
+      f(std::string(spec.name),
+        Region{runtime::first_line(plan, own.segment.matrix, spec), 1, view.size(), view.size()},
+        view);
+    }
+  }
+  if (g.master) f("master", own.region, own.master);
+}
+
+std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& plan) {
+  std::vector<runtime::CheckpointParameter> list;
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
+    const runtime::Group& g = plan.groups[static_cast<std::size_t>(plan.group_of[i])];
+    runtime::CheckpointParameter p{plan.parameters[i].name,
+                                   plan.parameters[i].shape,
+                                   std::string(name_of(g.format)),
+                                   g.config->rule.name,
+                                   {}};
+    for (const optim::StateSpec& s : g.rule->state()) p.keys.emplace_back(s.name);
+    if (g.master) p.keys.emplace_back("master");
+    list.push_back(std::move(p));
+  }
+  return list;
+}
+
+std::string random_suffix() {
+  std::random_device device;
+  char text[17];
+  std::snprintf(text, sizeof text, "%08x%08x", device(), device());
+  return text;
+}
+
+/// Rows of `wanted` that lie in `piece`: copy(offset in wanted, offset in piece, count), both
+/// dense.
+template <class Copy>
+Index intersect(const Region& wanted, const Region& piece, Copy&& copy) {
+  Index copied = 0;
+  for (Index r = 0; r < wanted.rows; ++r) {
+    const Index begin = wanted.first + r * wanted.distance;
+    const Index end = begin + wanted.cols;
+    // Rows of the piece that may touch [begin, end).
+    Index from = 0;
+    Index to = piece.rows;
+    if (piece.distance > 0) {
+      from = std::clamp<Index>((begin - piece.first - piece.cols) / piece.distance, 0, piece.rows);
+      to = std::clamp<Index>((end - piece.first) / piece.distance + 1, 0, piece.rows);
+    }
+    for (Index q = from; q < to; ++q) {
+      const Index start = piece.first + q * piece.distance;
+      const Index lo = std::max(begin, start);
+      const Index hi = std::min(end, start + piece.cols);
+      if (lo >= hi) continue;
+      copy(r * wanted.cols + (lo - begin), q * piece.cols + (lo - start), hi - lo);
+      copied += hi - lo;
+    }
+  }
+  return copied;
+}
+
+}  // namespace
+
+void ShardedOptimizer::Impl::save(const std::string& directory,
+                                  const std::map<std::string, std::string>& user) {
+  Communicator& world = mesh_.world;
+  const TrafficScope scope(world, TrafficClass::setup);
+  const fs::path target = fs::path(directory).lexically_normal();
+  std::string temporary;
+  runtime::agree(world, [&] {
+    if (world.rank() != 0) return;
+    if (fs::exists(fs::symlink_status(target))) {
+      throw IoError(target.string() + ": exists already", ExitCode::cannot_create);
+    }
+    temporary = target.string() + ".tmp-" + random_suffix();
+    if (target.has_parent_path()) {
+      std::error_code error;
+      fs::create_directories(target.parent_path(), error);
+    }
+    if (::mkdir(temporary.c_str(), 0700) != 0) {
+      const int e = errno;
+      throw IoError(
+          temporary + ": cannot create: " + std::strerror(e),
+          e == EACCES || e == EPERM || e == EROFS ? ExitCode::permission : ExitCode::cannot_create);
+    }
+  });
+  world.broadcast(temporary, 0);
+
+  // Each rank of the first replica writes its segments.
+  const bool writes = mesh_.replicate.rank() == 0;
+  const std::string file = "rank-" + std::to_string(world.rank()) + ".safetensors";
+  nlohmann::json mine = nlohmann::json::array();
+  std::int64_t bytes = 0;
+  const auto clean_up = [&] {
+    if (world.rank() == 0) {
+      std::error_code error;
+      fs::remove_all(temporary, error);
+    }
+  };
+  try {
+    runtime::agree(world, [&] {
+      if (!writes) return;
+      std::vector<runtime::SafetensorsWriter::Tensor> tensors;
+      std::vector<CheckpointPiece> pieces;
+      std::vector<ConstMatrixView> data;
+      const auto add = [&](const runtime::OwnSegment& own, const std::string& key,
+                           const Region& region, ConstMatrixView view, const std::string& dtype) {
+        CheckpointPiece piece;
+        piece.parameter = plan_.parameters[static_cast<std::size_t>(own.segment.parameter)].name;
+        piece.key = key;
+        piece.first = region.first;
+        piece.rows = region.rows;
+        piece.cols = region.cols;
+        piece.distance = region.distance;
+        piece.tensor = key + "/" + piece.parameter + "/" + std::to_string(region.first);
+        piece.dtype = dtype;
+        tensors.push_back({piece.tensor, dtype, {region.rows, region.cols}});
+        data.push_back(view);
+        pieces.push_back(std::move(piece));
+      };
+      for (const runtime::OwnSegment& own : own_) {
+        const DType format = plan_.buckets[own.bucket].weights;
+        add(own, "weights", own.region, {nullptr, 1, own.segment.size, own.segment.size, format},
+            runtime::safetensors_name(format));
+        for_each_state(plan_, own,
+                       [&](const std::string& key, const Region& region, MatrixView view) {
+                         add(own, key, region, view, "F32");
+                       });
+      }
+      runtime::SafetensorsWriter writer(
+          fs::path(temporary) / file, tensors,
+          {{"step", std::to_string(steps_)}, {"plan_hash", plan_.hash}});
+      std::vector<std::byte> dense;
+      std::size_t next = 0;
+      for (const runtime::OwnSegment& own : own_) {
+        const auto p = static_cast<std::size_t>(own.segment.parameter);
+        const DType format = plan_.buckets[own.bucket].weights;
+        dense.resize(static_cast<std::size_t>(own.segment.size) * bytes_of(format));
+        runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, own.region,
+                      {dense.data(), own.segment.size, format}, *backend_);
+        writer.write(dense.data(), static_cast<std::int64_t>(dense.size()));
+        for (++next; next < data.size() && data[next].data != nullptr; ++next) {
+          writer.write(data[next].data, data[next].size() * 4);
+        }
+      }
+      const auto digests = writer.finish();
+      bytes = writer.file_bytes();
+      for (std::size_t i = 0; i < pieces.size(); ++i) {
+        const CheckpointPiece& p = pieces[i];
+        mine.push_back({p.parameter, p.key, p.first, p.rows, p.cols, p.distance, p.tensor, p.dtype,
+                        digests[i]});
+      }
+    });
+    const std::string told =
+        writes ? nlohmann::json{{"bytes", bytes}, {"pieces", mine}}.dump() : "";
+    const auto all = world.all_gather_strings(told);
+    runtime::agree(world, [&] {
+      if (world.rank() != 0) return;
+      runtime::Manifest m;
+      m.ranks = plan_.ranks;
+      m.step = steps_;
+      m.updates = updates_;
+      m.lr_multiplier = lr_multiplier_;
+      m.plan_hash = plan_.hash;
+      m.config_hash = config_hash(config_);
+      m.user = user;
+      m.parameters = parameters_of(plan_);
+      for (std::size_t r = 0; r < all.size(); ++r) {
+        if (all[r].empty()) continue;
+        const auto doc = nlohmann::json::parse(all[r]);
+        const int index = static_cast<int>(m.files.size());
+        m.files.push_back(
+            {"rank-" + std::to_string(r) + ".safetensors", doc["bytes"].get<std::int64_t>()});
+        for (const auto& p : doc["pieces"]) {
+          m.pieces.push_back({p[0], p[1], p[2], p[3], p[4], p[5], index, p[6], p[7], p[8]});
+        }
+      }
+      runtime::write_file_atomically(fs::path(temporary) / "manifest.json",
+                                     runtime::manifest_text(m));
+      runtime::sync_directory(temporary);
+      std::error_code error;
+      fs::rename(temporary, target, error);
+      if (error) {
+        throw IoError(temporary + ": cannot rename to " + target.string() + ": " + error.message());
+      }
+      runtime::sync_directory(target.has_parent_path() ? target.parent_path() : fs::path("."));
+    });
+  } catch (...) {
+    clean_up();
+    throw;
+  }
+}
+
+std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::string& directory) {
+  Communicator& world = mesh_.world;
+  const TrafficScope scope(world, TrafficClass::setup);
+  runtime::Manifest m;
+  runtime::agree(world, [&] {
+    m = runtime::read_manifest(directory);
+    // All differences at once, not only the first.
+    std::string differences;
+    const auto differs = [&](const std::string& what) { differences += "\n  " + what; };
+    const auto here = parameters_of(plan_);
+    std::map<std::string, const runtime::CheckpointParameter*> saved;
+    for (const auto& p : m.parameters) saved[p.name] = &p;
+    for (const auto& p : here) {
+      const auto it = saved.find(p.name);
+      if (it == saved.end()) {
+        differs("'" + p.name + "' is not in the checkpoint");
+        continue;
+      }
+      const runtime::CheckpointParameter& s = *it->second;
+      if (s.shape != p.shape) differs("'" + p.name + "' has another shape in the checkpoint");
+      if (s.format != p.format) {
+        differs("'" + p.name + "' is " + s.format + " in the checkpoint, " + p.format + " here");
+      }
+      if (s.rule != p.rule || s.keys != p.keys) {
+        differs("'" + p.name + "' was updated by " + s.rule + " in the checkpoint, by " + p.rule +
+                " here (or with other state)");
+      }
+      saved.erase(it);
+    }
+    for (const auto& [name, p] : saved) differs("'" + name + "' is in the checkpoint only");
+    if (!differences.empty()) {
+      throw ConfigError(directory + ": the checkpoint is of another model:" + differences);
+    }
+  });
+
+  // Nothing is changed before everything has been read.
+  std::vector<std::vector<float>> weights(parameters_.size());
+  std::vector<std::vector<std::vector<float>>> states(own_.size());
+  runtime::agree(world, [&] {
+    std::vector<std::unique_ptr<runtime::SafetensorsReader>> files(m.files.size());
+    std::map<std::pair<std::string, std::string>, std::vector<const CheckpointPiece*>> pieces;
+    for (const CheckpointPiece& p : m.pieces) pieces[{p.parameter, p.key}].push_back(&p);
+    std::vector<float> values;
+    const auto read = [&](const CheckpointPiece& p) {
+      auto& reader = files[static_cast<std::size_t>(p.file)];
+      if (reader == nullptr) {
+        reader = std::make_unique<runtime::SafetensorsReader>(
+            fs::path(directory) / m.files[static_cast<std::size_t>(p.file)].name);
+      }
+      const runtime::TensorInfo* info = reader->find(p.tensor);
+      if (info == nullptr || info->dtype != p.dtype || info->elements() != p.rows * p.cols) {
+        throw DataError(reader->file().string() + ": tensor '" + p.tensor +
+                        "' is not what the manifest says");
+      }
+      std::vector<std::byte> bytes(static_cast<std::size_t>(info->end - info->begin));
+      reader->read(*info, 0, info->end - info->begin, bytes.data());
+      if (runtime::xxh3_hex(bytes.data(), bytes.size()) != p.xxh3) {
+        throw DataError(reader->file().string() + ": tensor '" + p.tensor +
+                        "' is damaged (its digest differs)");
+      }
+      values.resize(static_cast<std::size_t>(p.rows * p.cols));
+      const DType dtype = p.dtype == "BF16" ? DType::bf16 : DType::f32;
+      const Index n = p.rows * p.cols;
+      backend_->convert({bytes.data(), 1, n, n, dtype}, 1, {values.data(), 1, n, n, DType::f32});
+    };
+    const auto fetch = [&](const std::string& parameter, const std::string& key,
+                           const Region& wanted, float* out) {
+      Index copied = 0;
+      for (const CheckpointPiece* p : pieces[{parameter, key}]) {
+        const Region region{p->first, p->rows, p->cols, p->distance};
+        bool needed = false;
+        intersect(wanted, region, [&](Index, Index, Index) { needed = true; });
+        if (!needed) continue;
+        read(*p);
+        copied += intersect(wanted, region, [&](Index to, Index from, Index count) {
+          std::copy_n(values.begin() + from, count, out + to);
+        });
+      }
+      if (copied != wanted.size()) {
+        throw DataError(directory + ": " + key + " of '" + parameter +
+                        "' is incomplete: " + std::to_string(copied) + " of " +
+                        std::to_string(wanted.size()) + " elements");
+      }
+    };
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const Index size = plan_.parameters[i].size();
+      weights[i].resize(static_cast<std::size_t>(size));
+      fetch(parameters_[i].name, "weights", {0, 1, size, size}, weights[i].data());
+    }
+    for (std::size_t i = 0; i < own_.size(); ++i) {
+      const auto& name = plan_.parameters[static_cast<std::size_t>(own_[i].segment.parameter)].name;
+      for_each_state(plan_, own_[i],
+                     [&](const std::string& key, const Region& region, MatrixView view) {
+                       states[i].emplace_back(static_cast<std::size_t>(view.size()));
+                       fetch(name, key, region, states[i].back().data());
+                     });
+    }
+  });
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const Index size = plan_.parameters[i].size();
+    runtime::unpack({weights[i].data(), size, DType::f32}, plan_.parameters[i],
+                    parameters_[i].weights, parameters_[i].dtype, {0, 1, size, size}, *backend_);
+  }
+  for (std::size_t i = 0; i < own_.size(); ++i) {
+    std::size_t k = 0;
+    for_each_state(plan_, own_[i], [&](const std::string&, const Region&, MatrixView view) {
+      std::copy(states[i][k].begin(), states[i][k].end(), static_cast<float*>(view.data));
+      ++k;
+    });
+  }
+  steps_ = m.step;
+  updates_ = m.updates;
+  lr_multiplier_ = m.lr_multiplier;
+  skipped_in_a_row_ = 0;
+  gradients_->reset();
+  return m.user;
+}
+
+}  // namespace orthrus

@@ -1,0 +1,60 @@
+#pragma once
+/// @file
+/// Checkpoints: a directory of safetensors shards and one checksummed manifest. Everything is keyed
+/// by parameter and region, so that any number of ranks can load what any other number saved.
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <orthrus/dtype.hpp>
+#include <string>
+#include <vector>
+
+namespace orthrus::runtime {
+
+/// A file of a checkpoint.
+struct CheckpointFile {
+  std::string name;
+  std::int64_t bytes = 0;
+};
+
+/// Rows of a tensor of a parameter, and where they are stored.
+struct CheckpointPiece {
+  std::string parameter, key;                         ///< key: "weights", "master", "momentum", …
+  Index first = 0, rows = 1, cols = 0, distance = 0;  ///< flat elements of the whole tensor
+  int file = 0;
+  std::string tensor, dtype, xxh3;
+};
+
+struct CheckpointParameter {
+  std::string name;
+  std::vector<Index> shape;
+  std::string format, rule;       ///< of the weights; the rule that kept its state
+  std::vector<std::string> keys;  ///< state keys, and "master"
+};
+
+/// manifest.json
+struct Manifest {
+  static constexpr int version = 1;
+  std::int64_t ranks = 1, step = 0, updates = 0;
+  double lr_multiplier = 1;
+  std::string plan_hash, config_hash;
+  std::map<std::string, std::string> user;
+  std::vector<CheckpointFile> files;
+  std::vector<CheckpointParameter> parameters;
+  std::vector<CheckpointPiece> pieces;
+};
+
+/// The document, with its own SHA-256 as last member.
+std::string manifest_text(const Manifest& manifest);
+/// Reads and checks `directory`/manifest.json and the sizes of the files it names.
+/// @throws ConfigError missing; DataError damaged, another version, a file missing or of another
+/// size.
+Manifest read_manifest(const std::filesystem::path& directory);
+/// Reads every byte and compares digests. @throws DataError naming file and tensor.
+void verify_checkpoint(const std::filesystem::path& directory);
+
+/// Directories step-* below `directory` whose manifest reads, newest step first.
+std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& directory);
+
+}  // namespace orthrus::runtime

@@ -1,0 +1,144 @@
+#pragma once
+/// @file
+/// ShardedOptimizer: gradients in, new weights out.
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <orthrus/communicator.hpp>
+#include <orthrus/config.hpp>
+#include <orthrus/dtype.hpp>
+#include <string>
+#include <vector>
+
+namespace orthrus {
+
+/// What the gradient buffer of a parameter holds when `gradient_ready` is called.
+enum class GradientState : std::uint8_t {
+  local,     ///< this rank's own mean; the gradient is the mean of all ranks'
+  averaged,  ///< the same on all ranks already: nothing is sent
+};
+
+/// A block of a parameter that is one matrix for the optimizer (Q, K and V of a fused weight are
+/// three). Coordinates are those of the parameter seen as shape[0] × (product of the rest).
+struct LogicalMatrix {
+  Index row0 = 0, rows = 0, col0 = 0, cols = 0;
+  friend bool operator==(const LogicalMatrix&, const LogicalMatrix&) = default;
+};
+
+/// One tensor of the trainer. The buffers stay the trainer's and must outlive the optimizer.
+struct Parameter {
+  std::string name;  ///< unique; not starting with "state/", not ending in ".codes"/".scales"
+  std::vector<Index> shape;        ///< row-major order of dimensions; scalars are {1}
+  std::vector<Index> strides;      ///< elements per dimension; empty: contiguous
+  DType dtype = DType::f32;        ///< of the weights: f32 or bf16
+  void* weights = nullptr;         ///< replicated: the same bits on all ranks
+  const void* gradient = nullptr;  ///< same shape and strides
+  DType gradient_dtype = DType::f32;
+  GradientState gradient_state = GradientState::local;
+  std::vector<LogicalMatrix> views;  ///< empty: what the group's `split` says, else one matrix
+};
+
+/// Milliseconds of one step on this rank, in the order of the walk.
+struct StepTimes {
+  double reduce = 0;   ///< waiting for gradients (exposed)
+  double control = 0;  ///< flags and norms
+  double update = 0;   ///< momentum, LMO, weights
+  double lmo = 0;      ///< of `update`: orthogonalization
+  double gather = 0;   ///< waiting for weights (exposed)
+  double copy = 0;     ///< packing gradients, unpacking weights
+  double total = 0;
+};
+
+/// What one step did.
+struct StepReport {
+  std::int64_t step = 0;
+  bool skipped = false;         ///< a gradient was not finite on some rank; nothing was changed
+  std::string skip_reason;      ///< names the parameter and the first rank that saw it
+  std::int64_t bytes_sent = 0;  ///< by this rank: payload and control; equals the plan
+  std::int64_t messages = 0;
+  std::int64_t exceptional_bytes = 0;  ///< beyond the plan, with cause in `skip_reason`
+  std::int64_t matrices = 0;           ///< orthogonalized here; equals the plan
+  std::vector<double> update_rms;      ///< per group, over all ranks, without lr
+  std::vector<double> gradient_norm;   ///< per group, before clipping
+  double lr_multiplier = 1;
+  StepTimes ms;
+};
+
+/// Bytes of this rank per category, as planned and allocated.
+struct MemoryPlan {
+  std::int64_t weights = 0;  ///< the trainer's weight buffers
+  std::int64_t gradients =
+      0;                   ///< gradient buffers of the runtime (the trainer's own are not counted)
+  std::int64_t state = 0;  ///< optimizer state, master weights included
+  std::int64_t work = 0;   ///< buckets in flight and scratch
+  [[nodiscard]] std::int64_t total() const { return weights + gradients + state + work; }
+};
+
+/// A sharded matrix optimizer. Constructor, `step`, `save` and `load` are collective: every rank of
+/// the communicator calls them, with the same configuration and the same parameters in the same
+/// order.
+class ShardedOptimizer {
+ public:
+  /// Plans, checks that all ranks were given the same, allocates everything a step needs.
+  /// @throws ConfigError  no group matches a parameter, two groups contradict, ranks differ
+  /// (named).
+  ShardedOptimizer(const Config& config, Communicator comm, std::vector<Parameter> parameters);
+  ShardedOptimizer(ShardedOptimizer&&) noexcept;
+  ShardedOptimizer& operator=(ShardedOptimizer&&) noexcept;
+  ~ShardedOptimizer();
+
+  [[nodiscard]] int rank() const;
+  [[nodiscard]] int size() const;
+
+  /// Starts micro-batch `index` (0-based) of `train.micro_batches`; not needed when there is one.
+  /// The gradient is the mean over ranks and micro-batches; momentum and LMO happen only in `step`.
+  void micro_batch(std::int64_t index);
+  /// Parameter `id` (its position in the list) has its gradient in place: it is taken here, and its
+  /// bucket travels as soon as it is full. Any order, and another order on every rank. At most once
+  /// per parameter and micro-batch; `step` asks for what is missing. The gradient must stay as it
+  /// is until `step` returns or the next `micro_batch` begins. A misuse is reported by `step`, on
+  /// all ranks.
+  void gradient_ready(int id);
+  /// Finishes the reductions, updates, gathers the new weights.
+  /// @throws NumericError when `train.max_skipped` steps in a row were skipped; Error when bytes,
+  /// messages
+  ///         or matrices differ from the plan. All ranks throw together.
+  /// The report is valid until the next call.
+  const StepReport& step();
+  /// Waits until the weights of `id` are new (with `step` this is so on return).
+  void parameter_wait(int id);
+
+  /// The number of steps taken (skipped ones included).
+  [[nodiscard]] std::int64_t steps() const;
+  /// Multiplies the rate of every group from the next step on (1 at start), beside the schedule.
+  void set_lr_multiplier(double factor);
+
+  /// Writes a checkpoint directory: `directory` appears whole or not at all. It loads on any number
+  /// of ranks. `user` is kept in the manifest (data cursor, …).
+  void save(const std::string& directory, const std::map<std::string, std::string>& user = {});
+  /// Restores weights, state and step. @return what `save` was given as `user`.
+  /// @throws DataError damaged; ConfigError all differences between the checkpoint's model and this
+  /// one.
+  std::map<std::string, std::string> load(const std::string& directory);
+
+  [[nodiscard]] MemoryPlan memory() const;
+  [[nodiscard]] std::string plan_hash() const;
+  /// The plan as JSON (spec of `orthrus plan --json`).
+  [[nodiscard]] std::string plan_json() const;
+  /// All state in full on rank 0: "state/<name>/<key>" → f32 values in the parameter's row-major
+  /// order (empty elsewhere). Collective; counted as setup traffic.
+  struct StateTensor {
+    std::vector<Index> shape;
+    std::vector<float> values;
+  };
+  [[nodiscard]] std::map<std::string, StateTensor> gather_state();
+
+  struct Impl;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace orthrus

@@ -1,0 +1,108 @@
+#include "runtime/region.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/bf16.hpp"
+
+namespace orthrus::runtime {
+namespace {
+
+bool is_contiguous(const ParameterShape& p) {
+  if (p.strides.empty()) return true;
+  Index expected = 1;
+  for (std::size_t d = p.shape.size(); d-- > 0;) {
+    if (p.shape[d] != 1 && p.strides[d] != expected) return false;
+    expected *= p.shape[d];
+  }
+  return true;
+}
+
+/// Element of the tensor's buffer that holds flat element `flat`.
+Index position(const ParameterShape& p, Index flat) {
+  Index at = 0;
+  for (std::size_t d = p.shape.size(); d-- > 0;) {
+    at += flat % p.shape[d] * p.strides[d];
+    flat /= p.shape[d];
+  }
+  return at;
+}
+
+template <class Tensor>
+auto element(Tensor* data, Index at, DType dtype) {
+  using Byte = std::conditional_t<std::is_const_v<Tensor>, const std::byte, std::byte>;
+  return static_cast<Byte*>(data) + static_cast<std::size_t>(at) * bytes_of(dtype);
+}
+
+/// Runs of the innermost dimension are walked through a small f32 buffer: `f(flat, count)`.
+constexpr Index kRun = 256;
+template <class F>
+void for_each_run(const ParameterShape& p, const Region& r, F&& f) {
+  const Index inner = p.shape.back();
+  for (Index row = 0; row < r.rows; ++row) {
+    Index flat = r.first + row * r.distance;
+    const Index end = flat + r.cols;
+    while (flat < end) {
+      const Index n = std::min({end - flat, inner - flat % inner, kRun});
+      f(flat, row * r.cols + (flat - r.first - row * r.distance), n);
+      flat += n;
+    }
+  }
+}
+
+float load(const void* data, DType dtype, Index at) {
+  const auto* p = element(data, at, dtype);
+  return dtype == DType::bf16 ? kernels::to_float(*reinterpret_cast<const BFloat16*>(p))
+                              : *reinterpret_cast<const float*>(p);
+}
+void store(void* data, DType dtype, Index at, float value) {
+  auto* p = element(data, at, dtype);
+  if (dtype == DType::bf16) {
+    *reinterpret_cast<BFloat16*>(p) = kernels::to_bf16(value);
+  } else {
+    *reinterpret_cast<float*>(p) = value;
+  }
+}
+
+}  // namespace
+
+Region region_of(const Plan& plan, const Segment& s) {
+  if (s.matrix < 0) return {s.begin, 1, s.size, s.size};
+  const LogicalMatrix& b = plan.matrices[static_cast<std::size_t>(s.matrix)].block;
+  const Index cols = plan.parameters[static_cast<std::size_t>(s.parameter)].cols();
+  return {b.row0 * cols + b.col0, b.rows, b.cols, cols};
+}
+
+void pack(const ParameterShape& p, const void* from, DType dtype, const Region& r, Span to,
+          kernels::Backend& backend) {
+  if (is_contiguous(p)) {
+    backend.convert({element(from, r.first, dtype), r.rows, r.cols, r.distance, dtype}, 1,
+                    {to.data, r.rows, r.cols, r.cols, to.dtype});
+    return;
+  }
+  const Index stride = p.strides.back();
+  for_each_run(p, r, [&](Index flat, Index dense, Index n) {
+    const Index at = position(p, flat);
+    for (Index i = 0; i < n; ++i) {
+      store(to.data, to.dtype, dense + i, load(from, dtype, at + i * stride));
+    }
+  });
+}
+
+void unpack(ConstSpan from, const ParameterShape& p, void* to, DType dtype, const Region& r,
+            kernels::Backend& backend) {
+  if (is_contiguous(p)) {
+    backend.convert({from.data, r.rows, r.cols, r.cols, from.dtype}, 1,
+                    {element(to, r.first, dtype), r.rows, r.cols, r.distance, dtype});
+    return;
+  }
+  const Index stride = p.strides.back();
+  for_each_run(p, r, [&](Index flat, Index dense, Index n) {
+    const Index at = position(p, flat);
+    for (Index i = 0; i < n; ++i) {
+      store(to, dtype, at + i * stride, load(from.data, from.dtype, dense + i));
+    }
+  });
+}
+
+}  // namespace orthrus::runtime
