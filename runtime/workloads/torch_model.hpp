@@ -1,0 +1,107 @@
+#pragma once
+/// @file
+/// TorchModel: what all libtorch workloads share. Only the torch sources include this.
+
+#include <torch/types.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data.hpp"
+#include "options.hpp"
+#include "random.hpp"
+#include "torch_workloads.hpp"
+
+namespace orthrus::workloads {
+
+/// Owns parameters and gradients; a model says what its loss is. Each gradient buffer is allocated
+/// once and accumulated into, and is announced by autograd at the moment it is complete.
+class TorchModel : public Workload {
+ public:
+  ~TorchModel() override;
+  std::vector<Parameter> parameters() final { return list_; }
+  double gradient(const Slice& slice, const std::function<void(int)>& ready) final;
+  Evaluation evaluate(int rank, int size) final;
+
+ protected:
+  TorchModel(std::uint64_t seed, std::int64_t threads);
+
+  /// A new parameter, drawn from N(0, deviation²) by (seed, position, element); 0 draws nothing.
+  at::Tensor& add(const std::string& name, std::vector<std::int64_t> shape, double deviation);
+  at::Tensor& add_constant(const std::string& name, std::vector<std::int64_t> shape, double value);
+  /// Views of the parameter added last.
+  void set_views(std::vector<LogicalMatrix> views) { list_.back().views = std::move(views); }
+
+  /// Mean loss over a slice that is not empty.
+  virtual at::Tensor loss(const Slice& slice) = 0;
+  /// Held-out examples, and the sums of the metrics over some of them.
+  [[nodiscard]] virtual std::int64_t held_out() const = 0;
+  [[nodiscard]] virtual std::int64_t evaluation_batch() const = 0;
+  virtual void score(const std::vector<std::int64_t>& examples, Evaluation& into) = 0;
+
+  [[nodiscard]] std::uint64_t seed() const { return seed_; }
+
+ private:
+  struct Hooks;
+  at::Tensor& keep(const std::string& name, at::Tensor weights);
+
+  std::uint64_t seed_;
+  std::int64_t threads_;
+  std::vector<std::unique_ptr<at::Tensor>> weights_;  // references to them stay valid
+  std::vector<Parameter> list_;
+  std::unique_ptr<Hooks> hooks_;
+};
+
+/// A model that predicts the next token of windows of text.
+class TextModel : public TorchModel {
+ public:
+  [[nodiscard]] std::int64_t items_per_unit() const final { return context_; }
+
+ protected:
+  /// Reads keys `context`, `eval_windows`, and `data.source`, `data.tokenizer`.
+  TextModel(const Config& config, Options& options, const char* tokenizer);
+
+  /// tokens: windows×context. @return (windows·context)×vocabulary.
+  virtual at::Tensor logits(const at::Tensor& tokens) = 0;
+  [[nodiscard]] std::int64_t context() const { return context_; }
+  [[nodiscard]] std::int64_t vocab() const { return vocab_; }
+
+ private:
+  at::Tensor loss(const Slice& slice) final;
+  [[nodiscard]] std::int64_t held_out() const final { return windows_; }
+  [[nodiscard]] std::int64_t evaluation_batch() const final { return 8; }
+  void score(const std::vector<std::int64_t>& examples, Evaluation& into) final;
+  /// Windows of context + 1 tokens from `starts`.
+  [[nodiscard]] at::Tensor windows(const std::vector<std::uint8_t>& text,
+                                   const std::vector<std::int64_t>& starts) const;
+
+  Tokens tokens_;
+  std::int64_t context_ = 0, windows_ = 0, vocab_ = 0;
+};
+
+/// A model that names what an image shows.
+class ImageModel : public TorchModel {
+ protected:
+  /// Reads keys `eval_count`, and `data.source`.
+  ImageModel(const Config& config, Options& options);
+
+  /// images: count×1×height×width, of mean 0 and deviation 1 over the training part. @return
+  /// count×classes.
+  virtual at::Tensor logits(const at::Tensor& images) = 0;
+  [[nodiscard]] const Images& images() const { return images_; }
+
+ private:
+  at::Tensor loss(const Slice& slice) final;
+  [[nodiscard]] std::int64_t held_out() const final { return eval_count_; }
+  [[nodiscard]] std::int64_t evaluation_batch() const final { return 250; }
+  void score(const std::vector<std::int64_t>& examples, Evaluation& into) final;
+  [[nodiscard]] std::pair<at::Tensor, at::Tensor> batch(
+      const Images::Part& part, const std::vector<std::int64_t>& examples) const;
+
+  Images images_;
+  std::int64_t eval_count_ = 0;
+  float mean_ = 0, deviation_ = 1;
+};
+
+}  // namespace orthrus::workloads

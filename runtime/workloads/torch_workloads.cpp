@@ -1,0 +1,287 @@
+#include "torch_workloads.hpp"
+
+#include <ATen/Parallel.h>
+#include <dlfcn.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <cmath>
+
+#include "torch_model.hpp"
+
+namespace orthrus::workloads {
+namespace {
+
+/// Threads of libtorch and of the BLAS below it, for a scope.
+class Threads {
+ public:
+  explicit Threads(std::int64_t count) : torch_(at::get_num_threads()) {
+    // OpenBLAS with its own threads does not listen to OpenMP. It is there only if BLAS is
+    // OpenBLAS.
+    static const auto get =
+        reinterpret_cast<int (*)()>(::dlsym(RTLD_DEFAULT, "openblas_get_num_threads"));
+    static const auto set =
+        reinterpret_cast<void (*)(int)>(::dlsym(RTLD_DEFAULT, "openblas_set_num_threads"));
+    if (get != nullptr && set != nullptr) {
+      blas_ = get();
+      set_blas_ = set;
+      if (blas_ != count) set_blas_(static_cast<int>(count));
+    }
+    if (torch_ != count) at::set_num_threads(static_cast<int>(count));
+    count_ = static_cast<int>(count);
+  }
+  ~Threads() {
+    if (set_blas_ != nullptr && blas_ != count_) set_blas_(blas_);
+    if (torch_ != count_) at::set_num_threads(torch_);
+  }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  int torch_ = 1, blas_ = 1, count_ = 1;
+  void (*set_blas_)(int) = nullptr;
+};
+
+}  // namespace
+
+bool torch_available() { return true; }
+
+/// Autograd calls one of these after it has added a parameter's gradient.
+struct TorchModel::Hooks {
+  struct Announce final : torch::autograd::FunctionPostHook {
+    Announce(Hooks& hooks, std::size_t id) : hooks_(hooks), id_(id) {}
+    torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                              const torch::autograd::variable_list&) override {
+      hooks_.announce(id_);
+      return outputs;
+    }
+    Hooks& hooks_;
+    std::size_t id_;
+  };
+
+  void announce(std::size_t id) {
+    if (done[id]) return;
+    done[id] = true;
+    if (ready != nullptr) (*ready)(static_cast<int>(id));
+  }
+
+  std::vector<std::shared_ptr<torch::autograd::Node>> nodes;  // kept: a leaf only holds them weakly
+  std::vector<bool> done;
+  const std::function<void(int)>* ready = nullptr;
+};
+
+TorchModel::TorchModel(std::uint64_t seed, std::int64_t threads)
+    : seed_(seed), threads_(threads), hooks_(std::make_unique<Hooks>()) {}
+TorchModel::~TorchModel() = default;
+
+at::Tensor& TorchModel::keep(const std::string& name, at::Tensor weights) {
+  const std::size_t id = list_.size();
+  weights.requires_grad_(true);
+  weights.mutable_grad() = at::zeros_like(weights);
+  Parameter p;
+  p.name = name;
+  p.shape = weights.sizes().vec();
+  p.weights = weights.data_ptr<float>();
+  p.gradient = weights.grad().data_ptr<float>();
+  list_.push_back(std::move(p));
+
+  hooks_->done.push_back(false);
+  hooks_->nodes.push_back(torch::autograd::impl::grad_accumulator(weights));
+  hooks_->nodes.back()->add_post_hook(std::make_unique<Hooks::Announce>(*hooks_, id));
+  weights_.push_back(std::make_unique<at::Tensor>(std::move(weights)));
+  return *weights_.back();
+}
+
+at::Tensor& TorchModel::add(const std::string& name, std::vector<std::int64_t> shape,
+                            double deviation) {
+  at::Tensor weights = at::zeros(shape, at::kFloat);
+  const Draws draws(seed_, Purpose::weights, {static_cast<std::int64_t>(list_.size())});
+  float* w = weights.data_ptr<float>();
+  for (std::int64_t i = 0; deviation > 0 && i < weights.numel(); ++i) {
+    w[i] = static_cast<float>(deviation * draws.normal(i));
+  }
+  return keep(name, std::move(weights));
+}
+
+at::Tensor& TorchModel::add_constant(const std::string& name, std::vector<std::int64_t> shape,
+                                     double value) {
+  return keep(name, at::full(shape, value, at::kFloat));
+}
+
+double TorchModel::gradient(const Slice& slice, const std::function<void(int)>& ready) {
+  const Threads threads(threads_);
+  for (const auto& w : weights_) w->mutable_grad().zero_();
+  hooks_->done.assign(list_.size(), false);
+  hooks_->ready = &ready;
+  double value = 0;
+  try {
+    if (slice.count > 0) {
+      at::Tensor mean = loss(slice);
+      mean.backward();
+      value = mean.item<double>();
+    }
+    // What the loss does not depend on has its gradient too: zero.
+    for (std::size_t id = 0; id < list_.size(); ++id) hooks_->announce(id);
+  } catch (...) {
+    hooks_->ready = nullptr;
+    throw;
+  }
+  hooks_->ready = nullptr;
+  return value;
+}
+
+Workload::Evaluation TorchModel::evaluate(int rank, int size) {
+  const Threads threads(threads_);
+  const c10::InferenceMode no_gradients;
+  Evaluation result;
+  score({}, result);
+  std::vector<std::int64_t> examples;
+  const auto flush = [&]() {
+    if (!examples.empty()) score(examples, result);
+    examples.clear();
+  };
+  for (std::int64_t i = rank; i < held_out(); i += size) {
+    examples.push_back(i);
+    if (static_cast<std::int64_t>(examples.size()) == evaluation_batch()) flush();
+  }
+  flush();
+  return result;
+}
+
+// ---- text
+
+TextModel::TextModel(const Config& config, Options& options, const char* tokenizer)
+    : TorchModel(config.seed, options.integer("threads", 1, 1, 1024)) {
+  context_ = options.integer("context", 64, 1, 1 << 16);
+  windows_ = options.integer("eval_windows", 64, 1, 1 << 20);
+  Options data(config, "data", config.data);
+  const std::string source = data.word("source", "kjv");
+  const std::string asked = data.word("tokenizer", tokenizer, {"byte", "char"});
+  data.done();
+  tokens_ = open_tokens(source);
+  vocab_ = tokens_.vocab;
+  for (const auto& [part, text] :
+       {std::pair{"training", &tokens_.train}, {"validation", &tokens_.val}}) {
+    if (static_cast<std::int64_t>(text->size()) <= context_) {
+      options.refuse("context",
+                     std::to_string(context_) + " tokens and the next one do not fit into the " +
+                         std::to_string(text->size()) + " of the " + part + " part of " + source);
+    }
+  }
+  if (asked == "char") {
+    // Codes of the distinct bytes, in their order.
+    bool seen[256] = {};
+    for (const auto* text : {&tokens_.train, &tokens_.val}) {
+      for (const std::uint8_t b : *text) seen[b] = true;
+    }
+    std::uint8_t code[256] = {};
+    vocab_ = 0;
+    for (int b = 0; b < 256; ++b) {
+      if (seen[b]) code[b] = static_cast<std::uint8_t>(vocab_++);
+    }
+    for (auto* text : {&tokens_.train, &tokens_.val}) {
+      for (std::uint8_t& b : *text) b = code[b];
+    }
+  }
+}
+
+at::Tensor TextModel::windows(const std::vector<std::uint8_t>& text,
+                              const std::vector<std::int64_t>& starts) const {
+  at::Tensor out = at::empty({static_cast<std::int64_t>(starts.size()), context_ + 1}, at::kLong);
+  std::int64_t* to = out.data_ptr<std::int64_t>();
+  for (const std::int64_t start : starts) {
+    for (std::int64_t i = 0; i <= context_; ++i) *to++ = text[static_cast<std::size_t>(start + i)];
+  }
+  return out;
+}
+
+at::Tensor TextModel::loss(const Slice& slice) {
+  const Draws draws(seed(), Purpose::units, {slice.step});
+  const auto choices = static_cast<std::int64_t>(tokens_.train.size()) - context_;
+  std::vector<std::int64_t> starts;
+  for (std::int64_t u = slice.first; u < slice.first + slice.count; ++u) {
+    starts.push_back(draws.below(u, choices));
+  }
+  const at::Tensor w = windows(tokens_.train, starts);
+  return at::cross_entropy_loss(logits(w.slice(1, 0, context_)),
+                                w.slice(1, 1, context_ + 1).reshape({-1}));
+}
+
+void TextModel::score(const std::vector<std::int64_t>& examples, Evaluation& into) {
+  double& sum = into.sums["val_loss"];
+  if (examples.empty()) return;
+  const auto last = static_cast<std::int64_t>(tokens_.val.size()) - context_ - 1;
+  std::vector<std::int64_t> starts;
+  for (const std::int64_t i : examples) {
+    starts.push_back(windows_ > 1 ? last * i / (windows_ - 1) : last / 2);
+  }
+  const at::Tensor w = windows(tokens_.val, starts);
+  const at::Tensor losses =
+      at::cross_entropy_loss(logits(w.slice(1, 0, context_)),
+                             w.slice(1, 1, context_ + 1).reshape({-1}), {}, at::Reduction::None);
+  sum += losses.sum(at::kDouble).item<double>() / static_cast<double>(context_);
+  into.count += static_cast<double>(examples.size());
+}
+
+// ---- images
+
+ImageModel::ImageModel(const Config& config, Options& options)
+    : TorchModel(config.seed, options.integer("threads", 1, 1, 1024)) {
+  const std::int64_t most = options.integer("eval_count", 0, 0);
+  Options data(config, "data", config.data);
+  const std::string source = data.word("source", "fashion-mnist");
+  data.done();
+  images_ = open_images(source);
+  eval_count_ = most > 0 ? std::min(most, images_.val.count()) : images_.val.count();
+  double sum = 0, squares = 0;
+  for (const std::uint8_t p : images_.train.pixels) {
+    sum += p;
+    squares += static_cast<double>(p) * p;
+  }
+  const auto n = static_cast<double>(images_.train.pixels.size());
+  mean_ = static_cast<float>(sum / n);
+  const double variance = squares / n - sum / n * (sum / n);
+  deviation_ = variance > 0 ? static_cast<float>(std::sqrt(variance)) : 1.0F;
+}
+
+std::pair<at::Tensor, at::Tensor> ImageModel::batch(
+    const Images::Part& part, const std::vector<std::int64_t>& examples) const {
+  const auto count = static_cast<std::int64_t>(examples.size());
+  const std::int64_t size = images_.height * images_.width;
+  at::Tensor x = at::empty({count, 1, images_.height, images_.width}, at::kFloat);
+  at::Tensor y = at::empty({count}, at::kLong);
+  float* to = x.data_ptr<float>();
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t example = examples[static_cast<std::size_t>(i)];
+    const std::uint8_t* from = part.pixels.data() + example * size;
+    for (std::int64_t p = 0; p < size; ++p) {
+      *to++ = (static_cast<float>(from[p]) - mean_) / deviation_;
+    }
+    y.data_ptr<std::int64_t>()[i] = part.labels[static_cast<std::size_t>(example)];
+  }
+  return {x, y};
+}
+
+at::Tensor ImageModel::loss(const Slice& slice) {
+  const Draws draws(seed(), Purpose::units, {slice.step});
+  std::vector<std::int64_t> examples;
+  for (std::int64_t u = slice.first; u < slice.first + slice.count; ++u) {
+    examples.push_back(draws.below(u, images_.train.count()));
+  }
+  const auto [x, y] = batch(images_.train, examples);
+  return at::cross_entropy_loss(logits(x), y);
+}
+
+void ImageModel::score(const std::vector<std::int64_t>& examples, Evaluation& into) {
+  double& loss = into.sums["val_loss"];
+  double& right = into.sums["val_accuracy"];
+  if (examples.empty()) return;
+  const auto [x, y] = batch(images_.val, examples);
+  const at::Tensor z = logits(x);
+  loss += at::cross_entropy_loss(z, y, {}, at::Reduction::None).sum(at::kDouble).item<double>();
+  right += at::eq(z.argmax(1), y).sum().item<double>();
+  into.count += static_cast<double>(examples.size());
+}
+
+}  // namespace orthrus::workloads

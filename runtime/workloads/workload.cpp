@@ -1,0 +1,51 @@
+#include "workload.hpp"
+
+#include <orthrus/error.hpp>
+
+#include "analytic.hpp"
+#include "torch_workloads.hpp"
+
+namespace orthrus::workloads {
+namespace {
+
+struct Row {
+  const char *name, *doc;
+  bool needs_torch;
+  std::unique_ptr<Workload> (*open)(const Config&);
+};
+
+constexpr Row rows[] = {
+    {"gpt", "decoder-only transformer on bytes", true, open_gpt},
+    {"residual_mlp_lm", "next character by a residual MLP without attention", true,
+     open_residual_mlp_lm},
+    {"mlp", "fully connected image classifier", true, open_mlp},
+    {"convnet", "convolutional image classifier", true, open_convnet},
+    {"matrix_sensing", "a low-rank matrix from few linear measurements", false,
+     open_matrix_sensing},
+    {"noisy_quadratic", "a quadratic with Kronecker curvature and noisy gradients", false,
+     open_noisy_quadratic},
+};
+
+}  // namespace
+
+std::unique_ptr<Workload> open_workload(const Config& config) {
+  std::string known;
+  for (const Row& row : rows) {
+    if (config.workload == row.name) return row.open(config);
+    known += (known.empty() ? "" : ", ") + std::string(row.name);
+  }
+  throw ConfigError(
+      (config.source.empty() ? "" : config.source + ": ") + "workload.name: " +
+      (config.workload.empty() ? "missing" : "'" + config.workload + "' is not known") +
+      "; known: " + known);
+}
+
+std::vector<WorkloadRow> workload_table() {
+  std::vector<WorkloadRow> table;
+  for (const Row& row : rows) {
+    table.push_back({row.name, row.doc, !row.needs_torch || torch_available()});
+  }
+  return table;
+}
+
+}  // namespace orthrus::workloads

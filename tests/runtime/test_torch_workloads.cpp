@@ -1,0 +1,255 @@
+// Workloads that libtorch differentiates keep the contract of workloads/workload.hpp.
+#include <algorithm>
+#include <thread>
+
+#include "runtime/workload_checks.hpp"
+#include "runtime/workloads/data.hpp"
+
+namespace orthrus {
+namespace {
+
+namespace fs = std::filesystem;
+using test::message_of;
+
+/// Small models on data that the test makes.
+class TorchWorkloads : public testing::Test {
+ protected:
+  void SetUp() override {
+    for (const workloads::WorkloadRow& row : workloads::workload_table()) {
+      if (row.name == "gpt" && !row.available) GTEST_SKIP() << "this build has no libtorch";
+    }
+  }
+
+  /// A text in which each letter allows two next ones.
+  std::string text_directory() {
+    std::string text = "a";
+    std::uint32_t state = 1;
+    while (text.size() < 4000) {
+      state = state * 1664525U + 1013904223U;
+      text +=
+          static_cast<char>('a' + (3 * (text.back() - 'a') + static_cast<int>(state >> 31)) % 11);
+    }
+    test::write_file(files_.path() / "text", text);
+    const std::string source = (files_.path() / "text").string();
+    workloads::prepare_data({&source, 1}, files_.path() / "letters");
+    return (files_.path() / "letters").string();
+  }
+
+  /// 12×12 images of 4 classes: a bright quarter in noise.
+  std::string image_directory() {
+    const fs::path at = files_.path() / "quarters";
+    if (!fs::exists(at)) {
+      // The format by hand: what a user's own tool would write.
+      fs::create_directory(at);
+      std::string manifest =
+          R"({"format": "orthrus-data", "version": 1, "kind": "images", "dtype": "u8",)"
+          R"( "shape": [12, 12], "classes": 4, "source": {"name": "test"}, "files": [)";
+      std::uint32_t state = 1;
+      const char* comma = "";
+      for (const char* split : {"train", "val"}) {
+        std::string images, labels;
+        for (int i = 0; i < 40; ++i) {
+          const int label = i % 4;
+          labels += static_cast<char>(label);
+          for (int p = 0; p < 144; ++p) {
+            state = state * 1664525U + 1013904223U;
+            const bool bright =
+                (p / 12 >= 6) == (label / 2 == 1) && (p % 12 >= 6) == (label % 2 == 1);
+            images += static_cast<char>((state >> 24) / 2 + (bright ? 100 : 0));
+          }
+        }
+        for (const auto& [what, bytes] : {std::pair{"images", images}, {"labels", labels}}) {
+          const std::string file = std::string(split) + "-" + what + ".bin";
+          test::write_file(at / file, bytes);
+          manifest += std::string(comma) + R"({"file": ")" + file + R"(", "split": ")" + split +
+                      R"(", "what": ")" + what + R"(", "bytes": )" + std::to_string(bytes.size()) +
+                      R"(, "sha256": ")" + sha256_of(at / file) + R"("})";
+          comma = ", ";
+        }
+      }
+      test::write_file(at / "manifest.json", manifest + "]}");
+    }
+    return at.string();
+  }
+
+  static std::string sha256_of(const fs::path& file) {
+    FILE* out = ::popen(("sha256sum " + file.string()).c_str(), "r");
+    char text[65] = {};
+    if (out == nullptr || std::fread(text, 1, 64, out) != 64) throw std::runtime_error("sha256sum");
+    ::pclose(out);
+    return text;
+  }
+
+  Config config(const std::string& name, std::map<std::string, Value> values) {
+    Config c;
+    c.workload = name;
+    c.workload_values = std::move(values);
+    c.seed = 11;
+    const bool image = name == "mlp" || name == "convnet";
+    c.data["source"] = image ? image_directory() : text_directory();
+    return c;
+  }
+  Config gpt() {
+    return config("gpt", {{"layers", 2.0},
+                          {"heads", 2.0},
+                          {"width", 16.0},
+                          {"context", 12.0},
+                          {"eval_windows", 20.0}});
+  }
+  Config residual() {
+    return config("residual_mlp_lm", {{"layers", 2.0},
+                                      {"width", 16.0},
+                                      {"hidden", 40.0},
+                                      {"context", 12.0},
+                                      {"eval_windows", 20.0}});
+  }
+  Config mlp() { return config("mlp", {{"hidden", 24.0}, {"depth", 2.0}}); }
+  Config convnet() { return config("convnet", {{"channels", 4.0}}); }
+
+  /// f32: sums of about a hundred terms in another order, through a few layers.
+  static void expect_contract(const Config& c) {
+    const auto open = [&] {
+      auto w = workloads::open_workload(c);
+      test::disturb(*w, 0.1F);
+      return w;
+    };
+    const auto w = open();
+    test::expect_contract(*w, open, 2e-5);
+  }
+  /// An f32 loss of about 3 is rounded by 2e-7; a difference quotient of width 2·5e-3 sees 4e-5 of
+  /// that.
+  static void expect_slope(const Config& c) {
+    const auto w = workloads::open_workload(c);
+    test::disturb(*w, 0.2F);
+    test::expect_slope(*w, {1, 0, 6}, 5e-3F, 2e-4);
+  }
+  /// Plain gradient descent with momentum. @return the last loss over the held-out data.
+  static double train(workloads::Workload& w, int steps, std::int64_t batch, float lr) {
+    const std::vector<Parameter> list = w.parameters();
+    std::vector<std::vector<float>> momentum(list.size());
+    for (int step = 1; step <= steps; ++step) {
+      test::run(w, {step, 0, batch});
+      for (std::size_t id = 0; id < list.size(); ++id) {
+        momentum[id].resize(test::elements(list[id]));
+        for (std::size_t i = 0; i < momentum[id].size(); ++i) {
+          momentum[id][i] = 0.9F * momentum[id][i] + test::gradient(list[id])[i];
+          test::weights(list[id])[i] -= lr * momentum[id][i];
+        }
+      }
+    }
+    const auto e = w.evaluate(0, 1);
+    return e.sums.at("val_loss") / e.count;
+  }
+
+  test::TemporaryDirectory files_;
+};
+
+TEST_F(TorchWorkloads, GptKeepsTheContract) { expect_contract(gpt()); }
+TEST_F(TorchWorkloads, GptGradientIsTheSlopeOfTheLoss) { expect_slope(gpt()); }
+TEST_F(TorchWorkloads, ResidualMlpKeepsTheContract) { expect_contract(residual()); }
+TEST_F(TorchWorkloads, ResidualMlpGradientIsTheSlopeOfTheLoss) { expect_slope(residual()); }
+TEST_F(TorchWorkloads, MlpKeepsTheContract) { expect_contract(mlp()); }
+TEST_F(TorchWorkloads, MlpGradientIsTheSlopeOfTheLoss) { expect_slope(mlp()); }
+TEST_F(TorchWorkloads, ConvnetKeepsTheContract) { expect_contract(convnet()); }
+TEST_F(TorchWorkloads, ConvnetGradientIsTheSlopeOfTheLoss) { expect_slope(convnet()); }
+
+TEST_F(TorchWorkloads, GptStartsUniformAndLearns) {
+  const auto w = workloads::open_workload(gpt());
+  const auto start = w->evaluate(0, 1);
+  EXPECT_EQ(start.count, 20);
+  EXPECT_NEAR(start.sums.at("val_loss") / 20, std::log(256.0), 0.05);
+  // The floor is ln 2 = 0.69; letter frequencies alone leave ln 11 = 2.40.
+  EXPECT_LT(train(*w, 200, 16, 0.1F), 1.5);
+}
+
+TEST_F(TorchWorkloads, GptSeesNoLaterToken) {
+  // If later tokens leaked in, the loss would fall below the entropy of the text, ln 2.
+  const auto w = workloads::open_workload(gpt());
+  EXPECT_GT(train(*w, 400, 16, 0.1F), 0.6);
+}
+
+TEST_F(TorchWorkloads, GptDescribesItsMatrices) {
+  const auto w = workloads::open_workload(gpt());
+  const std::vector<Parameter> list = w->parameters();
+  const auto qkv = std::find_if(list.begin(), list.end(), [](const Parameter& p) {
+    return p.name == "layers.1.attn.qkv.weight";
+  });
+  ASSERT_NE(qkv, list.end());
+  EXPECT_EQ(qkv->shape, (std::vector<Index>{48, 16}));
+  EXPECT_EQ(qkv->views,
+            (std::vector<LogicalMatrix>{{0, 16, 0, 16}, {16, 16, 0, 16}, {32, 16, 0, 16}}));
+  EXPECT_EQ(w->items_per_unit(), 12);
+}
+
+TEST_F(TorchWorkloads, ResidualMlpStartsOrthogonalOnTheLettersOfTheText) {
+  const auto w = workloads::open_workload(residual());
+  const std::vector<Parameter> list = w->parameters();
+  EXPECT_EQ(list[0].shape, (std::vector<Index>{11, 16}));  // embed: 11 letters
+  const Parameter& fc1 = list[2];
+  ASSERT_EQ(fc1.name, "layers.0.mlp.fc1.weight");
+  ASSERT_EQ(fc1.shape, (std::vector<Index>{40, 16}));
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) {
+      double dot = 0;
+      for (int k = 0; k < 40; ++k) {
+        dot += static_cast<double>(test::weights(fc1)[k * 16 + i]) * test::weights(fc1)[k * 16 + j];
+      }
+      EXPECT_NEAR(dot, i == j ? 1 : 0, 1e-6);  // f32 storage
+    }
+  }
+  EXPECT_LT(train(*w, 100, 16, 0.1F), 1.5);
+}
+
+TEST_F(TorchWorkloads, ImageModelsLearnTheQuarters) {
+  for (const Config& c : {mlp(), convnet()}) {
+    const auto w = workloads::open_workload(c);
+    train(*w, 40, 16, 0.02F);
+    const auto e = w->evaluate(0, 1);
+    EXPECT_EQ(e.count, 40);
+    EXPECT_GE(e.sums.at("val_accuracy") / e.count, 0.9) << c.workload;
+  }
+}
+
+TEST_F(TorchWorkloads, AnotherThreadComputesTheSameBits) {
+  const auto w = workloads::open_workload(gpt());
+  const double here = test::run(*w, {2, 0, 8});
+  const test::Buffers expected = test::gradients(*w);
+  double there = 0;
+  std::thread([&] { there = test::run(*w, {2, 0, 8}); }).join();
+  EXPECT_EQ(there, here);
+  EXPECT_EQ(test::gradients(*w), expected);
+}
+
+TEST_F(TorchWorkloads, SeedsDifferAndErrorsInReadyArrive) {
+  Config c = gpt();
+  const auto first = workloads::open_workload(c);
+  c.seed = 12;
+  const auto second = workloads::open_workload(c);
+  EXPECT_NE(test::run(*first, {1, 0, 2}), test::run(*second, {1, 0, 2}));
+  EXPECT_THROW(first->gradient({1, 0, 2}, [](int) { throw NumericError("stop"); }), NumericError);
+  EXPECT_TRUE(std::isfinite(test::run(*first, {1, 0, 2})));  // and it goes on
+}
+
+TEST_F(TorchWorkloads, RefuseWhatDoesNotFit) {
+  const auto text = [](const Config& c) {
+    return message_of<ConfigError>([&] { (void)workloads::open_workload(c); }, ExitCode::config);
+  };
+  Config c = gpt();
+  c.workload_values["heads"] = 3.0;
+  EXPECT_NE(text(c).find("workload.heads"), std::string::npos);
+  c = gpt();
+  c.workload_values["context"] = 400.0;  // the validation part has 400 bytes
+  EXPECT_NE(text(c).find("workload.context"), std::string::npos);
+  c = gpt();
+  c.workload_values["depth"] = 3.0;
+  EXPECT_NE(text(c).find("known: context, eval_windows, heads"), std::string::npos);
+  c = gpt();
+  c.data["tokenizer"] = std::string("bpe");
+  EXPECT_NE(text(c).find("data.tokenizer"), std::string::npos);
+  c = gpt();
+  c.data["source"] = image_directory();
+  EXPECT_NE(text(c).find("holds images"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace orthrus
