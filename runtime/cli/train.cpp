@@ -1,0 +1,764 @@
+// orthrus train: data-parallel training of a bundled workload, written on the public API.
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <exception>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <orthrus/config.hpp>
+#include <orthrus/error.hpp>
+#include <orthrus/sharded_optimizer.hpp>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "optim/rule.hpp"
+#include "runtime/agree.hpp"
+#include "runtime/cli/command.hpp"
+#include "runtime/cli/progress.hpp"
+#include "runtime/cli/run_directory.hpp"
+#include "runtime/cli/shared_config.hpp"
+#include "runtime/report.hpp"
+#include "runtime/safetensors.hpp"
+#include "runtime/tree.hpp"
+#include "runtime/workloads/workload.hpp"
+
+namespace orthrus::cli {
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string config;
+  std::string run_dir;
+  std::optional<std::int64_t> steps;
+  std::vector<std::string> set;
+  std::string progress = "auto";
+  bool resume = false;
+  bool print_config = false;
+};
+
+double ms_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+std::string dump(const json& value, int indent = -1) {
+  return value.dump(indent, ' ', false, json::error_handler_t::replace);
+}
+
+// ---- signals ------------------------------------------------------------------------------------
+
+std::atomic<int> stop_requested{0};  // the signal's number
+std::atomic<int> save_requested{0};
+static_assert(std::atomic<int>::is_always_lock_free);
+
+void on_signal(int signal) {
+  if (signal == SIGUSR2) {
+    save_requested = 1;
+  } else {
+    stop_requested = signal;
+  }
+}
+
+/// SIGUSR1 and SIGTERM: save and leave with 75. SIGUSR2: save and go on. All between two steps.
+class SignalScope {
+ public:
+  SignalScope() {
+    stop_requested = 0;
+    save_requested = 0;
+    struct sigaction action = {};
+    action.sa_handler = on_signal;
+    // MPI and libraries do not expect EINTR.
+    action.sa_flags = SA_RESTART;
+    for (std::size_t i = 0; i < signals.size(); ++i) sigaction(signals[i], &action, &before_[i]);
+  }
+  ~SignalScope() {
+    for (std::size_t i = 0; i < signals.size(); ++i) sigaction(signals[i], &before_[i], nullptr);
+  }
+  SignalScope(const SignalScope&) = delete;
+  SignalScope& operator=(const SignalScope&) = delete;
+
+ private:
+  static constexpr std::array signals{SIGUSR1, SIGTERM, SIGUSR2};
+  std::array<struct sigaction, signals.size()> before_{};
+};
+
+// ---- who computes what --------------------------------------------------------------------------
+
+/// The parts of a step's batch that this rank computes, each one call of the workload.
+struct Deal {
+  struct Part {
+    std::int64_t first, count;
+  };
+  std::vector<Part> parts;
+  std::int64_t all_parts = 0;  ///< of all ranks
+};
+
+/// Leaf v of V, or micro-batch k of rank r, is the contiguous run of units that its place in the
+/// order of ranks says. @throws ConfigError  the batch cannot be divided so.
+Deal divide(const Config& config, int rank, int ranks) {
+  const std::int64_t batch = config.train.batch;
+  const auto where = [&](const char* key) {
+    return (config.source.empty() ? "" : config.source + ": ") + std::string(key) + ": ";
+  };
+  Deal deal;
+  if (config.virtual_shards > 0) {
+    const std::int64_t leaves = config.virtual_shards;
+    if (ranks > leaves) {
+      throw ConfigError(
+          where("reproducible.virtual_shards") +
+          fmt::format("{} ranks, but only {} virtual shards to deal; start at most {} ranks", ranks,
+                      leaves, leaves));
+    }
+    if (batch % leaves != 0) {
+      throw ConfigError(
+          where("train.batch") +
+          fmt::format("{} is not divisible by reproducible.virtual_shards = {}", batch, leaves));
+    }
+    const std::int64_t units = batch / leaves;
+    const runtime::Leaves run = runtime::leaf_run(leaves, ranks, rank);
+    for (std::int64_t leaf = run.begin; leaf < run.end; ++leaf)
+      deal.parts.push_back({leaf * units, units});
+    deal.all_parts = leaves;
+    return deal;
+  }
+  const std::int64_t micro_batches = std::max<std::int64_t>(config.train.micro_batches, 1);
+  const std::int64_t parts = ranks * micro_batches;
+  if (batch % parts != 0) {
+    throw ConfigError(where("train.batch") +
+                      fmt::format("{} is not divisible by {} ranks x {} micro-batches = {}", batch,
+                                  ranks, micro_batches, parts));
+  }
+  const std::int64_t units = batch / parts;
+  for (std::int64_t k = 0; k < micro_batches; ++k) {
+    deal.parts.push_back({(rank * micro_batches + k) * units, units});
+  }
+  deal.all_parts = parts;
+  return deal;
+}
+
+/// The number of parts of each rank.
+std::vector<Index> parts_per_rank(const Config& config, int ranks) {
+  std::vector<Index> out;
+  for (int r = 0; r < ranks; ++r)
+    out.push_back(static_cast<Index>(divide(config, r, ranks).parts.size()));
+  return out;
+}
+
+// ---- facts about a model ------------------------------------------------------------------------
+
+std::int64_t elements_of(const Parameter& parameter) {
+  return std::accumulate(parameter.shape.begin(), parameter.shape.end(), std::int64_t{1},
+                         std::multiplies<>());
+}
+
+/// XXH3 over the names and values of all weights, in order: equal exactly when the weights are.
+std::string hash_weights(const std::vector<Parameter>& parameters) {
+  std::string digests;
+  std::vector<std::byte> packed;
+  for (const Parameter& p : parameters) {
+    const std::size_t item = bytes_of(p.dtype);
+    const auto count = static_cast<std::size_t>(elements_of(p));
+    const auto* const data = static_cast<const std::byte*>(p.weights);
+    std::string digest;
+    std::vector<Index> dense(p.shape.size(), 1);
+    for (std::size_t d = p.shape.size(); d-- > 1;) dense[d - 1] = dense[d] * p.shape[d];
+    if (p.strides.empty() || p.strides == dense) {
+      digest = runtime::xxh3_hex(data, count * item);
+    } else {
+      packed.resize(count * item);
+      std::vector<Index> at(p.shape.size(), 0);
+      for (std::size_t i = 0; i < count; ++i) {
+        const Index offset = std::inner_product(at.begin(), at.end(), p.strides.begin(), Index{0});
+        std::copy_n(data + static_cast<std::size_t>(offset) * item, item, packed.data() + i * item);
+        for (std::size_t d = at.size(); d-- > 0;) {
+          if (++at[d] < p.shape[d]) break;
+          at[d] = 0;
+        }
+      }
+      digest = runtime::xxh3_hex(packed.data(), packed.size());
+    }
+    digests += p.name + ' ' + digest + '\n';
+  }
+  return runtime::xxh3_hex(digests.data(), digests.size());
+}
+
+/// One line per group for people: what it does to how many parameters.
+json describe_groups(const Config& config, const std::vector<Parameter>& parameters) {
+  std::vector<std::int64_t> sizes(config.groups.size(), 0);
+  for (const Parameter& p : parameters) {
+    for (int g = matching_group(config, p.name); g >= 0;
+         g = matching_group(config, p.name, g + 1)) {
+      const optim::RuleRow* const rule =
+          optim::find_rule(config.groups[static_cast<std::size_t>(g)].rule.name);
+      if (rule != nullptr && rule->matrix && p.shape.size() < 2) continue;
+      sizes[static_cast<std::size_t>(g)] += elements_of(p);
+      break;
+    }
+  }
+  json out = json::array();
+  for (std::size_t g = 0; g < config.groups.size(); ++g) {
+    const GroupConfig& group = config.groups[g];
+    const optim::RuleRow* const rule = optim::find_rule(group.rule.name);
+    json row{{"match", group.match}, {"rule", group.rule.name}, {"parameters", sizes[g]}};
+    if (const auto lr = group.rule.values.find("lr"); lr != group.rule.values.end()) {
+      if (const double* const value = std::get_if<double>(&lr->second)) row["lr"] = *value;
+    }
+    if (rule != nullptr && rule->matrix) row["norm"] = group.lmo.norm;
+    row["weights"] = group.weights.format +
+                     (group.weights.residual == "none" ? "" : " + " + group.weights.residual);
+    row["schedule"] = group.schedule.kind;
+    out.push_back(std::move(row));
+  }
+  return out;
+}
+
+json to_json(const StepTimes& ms) {
+  return {{"reduce", ms.reduce}, {"control", ms.control}, {"update", ms.update}, {"lmo", ms.lmo},
+          {"gather", ms.gather}, {"copy", ms.copy},       {"total", ms.total}};
+}
+
+std::string replace_all(std::string text, const std::string& what, const std::string& by) {
+  for (std::size_t at = text.find(what); at != std::string::npos;
+       at = text.find(what, at + by.size())) {
+    text.replace(at, what.size(), by);
+  }
+  return text;
+}
+
+std::string utc(const char* format) {
+  return fmt::format(fmt::runtime(std::string("{:") + format + "}"),
+                     fmt::gmtime(std::time(nullptr)));
+}
+
+// ---- the run ------------------------------------------------------------------------------------
+
+/// What the ranks tell each other after a step, apart from the optimizer's messages so that its
+/// audit counts only its own.
+struct Shared {
+  double loss =
+      0;  ///< mean over all parts, added up in their order: the same on any number of ranks
+  bool stop = false, save = false, problem = false;
+  double bytes = 0, bytes_max = 0, messages = 0, exceptional = 0, matrices = 0;
+};
+
+class Trainer {
+ public:
+  Trainer(const Options& options, Context& context, Config config, Communicator world,
+          Communicator control)
+      : options_(options),
+        context_(context),
+        config_(std::move(config)),
+        rank_(world.rank()),
+        size_(world.size()),
+        control_(std::move(control)),
+        deal_(divide(config_, rank_, size_)),
+        parts_(parts_per_rank(config_, size_)) {
+    open_directory();
+    runtime::agree(control_, [&] { workload_ = workloads::open_workload(config_); });
+    parameters_ = workload_->parameters();
+    optimizer_.emplace(config_, std::move(world), parameters_);
+    if (options_.resume) resume();
+    open_files();
+  }
+
+  int run() {
+    announce();
+    const Clock::time_point start = Clock::now();
+    bool stop = false;
+    try {
+      while (!stop && optimizer_->steps() < config_.train.steps) stop = step();
+    } catch (const NumericError& error) {
+      // All ranks are here: the optimizer agrees on it.
+      if (rank_ == 0) leave_diagnosis(error.what(), start);
+      throw;
+    }
+    const bool finished = optimizer_->steps() >= config_.train.steps;
+    if (finished && !evaluated_) {
+      // Nothing was left to do: the figures of the loaded weights are still asked for.
+      evaluation_ = evaluate();
+    }
+    if (!finished || config_.train.save_every > 0) save();
+    finish(finished ? "finished" : "preempted", start);
+    return finished ? 0 : static_cast<int>(ExitCode::preempted);
+  }
+
+ private:
+  // ---- before the first step --------------------------------------------------------------------
+
+  void open_directory() {
+    std::string path;
+    runtime::agree(control_, [&] {
+      if (rank_ != 0) return;
+      std::filesystem::path directory = options_.run_dir;
+      if (directory.empty() && options_.resume) {
+        directory = newest_run("runs", config_.name);
+        if (directory.empty()) {
+          throw ConfigError("--resume: no directory runs/" + config_.name +
+                            "-* to continue; name one with --run-dir");
+        }
+      } else if (directory.empty()) {
+        directory = std::filesystem::path("runs") / (config_.name + "-" + utc("%Y%m%d-%H%M%S"));
+      }
+      directory_ = std::make_unique<RunDirectory>(directory, options_.resume);
+      if (const int removed = directory_->remove_half_written(); removed > 0) {
+        spdlog::warn("{}: removed {} half-written checkpoint{}", directory_->checkpoints().string(),
+                     removed, removed == 1 ? "" : "s");
+      }
+      path = directory.string();
+    });
+    control_.broadcast(path, 0);
+    run_path_ = path;
+  }
+
+  /// Loads the newest checkpoint that verifies.
+  void resume() {
+    std::string list;
+    if (rank_ == 0) {
+      for (const std::int64_t step : directory_->saved_steps()) list += std::to_string(step) + "\n";
+    }
+    control_.broadcast(list, 0);
+    std::vector<std::int64_t> steps;
+    for (std::size_t at = 0; at < list.size(); at = list.find('\n', at) + 1) {
+      steps.push_back(std::stoll(list.substr(at)));
+    }
+    std::string last_problem;
+    for (const std::int64_t step : steps) {
+      const std::string directory = (run_path_ / "checkpoints" / checkpoint_name(step)).string();
+      try {
+        const std::map<std::string, std::string> user = optimizer_->load(directory);
+        first_step_ = optimizer_->steps();
+        saved_step_ = first_step_;
+        warn_of_changes(user);
+        break;
+      } catch (const DataError& error) {
+        last_problem = error.what();
+        if (rank_ == 0) spdlog::warn("{}; trying an older checkpoint", last_problem);
+      }
+    }
+    if (!steps.empty() && saved_step_ < 0) {
+      throw DataError(fmt::format("{}: none of {} checkpoints can be loaded; the oldest: {}",
+                                  (run_path_ / "checkpoints").string(), steps.size(),
+                                  last_problem));
+    }
+    runtime::agree(control_, [&] {
+      if (rank_ == 0) directory_->set_aside_after(std::max<std::int64_t>(saved_step_, 0));
+    });
+  }
+
+  /// The examples of a step follow from these: other values continue with other data.
+  [[nodiscard]] std::map<std::string, std::string> user_values() const {
+    return {{"workload", config_.workload},
+            {"batch", std::to_string(config_.train.batch)},
+            {"seed", std::to_string(config_.seed)},
+            {"config_hash", config_hash(config_)}};
+  }
+
+  void warn_of_changes(const std::map<std::string, std::string>& user) const {
+    if (rank_ != 0) return;
+    for (const auto& [key, value] : user_values()) {
+      const auto before = user.find(key);
+      if (key == "config_hash" || before == user.end() || before->second == value) continue;
+      spdlog::warn(
+          "{} was {} when the checkpoint was written and is {} now: the data will not continue "
+          "where it stopped",
+          key, before->second, value);
+    }
+  }
+
+  void open_files() {
+    runtime::agree(control_, [&] {
+      if (rank_ == 0) {
+        directory_->write("config.resolved.yaml", to_yaml(config_));
+        directory_->open_metrics(first_step_);
+      }
+      if (!config_.telemetry.path.empty()) {
+        std::string path = replace_all(config_.telemetry.path, "{rank}", std::to_string(rank_));
+        path = replace_all(path, "{name}", config_.name);
+        telemetry_.open(replace_all(path, "{run}", run_path_.string()), options_.resume);
+      }
+    });
+  }
+
+  void announce() {
+    if (rank_ != 0) return;
+    progress_.emplace(progress_kind(options_.progress), context_.json ? stderr : stdout);
+    std::int64_t elements = 0;
+    for (const Parameter& p : parameters_) elements += elements_of(p);
+    const MemoryPlan memory = optimizer_->memory();
+    progress_->note(fmt::format(
+        "{} | {} | {} rank{} | {} parameters in {} tensors | state {} on rank 0 | {}{}",
+        config_.name, config_.workload, size_, size_ == 1 ? "" : "s", elements, parameters_.size(),
+        runtime::format_bytes(static_cast<double>(memory.state)), run_path_.string(),
+        first_step_ > 0 ? fmt::format(" | from step {}", first_step_) : std::string{}));
+    if (options_.resume && saved_step_ < 0)
+      progress_->note("no checkpoint yet: starting at the beginning");
+  }
+
+  // ---- a step -----------------------------------------------------------------------------------
+
+  /// @return whether the run was asked to stop.
+  bool step() {
+    const Clock::time_point begin = Clock::now();
+    const std::int64_t index = optimizer_->steps();
+    const auto ready = [this](int id) { optimizer_->gradient_ready(id); };
+    losses_.clear();
+    for (std::size_t k = 0; k < deal_.parts.size(); ++k) {
+      if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
+        optimizer_->micro_batch(static_cast<std::int64_t>(k));
+      }
+      losses_.push_back(
+          workload_->gradient({index, deal_.parts[k].first, deal_.parts[k].count}, ready));
+    }
+    const Clock::time_point computed = Clock::now();
+    const StepReport report = optimizer_->step();
+    const Shared shared = share(report);
+    const Clock::time_point end = Clock::now();
+    if (shared.problem) {
+      runtime::agree(control_, [this] {
+        if (problem_) std::rethrow_exception(problem_);
+      });
+    }
+    const bool last = report.step >= config_.train.steps;
+    evaluated_ =
+        last || (config_.train.eval_every > 0 && report.step % config_.train.eval_every == 0);
+    if (evaluated_) evaluation_ = evaluate();
+    record(report, shared, ms_between(begin, computed), ms_between(begin, end));
+    const bool due = config_.train.save_every > 0 && report.step % config_.train.save_every == 0;
+    if (due || shared.save) save();
+    return shared.stop;
+  }
+
+  Shared share(const StepReport& report) {
+    constexpr std::size_t facts = 7;
+    std::vector<double> mine{problem_ ? 1.0 : 0.0,
+                             stop_requested != 0 ? 1.0 : 0.0,
+                             save_requested.exchange(0) != 0 ? 1.0 : 0.0,
+                             static_cast<double>(report.bytes_sent),
+                             static_cast<double>(report.messages),
+                             static_cast<double>(report.exceptional_bytes),
+                             static_cast<double>(report.matrices)};
+    mine.insert(mine.end(), losses_.begin(), losses_.end());
+    std::vector<Index> counts = parts_;
+    for (Index& count : counts) count += facts;
+    std::vector<double> all(
+        static_cast<std::size_t>(std::accumulate(counts.begin(), counts.end(), Index{0})));
+    control_.all_gather(ConstSpan{mine.data(), static_cast<Index>(mine.size()), DType::f64}, counts,
+                        Span{all.data(), static_cast<Index>(all.size()), DType::f64});
+    Shared shared;
+    auto at = all.begin();
+    for (const Index count : counts) {
+      shared.problem = shared.problem || at[0] != 0;
+      shared.stop = shared.stop || at[1] != 0;
+      shared.save = shared.save || at[2] != 0;
+      shared.bytes += at[3];
+      shared.bytes_max = std::max(shared.bytes_max, at[3]);
+      shared.messages += at[4];
+      shared.exceptional += at[5];
+      shared.matrices += at[6];
+      shared.loss = std::accumulate(at + facts, at + count, shared.loss);
+      at += count;
+    }
+    shared.loss /= static_cast<double>(deal_.all_parts);
+    return shared;
+  }
+
+  /// Means over the held-out data of all ranks.
+  std::map<std::string, double> evaluate() {
+    const workloads::Workload::Evaluation mine = workload_->evaluate(rank_, size_);
+    std::vector<double> sums{mine.count};
+    for (const auto& [key, value] : mine.sums) sums.push_back(value);
+    control_.all_reduce(std::span<double>(sums));
+    std::map<std::string, double> means;
+    std::size_t i = 1;
+    for (const auto& [key, value] : mine.sums) means[key] = sums[i++] / sums[0];
+    return means;
+  }
+
+  /// Writes the step's lines. A failure is kept for the next agreement: the other ranks are ahead
+  /// already.
+  void record(const StepReport& report, const Shared& shared, double gradient_ms,
+              double step_ms) try {
+    const double items = static_cast<double>(config_.train.batch * workload_->items_per_unit());
+    if (rank_ == 0) {
+      json ms = to_json(report.ms);
+      ms["gradient"] = gradient_ms;
+      ms["step"] = step_ms;
+      json row{{"schema", 1},
+               {"step", report.step},
+               {"loss", shared.loss},
+               {"lr_multiplier", report.lr_multiplier},
+               {"ms", std::move(ms)},
+               {"bytes_sent", static_cast<std::int64_t>(shared.bytes)},
+               {"bytes_sent_max", static_cast<std::int64_t>(shared.bytes_max)},
+               {"messages", static_cast<std::int64_t>(shared.messages)},
+               {"exceptional_bytes", static_cast<std::int64_t>(shared.exceptional)},
+               {"matrices", static_cast<std::int64_t>(shared.matrices)},
+               {"update_rms", report.update_rms},
+               {"gradient_norm", report.gradient_norm},
+               {"skipped", report.skipped},
+               {"items_per_s", step_ms > 0 ? 1e3 * items / step_ms : 0}};
+      if (report.skipped) row["skip_reason"] = report.skip_reason;
+      if (evaluated_) {
+        for (const auto& [key, value] : evaluation_) row[key] = value;
+      }
+      directory_->metrics_line(dump(row));
+      matrices_ = static_cast<std::int64_t>(shared.matrices);
+      progress_->update({report.step, config_.train.steps, shared.loss, step_ms, report.ms,
+                         shared.bytes, report.update_rms, report.skipped});
+      if (evaluated_) {
+        std::string line = fmt::format("step {:5d}", report.step);
+        for (const auto& [key, value] : evaluation_)
+          line += fmt::format(" | {} {:.5g}", key, value);
+        progress_->note(line);
+      }
+    }
+    const std::int64_t every = std::max<std::int64_t>(config_.telemetry.every_steps, 1);
+    if (telemetry_.is_open() && report.step % every == 0) {
+      json row{{"schema", 1},
+               {"rank", rank_},
+               {"step", report.step},
+               {"loss", std::accumulate(losses_.begin(), losses_.end(), 0.0) /
+                            static_cast<double>(losses_.size())},
+               {"gradient_ms", gradient_ms},
+               {"step_ms", step_ms},
+               {"ms", to_json(report.ms)},
+               {"bytes_sent", report.bytes_sent},
+               {"messages", report.messages},
+               {"exceptional_bytes", report.exceptional_bytes},
+               {"matrices", report.matrices},
+               {"skipped", report.skipped}};
+      if (report.skipped) row["skip_reason"] = report.skip_reason;
+      telemetry_.line(dump(row));
+    }
+  } catch (...) {
+    problem_ = std::current_exception();
+  }
+
+  // ---- what stays -------------------------------------------------------------------------------
+
+  void save() {
+    const std::int64_t step = optimizer_->steps();
+    if (step == saved_step_) return;
+    const Clock::time_point begin = Clock::now();
+    optimizer_->save((run_path_ / "checkpoints" / checkpoint_name(step)).string(), user_values());
+    saved_step_ = step;
+    if (rank_ != 0) return;
+    progress_->note(fmt::format("step {:5d} | saved in {}", step,
+                                runtime::format_seconds(ms_between(begin, Clock::now()) / 1e3)));
+    if (const std::string problem = directory_->prune(config_.train.keep); !problem.empty())
+      spdlog::warn("{}", problem);
+  }
+
+  /// Everything rank 0 can say without asking others.
+  json summary(const char* status, Clock::time_point start) const {
+    json out = json::parse(runtime::metrics_summary(directory_->metrics()));
+    out["schema"] = 1;
+    out["version"] = ORTHRUS_VERSION;
+    out["status"] = status;
+    out["name"] = config_.name;
+    out["workload"] = config_.workload;
+    out["config"] = options_.config;
+    out["run_dir"] = run_path_.string();
+    out["started"] = started_;
+    out["ranks"] = size_;
+    out["zero_stage"] = config_.zero_stage;
+    out["batch"] = config_.train.batch;
+    if (config_.virtual_shards > 0) {
+      out["virtual_shards"] = config_.virtual_shards;
+    } else {
+      out["micro_batches"] = config_.train.micro_batches;
+    }
+    out["seed"] = config_.seed;
+    out["steps"] = optimizer_->steps();
+    out["first_step"] = first_step_;
+    out["seconds"] = std::chrono::duration<double>(Clock::now() - start).count();
+    for (const auto& [key, value] : evaluation_) out["final"][key] = value;
+    std::int64_t elements = 0;
+    for (const Parameter& p : parameters_) elements += elements_of(p);
+    out["parameters"] = elements;
+    out["tensors"] = parameters_.size();
+    if (matrices_ >= 0) out["matrices_per_step"] = matrices_;
+    out["groups"] = describe_groups(config_, parameters_);
+    out["plan_hash"] = optimizer_->plan_hash();
+    out["config_hash"] = config_hash(config_);
+    const json plan = json::parse(optimizer_->plan_json(), nullptr, /*allow_exceptions=*/false);
+    if (plan.is_object() && plan.contains("per_rank")) {
+      std::int64_t bytes = 0;
+      for (const json& rank : plan["per_rank"]) bytes += rank.value("bytes_sent", std::int64_t{0});
+      out["planned_bytes_per_step"] = bytes;
+    }
+    return out;
+  }
+
+  void write_summary(const json& summary) const {
+    directory_->write("summary.json", dump(summary, 2) + "\n");
+    directory_->write("report.html",
+                      runtime::run_report(dump(summary), directory_->metrics(), to_yaml(config_)));
+  }
+
+  /// Collective.
+  void finish(const char* status, Clock::time_point start) {
+    const MemoryPlan m = optimizer_->memory();
+    const std::string hash = hash_weights(parameters_);
+    const json mine{{"rank", rank_},    {"weights", m.weights}, {"gradients", m.gradients},
+                    {"state", m.state}, {"work", m.work},       {"total", m.total()},
+                    {"hash", hash}};
+    const std::vector<std::string> all = control_.all_gather_strings(mine.dump());
+    json memory = json::array();
+    std::int64_t state_max = 0;
+    std::string stray;
+    for (const std::string& text : all) {
+      json row = json::parse(text);
+      if (row["hash"] != hash && stray.empty())
+        stray = fmt::format("rank {} has other weights than rank {}: {} and {}",
+                            row["rank"].get<int>(), rank_, row["hash"].get<std::string>(), hash);
+      state_max = std::max(state_max, row["state"].get<std::int64_t>());
+      row.erase("hash");
+      memory.push_back(std::move(row));
+    }
+    runtime::agree(control_, [&] {
+      if (rank_ == 0) {
+        json out = summary(status, start);
+        out["memory"] = std::move(memory);
+        out["state_bytes_max"] = state_max;
+        out["weights_hash"] = hash;
+        write_summary(out);
+        say_goodbye(out);
+      }
+      if (problem_) std::rethrow_exception(problem_);
+    });
+    // Replicas are promised to be equal bit by bit.
+    runtime::agree(control_, [&] {
+      if (rank_ == 0 && !stray.empty()) throw Error(stray, ExitCode::internal);
+    });
+  }
+
+  void say_goodbye(const json& out) {
+    std::string line =
+        fmt::format("{} | {} steps", out["status"].get<std::string>(), optimizer_->steps());
+    for (const auto& [key, value] : out["final"].items()) {
+      if (value.is_number()) line += fmt::format(" | {} {:.5g}", key, value.get<double>());
+    }
+    line += fmt::format(" | {} | {}", runtime::format_seconds(out["seconds"].get<double>()),
+                        (run_path_ / "report.html").string());
+    progress_->note(line);
+    progress_.reset();
+    if (context_.json) std::puts(dump(out, 2).c_str());
+  }
+
+  /// What a person needs after a numerical stop; nothing here may hide the error itself.
+  void leave_diagnosis(const std::string& error, Clock::time_point start) try {
+    json out = summary("stopped", start);
+    out["error"] = error;
+    const MemoryPlan m = optimizer_->memory();
+    out["state_bytes_max"] = m.state;
+    write_summary(out);
+    json last = json::array();
+    const std::string metrics = directory_->metrics();
+    std::size_t from = metrics.size();
+    for (int lines = 0; from > 0 && lines < 20; ++lines) {
+      from = from >= 2 ? metrics.rfind('\n', from - 2) : std::string::npos;
+      from = from == std::string::npos ? 0 : from + 1;
+    }
+    for (std::size_t at = from; at < metrics.size();) {
+      const std::size_t end = std::min(metrics.find('\n', at), metrics.size());
+      last.push_back(
+          json::parse(metrics.substr(at, end - at), nullptr, /*allow_exceptions=*/false));
+      at = end + 1;
+    }
+    directory_->write(
+        "diagnosis.json",
+        dump({{"schema", 1},
+              {"step", optimizer_->steps()},
+              {"error", error},
+              {"last_saved_step", saved_step_ >= 0 ? json(saved_step_) : json(nullptr)},
+              {"config_hash", config_hash(config_)},
+              {"last_steps", std::move(last)}},
+             2) +
+            "\n");
+  } catch (const std::exception& failure) {
+    spdlog::warn("no diagnosis was written: {}", failure.what());
+  }
+
+  const Options& options_;
+  Context& context_;
+  const Config config_;
+  const int rank_, size_;
+  Communicator control_;
+  const Deal deal_;
+  const std::vector<Index> parts_;
+  const std::string started_ = utc("%Y-%m-%dT%H:%M:%SZ");
+
+  std::filesystem::path run_path_;
+  std::unique_ptr<RunDirectory> directory_;  // on rank 0
+  LineFile telemetry_;
+  std::optional<Progress> progress_;  // on rank 0
+
+  std::unique_ptr<workloads::Workload> workload_;
+  std::vector<Parameter> parameters_;
+  std::optional<ShardedOptimizer> optimizer_;
+
+  std::int64_t first_step_ = 0;
+  std::int64_t saved_step_ = -1;
+  std::int64_t matrices_ = -1;
+  bool evaluated_ = false;
+  std::map<std::string, double> evaluation_;
+  std::vector<double> losses_;
+  std::exception_ptr problem_;
+};
+
+int train(const Options& options, Context& context) {
+  const SignalScope signals;
+  Communicator world = context.world(60);
+  std::vector<std::string> overrides = options.set;
+  if (options.steps) overrides.push_back(fmt::format("train.steps={}", *options.steps));
+  const Config config = shared_config(options.config, overrides, world);
+  if (options.print_config) {
+    if (world.rank() == 0) std::fputs(to_yaml(config).c_str(), stdout);
+    return 0;
+  }
+  if (config.comm.timeout_s > 0) world.set_timeout(config.comm.timeout_s);
+  Communicator control = world.duplicate("train");
+  Trainer trainer{options, context, config, std::move(world), std::move(control)};
+  try {
+    return trainer.run();
+  } catch (...) {
+    context.settle_error();
+    throw;
+  }
+}
+
+}  // namespace
+
+Run add_train(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("CONFIG", options->config, "Configuration (YAML)")->required();
+  app.add_option("--run-dir", options->run_dir, "Where results go; default runs/<name>-<time>");
+  app.add_option("--steps", options->steps, "Instead of train.steps");
+  app.add_option("--set", options->set,
+                 "key.path=value, after file and environment; may be repeated");
+  app.add_flag("--resume", options->resume, "Continue from the newest checkpoint that verifies");
+  app.add_option("--progress", options->progress, "auto, bar, lines or off")
+      ->check(CLI::IsMember({"auto", "bar", "lines", "off"}));
+  app.add_flag("--print-config", options->print_config)->group("");
+  return [options](Context& context) { return train(*options, context); };
+}
+
+}  // namespace orthrus::cli
