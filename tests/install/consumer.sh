@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs into a fresh prefix and builds runtime/examples/cpp_trainer against it, twice; runs both on two
+# ranks. Every promised header must compile alone.
+# consumer.sh CMAKE BUILD_DIR SOURCE_DIR LIBDIR CXX MPIRUN...
+set -euo pipefail
+cmake=$1 build=$2 source=$3 libdir=$4 cxx=$5
+shift 5
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+prefix=$work/prefix
+read -ra flags <<< "${CXXFLAGS:-}"
+
+"$cmake" --install "$build" --prefix "$prefix" > "$work/install.log"
+cp -r "$source/runtime/examples/cpp_trainer" "$work/trainer"
+
+echo "== promised headers, each alone"
+export PKG_CONFIG_PATH=$prefix/$libdir/pkgconfig
+read -ra cflags <<< "$(pkg-config --cflags orthrus)"
+for header in "$prefix"/include/orthrus/*.hpp; do
+  name=${header##*/}
+  echo "#include <orthrus/$name>" > "$work/alone.cpp"
+  paths=("-I$prefix/include")
+  if [[ $name == mpi.hpp ]]; then paths+=("${cflags[@]/#-I/-isystem}"); fi
+  "$cxx" -std=c++20 -fsyntax-only -Wall -Wextra -Werror "${paths[@]}" "$work/alone.cpp"
+done
+
+echo "== find_package(Orthrus CONFIG)"
+"$cmake" -S "$work/trainer" -B "$work/trainer/build" -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_PREFIX_PATH="$prefix" > "$work/configure.log"
+"$cmake" --build "$work/trainer/build" > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+"$@" -np 2 "$work/trainer/build/cpp_trainer" "$work/trainer/muon.yaml"
+
+echo "== pkg-config"
+read -ra libs <<< "$(pkg-config --libs --static orthrus)"
+"$cxx" -std=c++20 -O2 "${flags[@]}" "${cflags[@]}" "$work/trainer/main.cpp" "${libs[@]}" -o "$work/by_hand"
+"$@" -np 2 "$work/by_hand" "$work/trainer/muon.yaml"
