@@ -1,22 +1,21 @@
 #pragma once
 /// @file
-/// Workload: a trainer in the sense of the public API — a model with parameters, a loss and data. It
-/// includes installed headers only, knows its rank's share of a batch, and nothing of sharding.
+/// Workload: a trainer in the sense of the public API — a model with parameters, a loss and data.
+/// It includes installed headers only, knows its rank's share of a batch, and nothing of sharding.
 
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
+#include <orthrus/config.hpp>
+#include <orthrus/sharded_optimizer.hpp>
 #include <string>
 #include <vector>
 
-#include <orthrus/config.hpp>
-#include <orthrus/sharded_optimizer.hpp>
-
 namespace orthrus::workloads {
 
-/// Which examples: `count` units from unit `first` of step `step`'s batch (units are independent: sequences,
-/// images). The same (step, unit) is the same example on any number of ranks.
+/// Which examples: `count` units from unit `first` of step `step`'s batch (units are independent:
+/// sequences, images). The same (step, unit) is the same example on any number of ranks.
 struct Slice {
   std::int64_t step = 0, first = 0, count = 0;
 };
@@ -26,12 +25,13 @@ class Workload {
   virtual ~Workload() = default;
   /// Names, shapes, buffers. Initial weights depend on config.seed alone.
   [[nodiscard]] virtual std::vector<Parameter> parameters() = 0;
-  /// Forward and backward on `slice`; every gradient is the mean over the slice. Calls `ready(id)` (position
-  /// in `parameters()`) as soon as a gradient is in place. @return the mean loss of the slice.
+  /// Forward and backward on `slice`; every gradient is the mean over the slice. Calls `ready(id)`
+  /// (position in `parameters()`) as soon as a gradient is in place. @return the mean loss of the
+  /// slice.
   virtual double gradient(const Slice& slice, const std::function<void(int)>& ready) = 0;
-  /// Metrics on held-out data, computed on the share of rank `rank` of `size`: sums over examples and their
-  /// number; the caller adds the ranks up and divides. Key "val_loss" is always there (analytic workloads:
-  /// the true objective), "val_accuracy" for classifiers.
+  /// Metrics on held-out data, computed on the share of rank `rank` of `size`: sums over examples
+  /// and their number; the caller adds the ranks up and divides. Key "val_loss" is always there
+  /// (analytic workloads: the true objective), "val_accuracy" for classifiers.
   struct Evaluation {
     std::map<std::string, double> sums;
     double count = 0;
@@ -41,8 +41,8 @@ class Workload {
   [[nodiscard]] virtual std::int64_t items_per_unit() const { return 1; }
 };
 
-/// The workload `config.workload` names. @throws ConfigError unknown name or key (with the known ones), or a
-/// workload this build lacks libtorch for; data errors name the file.
+/// The workload `config.workload` names. @throws ConfigError unknown name or key (with the known
+/// ones), or a workload this build lacks libtorch for; data errors name the file.
 [[nodiscard]] std::unique_ptr<Workload> open_workload(const Config& config);
 
 /// Names and one-line descriptions, with whether this build has them.

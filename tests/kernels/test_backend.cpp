@@ -16,7 +16,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/bf16.hpp"
 #include "kernels/block_sum.hpp"
-#include "kernels/count_allocations.hpp"
+#include "support/count_new.hpp"
 #include "support/zoo.hpp"
 
 namespace orthrus::kernels {
@@ -673,7 +673,7 @@ TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
   double sink = 0;
   long counted = 0;
   for (int round = 0; round < 2; ++round) {
-    const long before = allocations;
+    const long before = count_new::calls;
     if (products) {
       device->gemm(1, av, Transpose::no, bv, Transpose::no, 0.5, cv);
       device->syrk(1, av, Transpose::no, 0, sv);
@@ -685,7 +685,7 @@ TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
     device->line_sum_squares(xv, false, lv);
     device->line_sum_squares(xv, true, kv);
     device->scale_lines(lv, false, xv);
-    counted = allocations - before;
+    counted = count_new::calls - before;
   }
   EXPECT_EQ(counted, 0) << sink;
 }
@@ -743,11 +743,11 @@ TEST(CpuFusedSteps, AllocateNothing) {
   Buffer w(zoo::zero(3, 5000), DType::f32);
   Buffer h(3, 5000, DType::bf16);
   const std::array views{g.view(), m.view(), v.view(), w.view(), h.view()};
-  const long before = allocations;
+  const long before = count_new::calls;
   device->adamw({}, views[0], views[1], views[2], views[3]);
   device->decay_step(1, 0.1, views[0], views[3]);
   device->round_stochastic(views[0], views[4], 1, 2, 3, 0);
-  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(count_new::calls - before, 0);
 }
 
 // ---- bf16

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
-#include "kernels/count_allocations.hpp"
 #include "kernels/msign.hpp"
+#include "support/count_new.hpp"
 #include "support/zoo.hpp"
 
 namespace orthrus::kernels {
@@ -449,9 +449,9 @@ TEST(Msign, AllocatesNothingAfterTheFirstCall) {
   Dense<float> x = zoo::cast<float>(zoo::gaussian(24, 40, 1));
   std::vector<std::byte> work(msign_workspace_bytes(24, 40, DType::f32, options));
   msign(x.view(), iterations, 1.01, options, work, *backend);
-  const long before = allocations;
+  const long before = count_new::calls;
   msign(x.view(), iterations, 1.01, options, work, *backend);
-  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(count_new::calls - before, 0);
 }
 
 }  // namespace

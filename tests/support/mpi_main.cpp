@@ -1,5 +1,5 @@
-// Entry of tests that run under mpirun: every rank runs every test, the exit status is that of the worst,
-// and only rank 0 prints, unless another rank fails.
+// Entry of tests that run under mpirun: every rank runs every test, the exit status is that of the
+// worst, and only rank 0 prints, unless another rank fails.
 #include <gtest/gtest.h>
 #include <mpi.h>
 

@@ -1,22 +1,22 @@
 #pragma once
 /// @file
-/// Communicator: ranks, and what they say to each other. Every collective is called by all ranks of the
-/// communicator, in the same order, with matching counts.
+/// Communicator: ranks, and what they say to each other. Every collective is called by all ranks of
+/// the communicator, in the same order, with matching counts.
 ///
-/// Counts are 64-bit; a call is cut into messages of at most `max_chunk` elements. Every call adds the
-/// bytes this rank must send, as comm/cost.hpp defines them, and its messages to `traffic()`. A wait that
-/// lasts longer than `timeout_s` throws `CommError` (exit code 79) naming the call, the bytes of its buffer,
-/// the communicator and the rank (that in the communicator all others were split from). Only one thread may use the communicators of one process at a time.
+/// Counts are 64-bit; a call is cut into messages of at most `max_chunk` elements. Every call adds
+/// the bytes this rank must send, as comm/cost.hpp defines them, and its messages to `traffic()`. A
+/// wait that lasts longer than `timeout_s` throws `CommError` (exit code 79) naming the call, the
+/// bytes of its buffer, the communicator and the rank (that in the communicator all others were
+/// split from). Only one thread may use the communicators of one process at a time.
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <orthrus/view.hpp>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <orthrus/view.hpp>
 
 namespace orthrus {
 namespace comm {
@@ -26,8 +26,9 @@ struct Core;
 
 enum class ReduceOp : std::uint8_t { sum, max, min };
 
-/// What a message belongs to: only `payload` and `control` are planned; `setup` is before step 1 and in
-/// saves; `exceptional` is data-dependent (a skipped step, a recomputation) and 0 in every plan.
+/// What a message belongs to: only `payload` and `control` are planned; `setup` is before step 1
+/// and in saves; `exceptional` is data-dependent (a skipped step, a recomputation) and 0 in every
+/// plan.
 enum class TrafficClass : std::uint8_t { payload, control, setup, exceptional };
 
 /// Bytes and messages one rank sent.
@@ -48,9 +49,9 @@ struct Traffic {
 
 /// One call on its way. Move-only; destroying it unwaited completes it first.
 ///
-/// A call that failed, or whose deadline passed, is given up: its buffers must stay where they are until the
-/// process ends (MPI may still write to them). After one such call, and 5 s into the unwinding of an
-/// exception, destroyed requests no longer wait.
+/// A call that failed, or whose deadline passed, is given up: its buffers must stay where they are
+/// until the process ends (MPI may still write to them). After one such call, and 5 s into the
+/// unwinding of an exception, destroyed requests no longer wait.
 class Request {
  public:
   /// What a body knows about a call in flight.
@@ -61,7 +62,8 @@ class Request {
     virtual bool test() = 0;
     /// Blocks until complete or `timeout_s` passed (0: for ever). @return complete.
     virtual bool wait(double timeout_s);
-    /// The caller lets go, of a complete call or of one given up: delete, or keep for the next call.
+    /// The caller lets go, of a complete call or of one given up: delete, or keep for the next
+    /// call.
     virtual void release() noexcept { delete this; }
   };
   struct Release {
@@ -77,7 +79,8 @@ class Request {
 
   /// Advances the call. @return true when nothing is left to wait for (also when empty).
   bool test();
-  /// Blocks until the call is complete; the buffers may then be used again. @throws CommError on time-out.
+  /// Blocks until the call is complete; the buffers may then be used again. @throws CommError on
+  /// time-out.
   void wait();
   [[nodiscard]] bool active() const noexcept { return call_ != nullptr; }
 
@@ -91,9 +94,10 @@ class Request {
   std::unique_ptr<comm::Call, Recycle> call_;  // all messages of one call
 };
 
-/// One way to talk: the body behind a `Communicator`. Buffers are typed, counts 64-bit; a body need not
-/// cut messages (the `Communicator` has done so), check arguments, count, or watch the clock. `counts` are
-/// read before a call returns, buffers until its `Done` is complete. A body outlives its `Done`s.
+/// One way to talk: the body behind a `Communicator`. Buffers are typed, counts 64-bit; a body need
+/// not cut messages (the `Communicator` has done so), check arguments, count, or watch the clock.
+/// `counts` are read before a call returns, buffers until its `Done` is complete. A body outlives
+/// its `Done`s.
 class CommunicatorBackend {
  public:
   using Done = std::unique_ptr<Request::State, Request::Release>;  ///< null: already complete
@@ -115,7 +119,8 @@ class CommunicatorBackend {
   virtual Done broadcast(Span data, int root) = 0;
   /// The sum arrives in `recv` on `root` (ignored elsewhere).
   virtual Done reduce(ConstSpan send, Span recv, ReduceOp op, int root) = 0;
-  /// Parts lie in rank order without gaps in both buffers; only the first `limit` elements of each travel.
+  /// Parts lie in rank order without gaps in both buffers; only the first `limit` elements of each
+  /// travel.
   virtual Done all_to_all(ConstSpan send, std::span<const Index> send_counts, Span recv,
                           std::span<const Index> recv_counts, Index limit) = 0;
   virtual Done send(ConstSpan data, int to, int tag) = 0;
@@ -133,11 +138,11 @@ class CommunicatorBackend {
 class Communicator {
  public:
   struct Options {
-    std::string name = "world";       ///< named in errors
-    double timeout_s = 0;             ///< 0: no deadline
-    Index max_chunk = 0x7fffffff;     ///< elements per message
-    /// Every call completes before it returns. Without a deadline, MPI's blocking calls are used (SMPI's
-    /// non-blocking ones are slow).
+    std::string name = "world";    ///< named in errors
+    double timeout_s = 0;          ///< 0: no deadline
+    Index max_chunk = 0x7fffffff;  ///< elements per message
+    /// Every call completes before it returns. Without a deadline, MPI's blocking calls are used
+    /// (SMPI's non-blocking ones are slow).
     bool blocking = false;
   };
 
@@ -158,13 +163,15 @@ class Communicator {
   void set_blocking(bool blocking);
   void set_max_chunk(Index elements);
 
-  // Each `start_*` returns at once; the buffers belong to the call until its `wait()` (the counts do not).
-  // Bodies are described at `CommunicatorBackend`. Buffers do not overlap, but for `send` of all_gather.
+  // Each `start_*` returns at once; the buffers belong to the call until its `wait()` (the counts
+  // do not). Bodies are described at `CommunicatorBackend`. Buffers do not overlap, but for `send`
+  // of all_gather.
   [[nodiscard]] Request start_all_reduce(Span data, ReduceOp op);
-  [[nodiscard]] Request start_reduce_scatter(ConstSpan send, std::span<const Index> counts, Span recv);
+  [[nodiscard]] Request start_reduce_scatter(ConstSpan send, std::span<const Index> counts,
+                                             Span recv);
   [[nodiscard]] Request start_all_gather(ConstSpan send, std::span<const Index> counts, Span recv);
-  [[nodiscard]] Request start_all_to_all(ConstSpan send, std::span<const Index> send_counts, Span recv,
-                                         std::span<const Index> recv_counts);
+  [[nodiscard]] Request start_all_to_all(ConstSpan send, std::span<const Index> send_counts,
+                                         Span recv, std::span<const Index> recv_counts);
   void all_reduce(Span data, ReduceOp op) { start_all_reduce(data, op).wait(); }
   void reduce_scatter(ConstSpan send, std::span<const Index> counts, Span recv) {
     start_reduce_scatter(send, counts, recv).wait();
@@ -199,14 +206,16 @@ class Communicator {
 
   /// Collective. The name of the new communicator is this one's + "." + `name`.
   [[nodiscard]] Communicator split(int color, int key, const std::string& name);
-  /// Collective: the same ranks in the same order under a private context (their own message space).
+  /// Collective: the same ranks in the same order under a private context (their own message
+  /// space).
   [[nodiscard]] Communicator duplicate(const std::string& name);
 
   /// All traffic since construction, by class. `set_traffic_class` says what later calls count as.
   [[nodiscard]] Traffic traffic(TrafficClass c) const;
   [[nodiscard]] Traffic traffic() const;  ///< payload + control + exceptional: what a step sends
   TrafficClass set_traffic_class(TrafficClass c);  ///< @return the class until now
-  /// Bytes sent per kind of call, since construction ("reduce_scatter", "all_gather", …); all classes.
+  /// Bytes sent per kind of call, since construction ("reduce_scatter", "all_gather", …); all
+  /// classes.
   [[nodiscard]] std::vector<std::pair<std::string, Traffic>> traffic_by_call() const;
 
  private:
@@ -219,7 +228,8 @@ class Communicator {
 /// Sets a traffic class for a scope.
 class TrafficScope {
  public:
-  TrafficScope(Communicator& comm, TrafficClass c) : comm_(comm), before_(comm.set_traffic_class(c)) {}
+  TrafficScope(Communicator& comm, TrafficClass c)
+      : comm_(comm), before_(comm.set_traffic_class(c)) {}
   ~TrafficScope() { comm_.set_traffic_class(before_); }
   TrafficScope(const TrafficScope&) = delete;
   TrafficScope& operator=(const TrafficScope&) = delete;
@@ -233,8 +243,9 @@ class TrafficScope {
 [[nodiscard]] Communicator self_communicator();
 /// Rank `rank` of `size` ranks that are not there: calls return at once and are only counted.
 [[nodiscard]] Communicator dry_communicator(int size, int rank = 0);
-/// Runs `body` on `ranks` threads, each with its own communicator; rethrows the first exception after all
-/// threads have ended (a rank that throws makes the others' pending calls throw `CommError` too).
+/// Runs `body` on `ranks` threads, each with its own communicator; rethrows the first exception
+/// after all threads have ended (a rank that throws makes the others' pending calls throw
+/// `CommError` too).
 void run_thread_ranks(int ranks, const std::function<void(Communicator&)>& body);
 
 }  // namespace orthrus

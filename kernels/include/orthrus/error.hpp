@@ -12,15 +12,15 @@ namespace orthrus {
 enum class ExitCode : int {
   ok = 0,
   usage = 64,
-  data = 65,        ///< an input exists but is malformed
-  internal = 70,    ///< a defect, or the communication failed
+  data = 65,      ///< an input exists but is malformed
+  internal = 70,  ///< a defect, or the communication failed
   cannot_create = 73,
-  io = 74,          ///< write, fsync or rename failed
-  preempted = 75,   ///< asked to stop, and saved
+  io = 74,         ///< write, fsync or rename failed
+  preempted = 75,  ///< asked to stop, and saved
   permission = 77,
-  config = 78,      ///< what was given cannot be run
-  deadline = 79,    ///< a rank did not answer in time
-  numeric = 80,     ///< the numbers left the finite range
+  config = 78,    ///< what was given cannot be run
+  deadline = 79,  ///< a rank did not answer in time
+  numeric = 80,   ///< the numbers left the finite range
 };
 
 /// Root of all exceptions thrown by Orthrus.
@@ -35,23 +35,28 @@ class Error : public std::runtime_error {
 
 /// The configuration, a parameter description or a request cannot be run as given.
 struct ConfigError : Error {
-  explicit ConfigError(const std::string& what, ExitCode code = ExitCode::config) : Error(what, code) {}
+  explicit ConfigError(const std::string& what, ExitCode code = ExitCode::config)
+      : Error(what, code) {}
 };
 /// Shapes, strides, dtypes or buffer sizes contradict each other.
 struct ShapeError : Error {
-  explicit ShapeError(const std::string& what, ExitCode code = ExitCode::config) : Error(what, code) {}
+  explicit ShapeError(const std::string& what, ExitCode code = ExitCode::config)
+      : Error(what, code) {}
 };
 /// A message was not sent, not answered, or answered wrongly.
 struct CommError : Error {
-  explicit CommError(const std::string& what, ExitCode code = ExitCode::internal) : Error(what, code) {}
+  explicit CommError(const std::string& what, ExitCode code = ExitCode::internal)
+      : Error(what, code) {}
 };
 /// A device or its library refused.
 struct DeviceError : Error {
-  explicit DeviceError(const std::string& what, ExitCode code = ExitCode::internal) : Error(what, code) {}
+  explicit DeviceError(const std::string& what, ExitCode code = ExitCode::internal)
+      : Error(what, code) {}
 };
 /// Numbers left the range the method can work with.
 struct NumericError : Error {
-  explicit NumericError(const std::string& what, ExitCode code = ExitCode::numeric) : Error(what, code) {}
+  explicit NumericError(const std::string& what, ExitCode code = ExitCode::numeric)
+      : Error(what, code) {}
 };
 /// A file exists but its content is malformed or damaged.
 struct DataError : Error {

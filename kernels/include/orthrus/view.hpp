@@ -3,7 +3,6 @@
 /// Views: how buffers are passed around. A view owns nothing.
 
 #include <cstddef>
-
 #include <orthrus/dtype.hpp>
 
 namespace orthrus {
