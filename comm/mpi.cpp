@@ -105,12 +105,17 @@ MPI_Datatype type_of(DType dtype) {
   return MPI_DATATYPE_NULL;
 }
 
-// A count of 0 may come with a null pointer, which MPI need not accept.
-const void* address(const void* p) {
+// A count of 0 may come with a null pointer, which MPI need not accept, or with that of a
+// neighbour: Open MPI takes equal addresses of what is sent and what is received for MPI_IN_PLACE,
+// also where one is empty.
+const void* address(ConstSpan span) {
   static const std::max_align_t nothing{};
-  return p != nullptr ? p : &nothing;
+  return span.count > 0 ? span.data : &nothing;
 }
-void* address(void* p) { return const_cast<void*>(address(static_cast<const void*>(p))); }
+void* address(Span span) {
+  static std::max_align_t nothing{};
+  return span.count > 0 ? span.data : &nothing;
+}
 
 // ---- the body
 
@@ -131,13 +136,13 @@ class MpiBody final : public CommunicatorBackend {
   Done all_reduce(Span data, ReduceOp op) override {
     const int n = to_int(data.count);
     if (blocking_) {
-      mpi_check(MPI_Allreduce(MPI_IN_PLACE, address(data.data), n, type_of(data.dtype),
+      mpi_check(MPI_Allreduce(MPI_IN_PLACE, address(data), n, type_of(data.dtype),
                               op_of(op, data.dtype), comm_.get()),
                 "MPI_Allreduce");
       return nullptr;
     }
     Flight flight{*this};
-    mpi_check(MPI_Iallreduce(MPI_IN_PLACE, address(data.data), n, type_of(data.dtype),
+    mpi_check(MPI_Iallreduce(MPI_IN_PLACE, address(data), n, type_of(data.dtype),
                              op_of(op, data.dtype), comm_.get(), &flight->request),
               "MPI_Iallreduce");
     return flight.leave();
@@ -149,13 +154,13 @@ class MpiBody final : public CommunicatorBackend {
     const MPI_Datatype type = type_of(send.dtype);
     const MPI_Op op = op_of(ReduceOp::sum, send.dtype);
     if (blocking_) {
-      mpi_check(MPI_Reduce_scatter(address(send.data), address(recv.data), flight->counts.data(),
-                                   type, op, comm_.get()),
+      mpi_check(MPI_Reduce_scatter(address(send), address(recv), flight->counts.data(), type, op,
+                                   comm_.get()),
                 "MPI_Reduce_scatter");
       return nullptr;
     }
-    mpi_check(MPI_Ireduce_scatter(address(send.data), address(recv.data), flight->counts.data(),
-                                  type, op, comm_.get(), &flight->request),
+    mpi_check(MPI_Ireduce_scatter(address(send), address(recv), flight->counts.data(), type, op,
+                                  comm_.get(), &flight->request),
               "MPI_Ireduce_scatter");
     return flight.leave();
   }
@@ -167,31 +172,28 @@ class MpiBody final : public CommunicatorBackend {
     const auto own_begin =
         static_cast<std::size_t>(flight->displacements[static_cast<std::size_t>(rank_)]);
     const void* own = static_cast<const char*>(recv.data) + own_begin * bytes_of(recv.dtype);
-    const void* from = send.data == own ? MPI_IN_PLACE : address(send.data);
+    const void* from = send.data == own ? MPI_IN_PLACE : address(send);
     if (blocking_) {
-      mpi_check(
-          MPI_Allgatherv(from, to_int(send.count), type, address(recv.data), flight->counts.data(),
-                         flight->displacements.data(), type, comm_.get()),
-          "MPI_Allgatherv");
+      mpi_check(MPI_Allgatherv(from, to_int(send.count), type, address(recv), flight->counts.data(),
+                               flight->displacements.data(), type, comm_.get()),
+                "MPI_Allgatherv");
       return nullptr;
     }
-    mpi_check(
-        MPI_Iallgatherv(from, to_int(send.count), type, address(recv.data), flight->counts.data(),
-                        flight->displacements.data(), type, comm_.get(), &flight->request),
-        "MPI_Iallgatherv");
+    mpi_check(MPI_Iallgatherv(from, to_int(send.count), type, address(recv), flight->counts.data(),
+                              flight->displacements.data(), type, comm_.get(), &flight->request),
+              "MPI_Iallgatherv");
     return flight.leave();
   }
 
   Done broadcast(Span data, int root) override {
     const int n = to_int(data.count);
     if (blocking_) {
-      mpi_check(MPI_Bcast(address(data.data), n, type_of(data.dtype), root, comm_.get()),
-                "MPI_Bcast");
+      mpi_check(MPI_Bcast(address(data), n, type_of(data.dtype), root, comm_.get()), "MPI_Bcast");
       return nullptr;
     }
     Flight flight{*this};
     mpi_check(
-        MPI_Ibcast(address(data.data), n, type_of(data.dtype), root, comm_.get(), &flight->request),
+        MPI_Ibcast(address(data), n, type_of(data.dtype), root, comm_.get(), &flight->request),
         "MPI_Ibcast");
     return flight.leave();
   }
@@ -200,14 +202,14 @@ class MpiBody final : public CommunicatorBackend {
     const int n = to_int(send.count);
     const MPI_Datatype type = type_of(send.dtype);
     if (blocking_) {
-      mpi_check(MPI_Reduce(address(send.data), address(recv.data), n, type, op_of(op, send.dtype),
-                           root, comm_.get()),
+      mpi_check(MPI_Reduce(address(send), address(recv), n, type, op_of(op, send.dtype), root,
+                           comm_.get()),
                 "MPI_Reduce");
       return nullptr;
     }
     Flight flight{*this};
-    mpi_check(MPI_Ireduce(address(send.data), address(recv.data), n, type, op_of(op, send.dtype),
-                          root, comm_.get(), &flight->request),
+    mpi_check(MPI_Ireduce(address(send), address(recv), n, type, op_of(op, send.dtype), root,
+                          comm_.get(), &flight->request),
               "MPI_Ireduce");
     return flight.leave();
   }
@@ -219,17 +221,16 @@ class MpiBody final : public CommunicatorBackend {
     set_counts(recv_counts, limit, flight->recv_counts, flight->recv_displacements);
     const MPI_Datatype type = type_of(send.dtype);
     if (blocking_) {
-      mpi_check(
-          MPI_Alltoallv(address(send.data), flight->counts.data(), flight->displacements.data(),
-                        type, address(recv.data), flight->recv_counts.data(),
-                        flight->recv_displacements.data(), type, comm_.get()),
-          "MPI_Alltoallv");
+      mpi_check(MPI_Alltoallv(address(send), flight->counts.data(), flight->displacements.data(),
+                              type, address(recv), flight->recv_counts.data(),
+                              flight->recv_displacements.data(), type, comm_.get()),
+                "MPI_Alltoallv");
       return nullptr;
     }
     mpi_check(
-        MPI_Ialltoallv(address(send.data), flight->counts.data(), flight->displacements.data(),
-                       type, address(recv.data), flight->recv_counts.data(),
-                       flight->recv_displacements.data(), type, comm_.get(), &flight->request),
+        MPI_Ialltoallv(address(send), flight->counts.data(), flight->displacements.data(), type,
+                       address(recv), flight->recv_counts.data(), flight->recv_displacements.data(),
+                       type, comm_.get(), &flight->request),
         "MPI_Ialltoallv");
     return flight.leave();
   }
@@ -237,7 +238,7 @@ class MpiBody final : public CommunicatorBackend {
   // Never the blocking calls: an all_to_all sends and receives at once.
   Done send(ConstSpan data, int to, int tag) override {
     Flight flight{*this};
-    mpi_check(MPI_Isend(address(data.data), to_int(data.count), type_of(data.dtype), to, tag,
+    mpi_check(MPI_Isend(address(data), to_int(data.count), type_of(data.dtype), to, tag,
                         comm_.get(), &flight->request),
               "MPI_Isend");
     return flight.leave();
@@ -247,8 +248,8 @@ class MpiBody final : public CommunicatorBackend {
     Flight flight{*this};
     flight->receives = data.count;
     flight->type = type_of(data.dtype);
-    mpi_check(MPI_Irecv(address(data.data), to_int(data.count), flight->type, from, tag,
-                        comm_.get(), &flight->request),
+    mpi_check(MPI_Irecv(address(data), to_int(data.count), flight->type, from, tag, comm_.get(),
+                        &flight->request),
               "MPI_Irecv");
     return flight.leave();
   }

@@ -113,10 +113,14 @@ double sum_of_entries(ConstMatrixView x, Backend& backend) {
 
 // ---- row, column: the largest line
 // -----------------------------------------------------------------
+/// One number per row (rows×1) or column (1×cols) of x.
+MatrixView lines_view(double* data, ConstMatrixView x, bool of_columns) {
+  return of_columns ? matrix_view(data, 1, x.cols) : matrix_view(data, x.rows, 1);
+}
 template <bool of_columns>
 std::vector<double> line_norms(ConstMatrixView x, Backend& backend) {
   std::vector<double> s(static_cast<std::size_t>(of_columns ? x.cols : x.rows));
-  backend.line_sum_squares(x, of_columns, matrix_view(s.data(), static_cast<Index>(s.size()), 1));
+  backend.line_sum_squares(x, of_columns, lines_view(s.data(), x, of_columns));
   for (double& v : s) v = std::sqrt(v);
   return s;
 }
@@ -142,7 +146,7 @@ void line_lmo(const Lmo&, MatrixView x, std::span<std::byte> work, Backend& back
   const Index lines = of_columns ? x.cols : x.rows;
   expects(work.size() >= static_cast<std::size_t>(lines) * sizeof(double), "work is too small");
   auto* s = reinterpret_cast<double*>(work.data());
-  const MatrixView view = matrix_view(s, lines, 1);
+  const MatrixView view = lines_view(s, x, of_columns);
   backend.line_sum_squares(x, of_columns, view);
   for (Index i = 0; i < lines; ++i) s[i] = s[i] > 0 ? 1 / std::sqrt(s[i]) : 0;
   backend.scale_lines(view, of_columns, x);

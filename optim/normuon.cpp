@@ -39,7 +39,8 @@ class NorMuon final : public MatrixRule {
     expects(p.work.size() >= static_cast<std::size_t>(lines) * sizeof(double), "work is too small");
     auto* factor = reinterpret_cast<double*>(p.work.data());
     auto* moment = static_cast<float*>(v.data);
-    const MatrixView factors = matrix_view(factor, lines, 1);
+    const MatrixView factors =
+        columns ? matrix_view(factor, 1, lines) : matrix_view(factor, lines, 1);
     backend.line_sum_squares(o, columns, factors);
     const auto length = static_cast<double>(columns ? o.rows : o.cols);
     double before = 0;

@@ -95,6 +95,14 @@ int plan(const Options& o, Context& context) {
     }
   } else if (!o.model.empty()) {
     shapes = model_named(o.model);
+    // A shape list has no storage of its own: weights rest in the format their group asks for.
+    // (Those of a file are widened to f32, as `replay` does.)
+    for (runtime::ParameterShape& p : shapes) {
+      const int g = matching_group(config, p.name);
+      if (g >= 0 && config.groups[static_cast<std::size_t>(g)].weights.format == "bf16") {
+        p.dtype = DType::bf16;
+      }
+    }
   } else if (!config.workload.empty()) {
     for (const Parameter& p : workloads::open_workload(config)->parameters()) {
       shapes.push_back(runtime::shape_of(p));
@@ -102,12 +110,6 @@ int plan(const Options& o, Context& context) {
   } else {
     throw ConfigError("plan needs --params FILE, --model NAME, or a config with a workload",
                       ExitCode::usage);
-  }
-  // A shape list has no storage of its own: weights rest in the format their group asks for.
-  for (runtime::ParameterShape& p : shapes) {
-    const int g = matching_group(config, p.name);
-    if (g >= 0 && config.groups[static_cast<std::size_t>(g)].weights.format == "bf16")
-      p.dtype = DType::bf16;
   }
   const runtime::Plan result = runtime::make_plan(config, std::move(shapes), o.ranks);
   std::printf(

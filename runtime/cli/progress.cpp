@@ -36,7 +36,9 @@ std::string format_step(const StepLine& line) {
   for (const double value : line.update_rms)
     rms += fmt::format("{}{:.3g}", rms.empty() ? "" : "/", value);
   if (!rms.empty()) out += " | update rms " + rms;
-  return out + fmt::format(" | loss {:.4g}", line.loss);
+  out += fmt::format(" | loss {:.4g}", line.loss);
+  for (const auto& [key, value] : line.validation) out += fmt::format(" | {} {:.5g}", key, value);
+  return out;
 }
 
 std::string format_bar(std::int64_t step, std::int64_t steps, double loss, double steps_per_s,
@@ -97,7 +99,8 @@ void Progress::update(const StepLine& line) {
   const double since = std::chrono::duration<double>(now - last_shown_).count();
   const bool last = line.step >= line.steps;
   if (kind_ == ProgressKind::lines) {
-    if (!first && !last && !line.skipped && since < 10) return;
+    const bool news = line.skipped || !line.validation.empty();
+    if (!first && !last && since < (news ? 1 : 10)) return;
     last_shown_ = now;
     std::fputs((format_step(line) + "\n").c_str(), out_);
     std::fflush(out_);

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <orthrus/sharded_optimizer.hpp>
 #include <string>
 #include <string_view>
@@ -16,10 +17,11 @@ namespace orthrus::cli {
 struct StepLine {
   std::int64_t step = 0, steps = 0;
   double loss = 0;
-  double step_ms = 0;              ///< gradient and optimizer
-  StepTimes ms;                    ///< of the optimizer
-  double bytes_sent = 0;           ///< by all ranks
-  std::vector<double> update_rms;  ///< per group
+  double step_ms = 0;                        ///< gradient and optimizer
+  StepTimes ms;                              ///< of the optimizer
+  double bytes_sent = 0;                     ///< by all ranks
+  std::vector<double> update_rms;            ///< per group
+  std::map<std::string, double> validation;  ///< of this step, where it was evaluated
   bool skipped = false;
 };
 
@@ -34,7 +36,7 @@ struct StepLine {
 enum class ProgressKind : std::uint8_t {
   automatic,  ///< bar where stderr is a terminal, else lines
   bar,        ///< redrawn in place on stderr
-  lines,      ///< one line per ten seconds, and the first and the last
+  lines,  ///< one line per ten seconds (evaluated steps: per second), and the first and the last
   off,
 };
 
@@ -48,7 +50,7 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   void update(const StepLine& line);
-  /// A line of its own: what was saved, what was evaluated.
+  /// A line of its own: what was saved, how it ended.
   void note(const std::string& text);
 
  private:

@@ -54,6 +54,14 @@ std::vector<fs::path> step_files(const std::string& directory) {
     files.push_back(fs::path(directory) / step_name(std::ssize(files) + 1));
   }
   if (files.empty()) throw ConfigError(directory + ": there is no " + step_name(1));
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("step-") && name.ends_with(".safetensors") &&
+        name > step_name(std::ssize(files))) {
+      throw ConfigError(directory + ": there is " + name + ", but no " +
+                        step_name(std::ssize(files) + 1));
+    }
+  }
   return files;
 }
 

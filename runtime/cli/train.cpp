@@ -520,14 +520,10 @@ class Trainer {
       }
       directory_->metrics_line(dump(row));
       matrices_ = static_cast<std::int64_t>(shared.matrices);
-      progress_->update({report.step, config_.train.steps, shared.loss, step_ms, report.ms,
-                         shared.bytes, report.update_rms, report.skipped});
-      if (evaluated_) {
-        std::string line = fmt::format("step {:5d}", report.step);
-        for (const auto& [key, value] : evaluation_)
-          line += fmt::format(" | {} {:.5g}", key, value);
-        progress_->note(line);
-      }
+      StepLine line{report.step,  config_.train.steps, shared.loss, step_ms,       report.ms,
+                    shared.bytes, report.update_rms,   {},          report.skipped};
+      if (evaluated_) line.validation = evaluation_;
+      progress_->update(line);
     }
     const std::int64_t every = std::max<std::int64_t>(config_.telemetry.every_steps, 1);
     if (telemetry_.is_open() && report.step % every == 0) {

@@ -57,6 +57,36 @@ TEST(Mpi, PredictedBytesAreCountedBytesAndThoseInTheArguments) {
   EXPECT_EQ(through_mpi(), all);
 }
 
+// Open MPI reads equal addresses as MPI_IN_PLACE: an empty buffer may share one with its neighbour.
+TEST(Mpi, EmptyBuffersMayLieWhereOthersBegin) {
+  Communicator c = borrow(MPI_COMM_WORLD, {.timeout_s = 20});
+  const int last = c.size() - 1;
+  const bool empty = c.rank() == last;
+  // The last rank sends nothing and gets 2 numbers from each other rank.
+  std::vector<float> data(static_cast<std::size_t>(2 * c.size() + 2), static_cast<float>(c.rank()));
+  std::vector<float> got = data;
+  std::vector<Index> send(static_cast<std::size_t>(c.size()), 0);
+  std::vector<Index> receive(send);
+  if (!empty) send[static_cast<std::size_t>(last)] = 2;
+  if (empty) std::fill(receive.begin(), receive.end() - 1, 2);
+  const Index n = empty ? 2 * last : 0;
+  c.all_to_all({got.data(), empty ? 0 : 2, orthrus::DType::f32}, send,
+               {got.data(), n, orthrus::DType::f32}, receive);
+  for (Index i = 0; i < n; ++i) {
+    EXPECT_EQ(got[static_cast<std::size_t>(i)], static_cast<float>(i / 2));
+  }
+  // Everything is summed into rank 0; the others receive nothing, where they send from.
+  std::vector<Index> counts(static_cast<std::size_t>(c.size()), 0);
+  counts[0] = 2;
+  std::vector<float> sum(2);
+  float* to = c.rank() == 0 ? sum.data() : data.data();
+  c.reduce_scatter({data.data(), 2, orthrus::DType::f32}, counts,
+                   {to, c.rank() == 0 ? 2 : 0, orthrus::DType::f32});
+  if (c.rank() == 0) {
+    EXPECT_EQ(sum[0], static_cast<float>(last * (last + 1) / 2));
+  }
+}
+
 TEST(Mpi, TheCallersMessagesAndOrthrussNeverMeet) {
   Communicator c = borrow(MPI_COMM_WORLD);
   if (c.size() < 2) GTEST_SKIP() << "one rank";

@@ -15,7 +15,8 @@ cp -r "$source/runtime/examples/cpp_trainer" "$work/trainer"
 
 echo "== promised headers, each alone"
 export PKG_CONFIG_PATH=$prefix/$libdir/pkgconfig
-read -ra cflags <<< "$(pkg-config --cflags orthrus)"
+answer=$(pkg-config --cflags orthrus)
+read -ra cflags <<< "$answer"
 for header in "$prefix"/include/orthrus/*.hpp; do
   name=${header##*/}
   echo "#include <orthrus/$name>" > "$work/alone.cpp"
@@ -31,6 +32,7 @@ echo "== find_package(Orthrus CONFIG)"
 "$@" -np 2 "$work/trainer/build/cpp_trainer" "$work/trainer/muon.yaml"
 
 echo "== pkg-config"
-read -ra libs <<< "$(pkg-config --libs --static orthrus)"
+answer=$(pkg-config --libs --static orthrus)
+read -ra libs <<< "$answer"
 "$cxx" -std=c++20 -O2 "${flags[@]}" "${cflags[@]}" "$work/trainer/main.cpp" "${libs[@]}" -o "$work/by_hand"
 "$@" -np 2 "$work/by_hand" "$work/trainer/muon.yaml"

@@ -29,6 +29,12 @@ TEST(StepLine, ReadsAsPromised) {
             "0.199 | loss 3.215");
 }
 
+TEST(StepLine, EndsWithWhatWasEvaluated) {
+  StepLine line = example();
+  line.validation = {{"val_accuracy", 0.9375}, {"val_loss", 3.25}};
+  EXPECT_TRUE(format_step(line).ends_with(" | loss 3.215 | val_accuracy 0.9375 | val_loss 3.25"));
+}
+
 TEST(StepLine, OfASkippedStepSaysSo) {
   StepLine line = example();
   line.skipped = true;

@@ -1,0 +1,261 @@
+#!/usr/bin/env python3
+"""The command line as scripts see it: exit codes, one JSON document, files, resuming.
+
+usage: cli_test.py ORTHRUS [MPIRUN ARGS...]   (with MPIRUN: the cases that need ranks)
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from html.parser import HTMLParser
+from pathlib import Path
+
+ORTHRUS = sys.argv[1]
+MPIRUN = sys.argv[2:]
+SHARDS = ["--set", "reproducible.virtual_shards=4"]
+
+CONFIG = """\
+schema: 1
+name: quad
+seed: 3
+workload: {name: noisy_quadratic, rows: 16, cols: 12}
+train: {steps: 12, batch: 8, eval_every: 5, save_every: 5}
+groups:
+  - {match: "*", rule: {name: muon, lr: 0.02}}
+"""
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.dir = Path(tempfile.mkdtemp(prefix="orthrus-cli-"))
+        self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
+        (self.dir / "q.yaml").write_text(CONFIG)
+
+    def run_orthrus(self, *args, code=0, ranks=None, env=None, timeout=100):
+        command = [ORTHRUS, *map(str, args)]
+        if ranks:
+            command = [*MPIRUN, "-np", str(ranks), *command]
+        done = subprocess.run(command, cwd=self.dir, env={**os.environ, **(env or {})}, timeout=timeout,
+                              capture_output=True, text=True)
+        self.assertEqual(done.returncode, code, f"{command}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def start(self, *args, ranks):
+        log = open(self.dir / "log", "w")
+        self.addCleanup(log.close)
+        return subprocess.Popen([*MPIRUN, "-np", str(ranks), ORTHRUS, *map(str, args)], cwd=self.dir, stdout=log,
+                                stderr=log)
+
+    def summary(self, run):
+        return json.loads((self.dir / run / "summary.json").read_text())
+
+    def rows(self, run):
+        return [json.loads(line) for line in (self.dir / run / "metrics.jsonl").read_text().splitlines()]
+
+    def wait_for_rows(self, run, count, process):
+        path = self.dir / run / "metrics.jsonl"
+        for _ in range(600):
+            self.assertIsNone(process.poll(), (self.dir / "log").read_text())
+            if path.exists() and path.read_text().count("\n") >= count:
+                return
+            time.sleep(0.1)
+        self.fail("no step was taken")
+
+
+class OneProcess(Case):
+    def test_usage_errors_end_with_64(self):
+        for args in ([], ["trian"], ["train"], ["train", "q.yaml", "--no-such-option"],
+                     ["train", "q.yaml", "--progress", "loud"], ["train", "q.yaml", "--set", "steps"], ["report"]):
+            done = self.run_orthrus(*args, code=64)
+            self.assertEqual(done.stdout, "")
+            self.assertTrue(done.stderr.startswith("orthrus: "), done.stderr)
+
+    def test_help_and_version_end_with_0(self):
+        self.assertIn("train", self.run_orthrus("--help").stdout)
+        self.assertIn("--resume", self.run_orthrus("train", "--help").stdout)
+        self.assertRegex(self.run_orthrus("--version").stdout, r"^orthrus \d+\.\d+\.\d+\n$")
+
+    def test_what_cannot_be_run_as_given_ends_with_78(self):
+        for args, names in ((["nope.yaml"], "nope.yaml"),
+                            (["q.yaml", "--set", "train.stpes=3"], "train.stpes"),
+                            (["q.yaml", "--set", "workload.name=none_such"], "noisy_quadratic"),
+                            (["q.yaml", "--set", "train.micro_batches=3"], "8 is not divisible by 1 ranks x 3"),
+                            (["q.yaml", *SHARDS, "--set", "train.batch=6"], "6 is not divisible"),
+                            (["q.yaml", "--resume"], "--run-dir")):
+            done = self.run_orthrus("train", *args, code=78)
+            self.assertIn(names, done.stderr)
+            self.assertFalse((self.dir / "runs").exists() and list((self.dir / "runs").glob("*/checkpoints/*")))
+        self.run_orthrus("report", "nope", code=78)
+
+    def test_a_launch_that_became_singletons_is_refused(self):
+        done = self.run_orthrus("train", "q.yaml", code=78, env={"SLURM_NTASKS": "4"})
+        self.assertIn("--mpi=pmix", done.stderr)
+
+    def test_a_run_directory_is_never_overwritten(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r")
+        before = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.dir / "r").rglob("*") if p.is_file()}
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r", code=73)
+        after = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.dir / "r").rglob("*") if p.is_file()}
+        self.assertEqual(before, after)
+        self.run_orthrus("train", "q.yaml", "--run-dir", "q.yaml", code=73)
+
+    @unittest.skipIf(os.geteuid() == 0, "root may write anywhere")
+    def test_a_closed_directory_ends_with_77(self):
+        (self.dir / "closed").mkdir(mode=0o500)
+        self.run_orthrus("train", "q.yaml", "--run-dir", "closed/r", code=77)
+
+    def test_a_run_leaves_what_is_promised(self):
+        done = self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--json")
+        summary = json.loads(done.stdout)
+        self.assertEqual(summary, self.summary("r"))
+        self.assertEqual((summary["status"], summary["steps"], summary["ranks"]), ("finished", 12, 1))
+        for key in ("loss", "val_loss"):
+            self.assertIsInstance(summary["final"][key], float)
+        for key in ("total", "reduce", "control", "update", "lmo", "gather", "copy"):
+            self.assertGreaterEqual(summary["optimizer_ms"][key], 0)
+        self.assertEqual(summary["bytes_per_step"], summary["planned_bytes_per_step"])
+        self.assertEqual(len(summary["weights_hash"]), 32)
+        self.assertEqual(summary["memory"][0]["state"], summary["state_bytes_max"])
+        rows = self.rows("r")
+        self.assertEqual([row["step"] for row in rows], list(range(1, 13)))
+        self.assertEqual([row["step"] for row in rows if "val_loss" in row], [5, 10, 12])
+        self.assertEqual(sorted(p.name for p in (self.dir / "r/checkpoints").iterdir()), ["step-000010", "step-000012"])
+        self.run_orthrus("train", "r/config.resolved.yaml", "--run-dir", "again")
+        self.assertEqual(self.summary("again")["weights_hash"], summary["weights_hash"])
+        html = (self.dir / "r/report.html").read_text()
+        HTMLParser().feed(html)
+        self.assertIn("noisy_quadratic", html)
+
+    def test_every_reporting_command_prints_one_document(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r")
+        for args in (["info"], ["info", "--keys"], ["doctor"], ["report", "r", "r"]):
+            json.loads(self.run_orthrus(*args, "--json").stdout)
+        keys = json.loads(self.run_orthrus("info", "--keys", "--json").stdout)["keys"]
+        self.assertIn("comm.timeout_s", [key["path"] for key in keys])
+        self.assertIn("muon", self.run_orthrus("info", "--rules").stdout)
+
+    def test_a_report_goes_where_it_is_sent(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "a")
+        self.run_orthrus("train", "q.yaml", "--run-dir", "b", "--set", "groups.0.rule.name=adamw")
+        done = self.run_orthrus("report", "a", "b", "--out", "out/c.html", "--title", "Muon & AdamW")
+        self.assertIn("adamw", done.stdout)
+        self.assertIn("<h1>Muon &amp; AdamW</h1>", (self.dir / "out/c.html").read_text())
+
+    def test_a_resumed_run_ends_where_an_uninterrupted_one_does(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "whole")
+        self.run_orthrus("train", "q.yaml", "--run-dir", "cut", "--steps", "7")
+        self.run_orthrus("train", "q.yaml", "--run-dir", "cut", "--resume")
+        self.assertEqual(self.summary("cut")["weights_hash"], self.summary("whole")["weights_hash"])
+        self.assertEqual(self.summary("cut")["first_step"], 7)
+        self.assertEqual([r["step"] for r in self.rows("cut")], list(range(1, 13)))
+        losses = [[row["loss"] for row in self.rows(run)] for run in ("cut", "whole")]
+        self.assertEqual(*losses)
+
+    def test_a_damaged_checkpoint_is_passed_over(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r")
+        whole = self.summary("r")["weights_hash"]
+        newest = self.dir / "r/checkpoints/step-000012"
+        (self.dir / "r/checkpoints/step-000011.tmp-dead").mkdir()
+        for file in newest.glob("*.safetensors"):
+            data = bytearray(file.read_bytes())
+            data[-1] ^= 1
+            file.write_bytes(data)
+        done = self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--resume")
+        self.assertIn("older checkpoint", done.stderr)
+        self.assertEqual((self.summary("r")["first_step"], self.summary("r")["weights_hash"]), (10, whole))
+        names = sorted(p.name for p in (self.dir / "r/checkpoints").iterdir())
+        self.assertEqual(names, ["damaged-step-000012", "step-000010", "step-000012"])
+        for file in (self.dir / "r/checkpoints").glob("step-*/manifest.json"):
+            file.write_text("{}")
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--resume", code=65)
+
+    def test_resuming_what_has_no_checkpoint_starts_at_the_beginning(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--resume")
+        self.assertEqual(self.summary("r")["first_step"], 0)
+
+    def test_numbers_that_leave_the_range_end_with_80(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--set", "groups.0.rule.lr=1e30", "--set",
+                         "train.max_skipped=3", "--steps", "400", code=80)
+        summary = self.summary("r")
+        self.assertEqual(summary["status"], "stopped")
+        self.assertTrue(summary["error"])
+        diagnosis = json.loads((self.dir / "r/diagnosis.json").read_text())
+        self.assertGreater(len(diagnosis["last_steps"]), 0)
+
+
+class Ranks(Case):
+    def test_errors_of_all_ranks_are_printed_once_and_returned_by_mpirun(self):
+        for args, code in ((["trian"], 64), (["train", "nope.yaml"], 78),
+                           (["train", "q.yaml", "--set", "train.batch=7"], 78),
+                           (["train", "q.yaml", "--set", "reproducible.virtual_shards=1"], 78),
+                           (["train", "q.yaml", "--run-dir", "q.yaml"], 73)):
+            done = self.run_orthrus(*args, code=code, ranks=2)
+            self.assertEqual(done.stderr.count("orthrus: "), 1, done.stderr)
+
+    def test_any_number_of_ranks_trains_the_same_weights(self):
+        hashes, losses = set(), set()
+        for ranks in (1, 2, 3, 4):
+            run = f"r{ranks}"
+            self.run_orthrus("train", "q.yaml", "--run-dir", run, *SHARDS, ranks=ranks)
+            hashes.add(self.summary(run)["weights_hash"])
+            losses.add(tuple(row["loss"] for row in self.rows(run)))
+        self.assertEqual(len(hashes), 1)
+        self.assertEqual(len(losses), 1)
+
+    def test_json_is_one_document(self):
+        self.assertEqual(json.loads(self.run_orthrus("train", "q.yaml", "--json", ranks=2).stdout)["ranks"], 2)
+        json.loads(self.run_orthrus("doctor", "--json", ranks=2).stdout)
+        json.loads(self.run_orthrus("info", "--json", ranks=2).stdout)
+
+    def test_telemetry_has_a_file_per_rank(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--set", "telemetry.path=t/{name}-{rank}.jsonl", "--set",
+                         "telemetry.every_steps=4", ranks=2)
+        for rank in (0, 1):
+            rows = [json.loads(line) for line in (self.dir / f"t/quad-{rank}.jsonl").read_text().splitlines()]
+            self.assertEqual([(row["rank"], row["step"]) for row in rows], [(rank, 4), (rank, 8), (rank, 12)])
+
+    def test_usr1_saves_and_ends_with_75_and_the_run_can_be_continued(self):
+        args = ["train", "q.yaml", "--set", "train.save_every=0", "--steps", "3000"]
+        process = self.start(*args, "--run-dir", "r", ranks=2)
+        self.wait_for_rows("r", 3, process)
+        process.send_signal(signal.SIGUSR1)
+        self.assertEqual(process.wait(60), 75, (self.dir / "log").read_text())
+        self.assertEqual(self.summary("r")["status"], "preempted")
+        at = self.summary("r")["steps"]
+        self.assertEqual([p.name for p in (self.dir / "r/checkpoints").iterdir()], [f"step-{at:06d}"])
+        more = ["--steps", at + 5]
+        self.run_orthrus(*args, "--run-dir", "r", "--resume", *more, ranks=2)
+        self.run_orthrus(*args, "--run-dir", "whole", *more, ranks=2)
+        self.assertEqual(self.summary("r")["weights_hash"], self.summary("whole")["weights_hash"])
+
+    def test_usr2_saves_and_goes_on(self):
+        process = self.start("train", "q.yaml", "--set", "train.save_every=0", "--steps", "100000", "--run-dir", "r",
+                             ranks=2)
+        self.wait_for_rows("r", 3, process)
+        process.send_signal(signal.SIGUSR2)
+        checkpoints = self.dir / "r/checkpoints"
+        for _ in range(300):
+            if [p for p in checkpoints.iterdir() if ".tmp-" not in p.name]:
+                break
+            time.sleep(0.1)
+        else:
+            self.fail("nothing was saved")
+        rows = len(self.rows("r")) if process.poll() is None else 0
+        self.wait_for_rows("r", rows + 3, process)
+        process.send_signal(signal.SIGUSR1)
+        self.assertEqual(process.wait(60), 75)
+
+    def test_more_ranks_than_units_is_refused(self):
+        self.assertIn("8 is not divisible", self.run_orthrus("train", "q.yaml", code=78, ranks=3).stderr)
+
+
+if __name__ == "__main__":
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(Ranks if MPIRUN else OneProcess)
+    sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
