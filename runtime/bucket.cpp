@@ -65,6 +65,7 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
     }
   }
   if (plan.virtual_shards > 0) {
+    own_roots_ = static_cast<std::size_t>(plan.roots_of(world));
     for (int w = 0; w < plan.ranks; ++w) {
       for (const Leaves& n : subtree_roots(plan.virtual_shards, plan.leaves_of(w))) {
         roots_.push_back(n);
@@ -266,7 +267,7 @@ void GradientBuckets::launch(std::size_t b) {
   slot.replicas = Replicas::none;
   if (!bucket.reduced) return;
   if (plan_.virtual_shards > 0) {
-    const auto roots = static_cast<std::size_t>(plan_.roots_of(mesh_.world.rank()));
+    const auto roots = own_roots_;
     ConstSpan send{slot.send.data(), 0, DType::f32};
     for (const Index n : send_counts_[b]) send.count += n;
     if (roots == 1 && plan_.replicate == 1) {

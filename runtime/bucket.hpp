@@ -82,6 +82,7 @@ class GradientBuckets {
   std::vector<std::vector<Segment>> segments_of_;  ///< per parameter
   std::vector<bool> ready_, packed_;
   std::vector<std::size_t> missing_;  ///< per bucket: parameters not packed yet
+  std::size_t own_roots_ = 0;
   std::vector<Leaves> roots_;         ///< of all ranks, in leaf order
   std::vector<std::vector<Index>> send_counts_, receive_counts_;  ///< per bucket (reproducible)
   std::vector<Leaves> merging_;

@@ -73,6 +73,7 @@ struct ShardedOptimizer::Impl {
   StepReport report_;
   std::vector<double> elements_of_group_, clip_, lr_, weight_decay_;  ///< per group
   std::array<double, 9> recent_ms_{};
+  double deadline_s_ = 0;
 
  private:
   void check_parameters_agree();

@@ -354,8 +354,10 @@ void ShardedOptimizer::Impl::set_deadline() {
   if (seconds <= 0) {
     auto recent = recent_ms_;
     std::nth_element(recent.begin(), recent.begin() + recent.size() / 2, recent.end());
-    seconds = std::max(60.0, 10e-3 * recent[recent.size() / 2]);
+    seconds = std::max(60.0, std::ceil(1e-3 * recent[recent.size() / 2]) * 10);
   }
+  if (seconds == deadline_s_) return;
+  deadline_s_ = seconds;
   for (Communicator* c : {&mesh_.world, &mesh_.shard, &mesh_.replicate}) c->set_timeout(seconds);
 }
 

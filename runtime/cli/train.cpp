@@ -270,10 +270,11 @@ class Trainer {
         control_(std::move(control)),
         deal_(divide(config_, rank_, size_)),
         parts_(parts_per_rank(config_, size_)) {
-    open_directory();
     runtime::agree(control_, [&] { workload_ = workloads::open_workload(config_); });
     parameters_ = workload_->parameters();
     optimizer_.emplace(config_, std::move(world), parameters_);
+    // What cannot be run as given has ended here, and left nothing behind.
+    open_directory();
     if (options_.resume) resume();
     open_files();
   }
