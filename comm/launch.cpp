@@ -16,7 +16,9 @@ void refuse_singletons(int world_size) {
     const std::string_view text{value};
     int tasks = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), tasks);
-    if (error != std::errc{} || end != text.data() + text.size() || tasks <= 1) continue;
+    // The innermost launcher decides: mpirun -np 1 inside a job of four tasks is one rank by
+    // intention.
+    if (error != std::errc{} || end != text.data() + text.size() || tasks <= 1) return;
     throw ConfigError(std::string(name) + " is " + std::to_string(tasks) +
                       ", but this MPI program has 1 rank: it was started as " +
                       std::to_string(tasks) +

@@ -35,6 +35,12 @@ TEST_F(Singletons, AreRefusedWithTheWayOut) {
       "rank each; start it with mpirun or srun --mpi=pmix");
 }
 
+TEST_F(Singletons, TheInnermostLauncherDecides) {
+  setenv("SLURM_NTASKS", "4", 1);  // mpirun -np 1 inside a job of four tasks
+  setenv("OMPI_COMM_WORLD_SIZE", "1", 1);
+  EXPECT_EQ(refusal(1), "accepted");
+}
+
 TEST_F(Singletons, AreNotSeenWhereThereAreNone) {
   EXPECT_EQ(refusal(1), "accepted");
   setenv("SLURM_NTASKS", "4", 1);
