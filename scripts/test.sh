@@ -97,6 +97,16 @@ if check "build (ASan, UBSan)" build asan build-asan; then
   run_tests "fast tests under ASan and UBSan" build-asan -L fast
 fi
 
+if command -v nvcc > /dev/null; then
+  build_cuda() {
+    quietly build-cuda/configure.log cmake --preset cuda &&
+      quietly build-cuda/build.log cmake --build build-cuda -j "$jobs" --target kernels_test_cuda
+  }
+  if check "build (CUDA, sm_80 and sm_90)" build_cuda; then
+    run_tests "CUDA tests" build-cuda -R '^kernels/test_cuda$'
+  fi
+fi
+
 say summary
 if ((failed)); then printf 'failed: %s\n' "${failures[@]}"; fi
 summary="$passed passed, $failed failed"

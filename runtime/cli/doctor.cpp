@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "kernels/cuda/devices.hpp"
 #include "runtime/cli/command.hpp"
 #include "runtime/report.hpp"
 #include "runtime/workloads/workload.hpp"
@@ -94,8 +95,14 @@ Finding torch() {
 }
 
 Finding devices() {
-  return {"CUDA, NCCL", "not in this build",
-          "the runtime computes on the CPU and talks over MPI; a device build is not there yet",
+  const kernels::CudaReport cuda = kernels::cuda_report();
+  std::string seen = cuda.problem;
+  for (const kernels::CudaDevice& d : cuda.devices) {
+    seen += fmt::format("{}{} (sm_{}{}, {:.0f} GB)", seen.empty() ? "" : ", ", d.name, d.major,
+                        d.minor, static_cast<double>(d.memory_bytes) * 1e-9);
+  }
+  return {"CUDA, NCCL", seen,
+          "the runtime computes on the CPU and talks over MPI; a device backend is not there yet",
           Verdict::note};
 }
 
