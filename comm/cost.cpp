@@ -12,23 +12,21 @@ Index sum(std::span<const Index> counts) {
 
 Index in_bytes(Index elements, std::size_t bytes) { return elements * static_cast<Index>(bytes); }
 
-Traffic all_but_own(std::span<const Index> counts, int rank, std::size_t bytes, Index max_chunk) {
-  const Index total = sum(counts);
-  return {in_bytes(total - counts[static_cast<std::size_t>(rank)], bytes),
-          chunks(total, max_chunk)};
-}
-
 }  // namespace
 
 Index chunks(Index count, Index max_chunk) { return count == 0 ? 1 : (count - 1) / max_chunk + 1; }
 
+Traffic all_but_own(Index total, Index own, std::size_t bytes, Index max_chunk) {
+  return {in_bytes(total - own, bytes), chunks(total, max_chunk)};
+}
+
 Traffic reduce_scatter(std::span<const Index> counts, int rank, std::size_t bytes,
                        Index max_chunk) {
-  return all_but_own(counts, rank, bytes, max_chunk);
+  return all_but_own(sum(counts), counts[static_cast<std::size_t>(rank)], bytes, max_chunk);
 }
 
 Traffic all_gather(std::span<const Index> counts, int rank, std::size_t bytes, Index max_chunk) {
-  return all_but_own(counts, rank, bytes, max_chunk);
+  return all_but_own(sum(counts), counts[static_cast<std::size_t>(rank)], bytes, max_chunk);
 }
 
 Traffic all_reduce(Index count, int size, int rank, std::size_t bytes, Index max_chunk) {

@@ -19,6 +19,8 @@ Index chunks(Index count, Index max_chunk);
 /// reduce_scatter and all_gather of sum(counts) elements: (N − n_r)·bytes.
 Traffic reduce_scatter(std::span<const Index> counts, int rank, std::size_t bytes, Index max_chunk);
 Traffic all_gather(std::span<const Index> counts, int rank, std::size_t bytes, Index max_chunk);
+/// Either of them, of `total` elements of which `own` are this rank's part.
+Traffic all_but_own(Index total, Index own, std::size_t bytes, Index max_chunk);
 /// The sum of both, over parts that differ by at most one element (the first N mod P are larger),
 /// for each message on its own.
 Traffic all_reduce(Index count, int size, int rank, std::size_t bytes, Index max_chunk);

@@ -40,20 +40,21 @@ class AdamW final : public ElementwiseRule {
 }  // namespace
 
 RuleRow adamw_row() {
-  return {"adamw",
-          "W <- (1-lr wd) W - lr m/(sqrt(v) + eps), bias-corrected; arXiv:1711.05101",
-          {{"lr", 3e-4, 0, 1e6, "learning rate"},
-           {"betas", std::vector<double>{0.9, 0.95}, 0, 1, "decay of first and second moment"},
-           {"eps", 1e-8, 0, 1, "added to the root of the second moment"},
-           {"weight_decay", 0.0, 0, 1e6, "decoupled: W loses lr * weight_decay of itself"},
-           {"eps_placement",
-            std::string("torch"),
-            0,
-            0,
-            "eps after (torch) or before (moonlight) the bias correction",
-            {"torch", "moonlight"}}},
-          [](const RuleConfig& c) -> std::unique_ptr<Rule> { return std::make_unique<AdamW>(c); },
-          false};
+  return {
+      "adamw",
+      "W <- (1-lr wd) W - lr m/(sqrt(v) + eps), bias-corrected; arXiv:1711.05101",
+      {{"lr", 3e-4, 0, 1e6, "learning rate"},
+       {"betas", std::vector<double>{0.9, 0.95}, 0, below_one, "decay of first and second moment"},
+       {"eps", 1e-8, 0, 1, "added to the root of the second moment"},
+       {"weight_decay", 0.0, 0, 1e6, "decoupled: W loses lr * weight_decay of itself"},
+       {"eps_placement",
+        std::string("torch"),
+        0,
+        0,
+        "eps after (torch) or before (moonlight) the bias correction",
+        {"torch", "moonlight"}}},
+      [](const RuleConfig& c) -> std::unique_ptr<Rule> { return std::make_unique<AdamW>(c); },
+      false};
 }
 
 }  // namespace orthrus::optim

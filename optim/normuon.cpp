@@ -48,7 +48,8 @@ class NorMuon final : public MatrixRule {
     for (Index i = 0; i < lines; ++i) {
       const double sum = factor[i];
       moment[i] = static_cast<float>(beta2_ * moment[i] + (1 - beta2_) * (sum / length));
-      factor[i] = 1 / (std::sqrt(static_cast<double>(moment[i])) + eps_);
+      const double root = std::sqrt(static_cast<double>(moment[i])) + eps_;
+      factor[i] = root > 0 ? 1 / root : 0;
       before += sum;
       after += sum * factor[i] * factor[i];
     }
@@ -72,7 +73,7 @@ RuleRow normuon_row() {
   std::vector<RuleKey> keys = Momentum::keys(0.95, true, "ema");
   keys.insert(keys.begin(), {"lr", 0.02, 0, 1e6, "learning rate of U"});
   keys.push_back({"weight_decay", 0.0, 0, 1e6, "decoupled: W loses lr * weight_decay of itself"});
-  keys.push_back({"beta2", 0.95, 0, 1, "decay of the second moment per line"});
+  keys.push_back({"beta2", 0.95, 0, below_one, "decay of the second moment per line"});
   keys.push_back({"eps", 1e-10, 0, 1, "added to the root of the second moment"});
   keys.push_back({"axis",
                   std::string("rows"),

@@ -94,6 +94,9 @@ struct RuleKey {
   std::vector<std::string_view> words = {};  ///< what a word may be
 };
 
+/// The largest decay of a moment whose 1 − βᵗ is divided by.
+inline constexpr double below_one = 1 - 1e-9;
+
 /// A row of the table of rules.
 struct RuleRow {
   std::string_view name;

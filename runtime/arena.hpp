@@ -35,6 +35,9 @@ class Arena {
     return piece;
   }
 
+  /// Leaves the memory to the process: a call that was given up may still write to it.
+  void abandon() noexcept { static_cast<void>(data_.release()); }
+
  private:
   struct Free {
     void operator()(std::byte* p) const noexcept { std::free(p); }

@@ -34,7 +34,7 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
       missing_(plan.buckets.size()) {
   const int world = mesh.world.rank();
   micro_batches_ = plan.virtual_shards > 0 ? plan.leaves_of(world).size() : plan.micro_batches;
-  const WorkSizes sizes = work_sizes(plan, world);
+  const WorkSizes& sizes = plan.per_rank[static_cast<std::size_t>(world)].work;
   const int levels = plan.virtual_shards > 0      ? plan.depth_of(world)
                      : plan.accumulates_locally() ? 1
                                                   : 0;
@@ -42,9 +42,9 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
                                         Arena::rounded(sizes.gradient_receive));
   const auto me = static_cast<std::size_t>(rank_);
   for (const Bucket& b : plan.buckets) {
-    bytes +=
-        Arena::rounded(static_cast<std::size_t>(b.counts[me]) * 4) +
-        static_cast<std::size_t>(levels) * Arena::rounded(static_cast<std::size_t>(b.size) * 4);
+    bytes += Arena::rounded(static_cast<std::size_t>(b.counts[me]) * 4) +
+             (b.reduced ? static_cast<std::size_t>(levels) : 0) *
+                 Arena::rounded(static_cast<std::size_t>(b.size) * 4);
   }
   arena_ = Arena(bytes);
   slots_.resize(gradient_slots);
@@ -59,7 +59,9 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
     };
     parts_.push_back(floats(bucket.counts[me]));
     locally_.emplace_back();
-    for (int l = 0; l < levels; ++l) locally_.back().push_back(floats(bucket.size));
+    for (int l = 0; l < levels && bucket.reduced; ++l) {
+      locally_.back().push_back(floats(bucket.size));
+    }
     for (const Segment& s : bucket.segments) {
       segments_of_[static_cast<std::size_t>(s.parameter)].push_back(s);
     }
@@ -95,6 +97,11 @@ void GradientBuckets::reset() {
   copy_ms_ = wait_ms_ = 0;
   misuse_.clear();
   begin_micro_batch();
+}
+
+bool GradientBuckets::idle() const {
+  return micro_batch_ == 0 &&
+         (micro_batches_ == 0 || std::find(ready_.begin(), ready_.end(), true) == ready_.end());
 }
 
 void GradientBuckets::begin_micro_batch() {
@@ -182,7 +189,7 @@ void GradientBuckets::push_leaf() {
 void GradientBuckets::advance(bool wait) {
   const std::size_t buckets = plan_.buckets.size();
   const bool travelling = travels();
-  const bool keeps_locally = !locally_.empty() && !locally_.front().empty();
+  const bool keeps_locally = plan_.virtual_shards > 0 || plan_.accumulates_locally();
   for (;;) {
     const std::size_t window =
         keeps_locally ? buckets : std::min(buckets, completed_ + gradient_slots);

@@ -32,6 +32,11 @@ class GradientBuckets {
   void finish();
   /// What was called wrongly in this step; empty when nothing was.
   [[nodiscard]] const std::string& misuse() const { return misuse_; }
+  /// Has nothing of a new step begun?
+  [[nodiscard]] bool idle() const;
+  /// Reported by the next step, on all ranks.
+  void misuse(const std::string& what);
+  void abandon() noexcept { arena_.abandon(); }
   /// Forgets the step: the next `ready` belongs to a new one.
   void reset();
 
@@ -61,7 +66,6 @@ class GradientBuckets {
   void take_in(std::size_t bucket);
   void add_widened(MatrixView from, MatrixView to);
   void sum_trees(std::size_t bucket, const Slot& slot);
-  void misuse(const std::string& what);
 
   const Plan& plan_;
   const std::vector<Parameter>& parameters_;
@@ -83,7 +87,7 @@ class GradientBuckets {
   std::vector<bool> ready_, packed_;
   std::vector<std::size_t> missing_;  ///< per bucket: parameters not packed yet
   std::size_t own_roots_ = 0;
-  std::vector<Leaves> roots_;         ///< of all ranks, in leaf order
+  std::vector<Leaves> roots_;                                     ///< of all ranks, in leaf order
   std::vector<std::vector<Index>> send_counts_, receive_counts_;  ///< per bucket (reproducible)
   std::vector<Leaves> merging_;
   std::vector<Index> merged_at_;

@@ -33,6 +33,58 @@ bool is_plain_name(const std::string& name) {
          });
 }
 
+/// a·b + c of sizes, or -1 when that leaves 62 bits.
+Index checked_fused(Index a, Index b, Index c) {
+  Index product = 0;
+  Index sum = 0;
+  if (a < 0 || b < 0 || c < 0 || __builtin_mul_overflow(a, b, &product) ||
+      __builtin_add_overflow(product, c, &sum) || sum > (Index{1} << 62)) {
+    return -1;
+  }
+  return sum;
+}
+
+/// Elements of state `key` (or the weights) of a parameter; -1 when the numbers do not fit.
+Index extent_of(const CheckpointParameter& p, const std::string& key) {
+  for (std::size_t k = 0; k < p.keys.size() && k < p.lines.size(); ++k) {
+    if (p.keys[k] != key || p.lines[k].empty()) continue;
+    Index sum = 0;
+    for (const Index n : p.lines[k]) sum = sum < 0 ? -1 : checked_fused(1, n, sum);
+    return sum;
+  }
+  Index size = 1;
+  for (const Index n : p.shape) size = size < 0 ? -1 : checked_fused(size, n, 0);
+  return size;
+}
+
+/// A manifest may be anybody's: every piece lies inside its tensor, and no tensor is larger than
+/// the files.
+void check_regions(const Manifest& m, const std::filesystem::path& file) {
+  Index bytes = 0;
+  for (const CheckpointFile& f : m.files) bytes = std::max<Index>(bytes, 0) + f.bytes;
+  std::map<std::string, const CheckpointParameter*> named;
+  for (const CheckpointParameter& p : m.parameters) {
+    const Index size = extent_of(p, "weights");
+    if (p.lines.size() != p.keys.size() || size < 0 || size > bytes) {
+      throw DataError(file.string() + ": parameter '" + p.name + "' is larger than the files");
+    }
+    named[p.name] = &p;
+  }
+  for (const CheckpointPiece& p : m.pieces) {
+    const auto it = named.find(p.parameter);
+    const Index extent = it == named.end() ? -1 : extent_of(*it->second, p.key);
+    // The element after the last one.
+    const Index end =
+        p.rows < 1 ? p.first
+                   : checked_fused(p.rows - 1, p.distance, checked_fused(1, p.first, p.cols));
+    if (p.file < 0 || static_cast<std::size_t>(p.file) >= m.files.size() || p.rows < 0 ||
+        p.cols < 0 || p.first < 0 || (p.rows > 1 && p.distance < p.cols) || end < 0 ||
+        end > extent || (p.dtype != "F32" && p.dtype != "BF16")) {
+      throw DataError(file.string() + ": piece '" + p.tensor + "' does not fit its parameter");
+    }
+  }
+}
+
 std::string safetensors_name(DType dtype) { return dtype == DType::bf16 ? "BF16" : "F32"; }
 
 }  // namespace
@@ -55,7 +107,8 @@ std::string manifest_text(const Manifest& m) {
                                  {"shape", p.shape},
                                  {"format", p.format},
                                  {"rule", p.rule},
-                                 {"keys", p.keys}});
+                                 {"keys", p.keys},
+                                 {"lines", p.lines}});
   }
   for (const CheckpointPiece& p : m.pieces) {
     doc["pieces"].push_back({{"parameter", p.parameter},
@@ -105,7 +158,8 @@ Manifest read_manifest(const fs::path& directory) {
       m.parameters.push_back({p.at("name").get<std::string>(),
                               p.at("shape").get<std::vector<Index>>(),
                               p.at("format").get<std::string>(), p.at("rule").get<std::string>(),
-                              p.at("keys").get<std::vector<std::string>>()});
+                              p.at("keys").get<std::vector<std::string>>(),
+                              p.at("lines").get<std::vector<std::vector<Index>>>()});
     }
     for (const Json& p : doc.at("pieces")) {
       const auto region = p.at("region").get<std::array<Index, 4>>();
@@ -133,12 +187,7 @@ Manifest read_manifest(const fs::path& directory) {
                       std::to_string(f.bytes));
     }
   }
-  for (const CheckpointPiece& p : m.pieces) {
-    if (p.file < 0 || static_cast<std::size_t>(p.file) >= m.files.size() || p.rows < 0 ||
-        p.cols < 0 || p.first < 0 || p.distance < 0) {
-      throw DataError(file.string() + ": piece '" + p.tensor + "' is out of range");
-    }
-  }
+  check_regions(m, file);
   return m;
 }
 
@@ -217,9 +266,20 @@ std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& pla
                                    plan.parameters[i].shape,
                                    std::string(name_of(g.format)),
                                    g.config->rule.name,
+                                   {},
                                    {}};
-    for (const optim::StateSpec& s : g.rule->state()) p.keys.emplace_back(s.name);
-    if (g.master) p.keys.emplace_back("master");
+    for (const optim::StateSpec& s : g.rule->state()) {
+      p.keys.emplace_back(s.name);
+      p.lines.emplace_back();
+      if (s.extent == optim::StateSpec::Extent::elements) continue;
+      for (const runtime::MatrixPlan& m : plan.matrices) {
+        if (m.parameter == static_cast<int>(i)) p.lines.back().push_back(s.rows(m.rows, m.cols));
+      }
+    }
+    if (g.master) {
+      p.keys.emplace_back("master");
+      p.lines.emplace_back();
+    }
     list.push_back(std::move(p));
   }
   return list;
@@ -263,13 +323,16 @@ Index intersect(const Region& wanted, const Region& piece, Copy&& copy) {
 
 void ShardedOptimizer::Impl::save(const std::string& directory,
                                   const std::map<std::string, std::string>& user) {
-  Communicator& world = mesh_.world;
-  const TrafficScope scope(world, TrafficClass::setup);
-  const fs::path target = fs::path(directory).lexically_normal();
+  check_between_steps("save");
+  Communicator& world = setup_;
+  fs::path target = fs::path(directory).lexically_normal();
+  if (!target.has_filename()) target = target.parent_path();  // a trailing slash
   std::string temporary;
   runtime::agree(world, [&] {
     if (world.rank() != 0) return;
-    if (fs::exists(fs::symlink_status(target))) {
+    if (target.empty()) throw ConfigError("save: the directory has no name");
+    std::error_code ignored;
+    if (fs::exists(fs::symlink_status(target, ignored))) {
       throw IoError(target.string() + ": exists already", ExitCode::cannot_create);
     }
     temporary = target.string() + ".tmp-" + random_suffix();
@@ -288,7 +351,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
 
   // Each rank of the first replica writes its segments.
   const bool writes = mesh_.replicate.rank() == 0;
-  const std::string file = "rank-" + std::to_string(world.rank()) + ".safetensors";
+  const std::string file = "rank-" + std::to_string(mesh_.world.rank()) + ".safetensors";
   nlohmann::json mine = nlohmann::json::array();
   std::int64_t bytes = 0;
   const auto clean_up = [&] {
@@ -392,8 +455,8 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
 }
 
 std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::string& directory) {
-  Communicator& world = mesh_.world;
-  const TrafficScope scope(world, TrafficClass::setup);
+  check_between_steps("load");
+  Communicator& world = setup_;
   runtime::Manifest m;
   runtime::agree(world, [&] {
     m = runtime::read_manifest(directory);
@@ -417,6 +480,8 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
       if (s.rule != p.rule || s.keys != p.keys) {
         differs("'" + p.name + "' was updated by " + s.rule + " in the checkpoint, by " + p.rule +
                 " here (or with other state)");
+      } else if (s.lines != p.lines) {
+        differs("'" + p.name + "' was split into other matrices in the checkpoint");
       }
       saved.erase(it);
     }
@@ -441,7 +506,9 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
             fs::path(directory) / m.files[static_cast<std::size_t>(p.file)].name);
       }
       const runtime::TensorInfo* info = reader->find(p.tensor);
-      if (info == nullptr || info->dtype != p.dtype || info->elements() != p.rows * p.cols) {
+      const DType dtype = p.dtype == "BF16" ? DType::bf16 : DType::f32;
+      if (info == nullptr || info->dtype != p.dtype || info->elements() != p.rows * p.cols ||
+          info->end - info->begin != p.rows * p.cols * static_cast<Index>(bytes_of(dtype))) {
         throw DataError(reader->file().string() + ": tensor '" + p.tensor +
                         "' is not what the manifest says");
       }
@@ -452,7 +519,6 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                         "' is damaged (its digest differs)");
       }
       values.resize(static_cast<std::size_t>(p.rows * p.cols));
-      const DType dtype = p.dtype == "BF16" ? DType::bf16 : DType::f32;
       const Index n = p.rows * p.cols;
       backend_->convert({bytes.data(), 1, n, n, dtype}, 1, {values.data(), 1, n, n, DType::f32});
     };

@@ -31,6 +31,9 @@ struct CheckpointParameter {
   std::vector<Index> shape;
   std::string format, rule;       ///< of the weights; the rule that kept its state
   std::vector<std::string> keys;  ///< state keys, and "master"
+  /// Per key: elements of each of its matrices' per-line state, in order; empty for one number per
+  /// element.
+  std::vector<std::vector<Index>> lines;
 };
 
 /// manifest.json

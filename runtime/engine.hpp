@@ -24,7 +24,6 @@ struct OwnSegment {
   int group = 0;
   Index rows = 1, cols = 0;  ///< as the rule sees it
   Index offset_in_part = 0;
-  Index first_line = 0;           ///< where its lines lie in the parameter's per-line state
   std::vector<MatrixView> state;  ///< in the order of the rule's `state()`
   MatrixView master;              ///< f32 weights; empty without
 };
@@ -41,17 +40,20 @@ struct ShardedOptimizer::Impl {
   Impl(const Config& config, Communicator comm, std::vector<Parameter> parameters);
 
   const StepReport& step();
+  void set_lr_multiplier(double factor);
   void save(const std::string& directory, const std::map<std::string, std::string>& user);
   std::map<std::string, std::string> load(const std::string& directory);
   std::map<std::string, StateTensor> gather_state();
 
-  /// Every segment any rank of the shard group owns, as this plan lays it out; `of(rank)` are one's
-  /// own.
+  /// The segments of one rank of the shard group, without state.
   [[nodiscard]] std::vector<runtime::OwnSegment> segments_of(int shard_rank) const;
 
   Config config_;
   std::vector<Parameter> parameters_;
   Mesh mesh_;
+  /// For what happens between steps (save, load, gather_state): it never meets a bucket on its way,
+  /// and waits longer than a step does.
+  Communicator setup_;
   std::unique_ptr<kernels::Backend> backend_;
   runtime::Plan plan_;
 
@@ -74,9 +76,13 @@ struct ShardedOptimizer::Impl {
   std::vector<double> elements_of_group_, clip_, lr_, weight_decay_;  ///< per group
   std::array<double, 9> recent_ms_{};
   double deadline_s_ = 0;
+  bool in_step_ = false;  ///< also after a step that failed midway: no other follows it
+  std::int64_t replica_check_every_ = 0;
 
  private:
-  void check_parameters_agree();
+  void walk();
+  void check_between_steps(const char* what);
+  void check_buffers_apart() const;
   void allocate();
   // The walk, in order.
   bool agree_to_go_on();

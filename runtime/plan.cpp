@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <orthrus/error.hpp>
 #include <set>
 
 #include "comm/cost.hpp"
 #include "comm/mesh.hpp"
+#include "runtime/arena.hpp"
 #include "runtime/safetensors.hpp"
 
 namespace orthrus::runtime {
@@ -49,13 +48,21 @@ void check_parameters(const std::vector<ParameterShape>& parameters) {
       if (n < 1) refuse(p, "every dimension must be at least 1");
       elements *= static_cast<double>(n);
     }
-    if (elements > 9e18) refuse(p, "it has more elements than 64 bits count");
+    if (elements > 1e17) refuse(p, "its bytes do not fit 64 bits");
     if (!p.strides.empty() && p.strides.size() != p.shape.size()) {
       refuse(p, "it has " + std::to_string(p.strides.size()) + " strides for " +
                     std::to_string(p.shape.size()) + " dimensions");
     }
-    for (const Index s : p.strides) {
-      if (s < 1) refuse(p, "strides must be at least 1");
+    std::vector<std::pair<Index, Index>> dimensions;  // stride, extent
+    for (std::size_t d = 0; d < p.strides.size(); ++d) {
+      if (p.strides[d] < 1) refuse(p, "strides must be at least 1");
+      if (p.shape[d] > 1) dimensions.emplace_back(p.strides[d], p.shape[d]);
+    }
+    std::sort(dimensions.begin(), dimensions.end());
+    Index reach = 0;  // of the dimensions so far
+    for (const auto& [stride, extent] : dimensions) {
+      if (stride <= reach) refuse(p, "its strides let elements overlap");
+      reach += stride * (extent - 1);
     }
     if (p.dtype != DType::f32 && p.dtype != DType::bf16) refuse(p, "weights must be f32 or bf16");
     if (p.gradient_dtype != DType::f32 && p.gradient_dtype != DType::bf16) {
@@ -157,13 +164,8 @@ void assign_groups(const Config& config, Plan& plan) {
   std::string lost;
   for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
     const ParameterShape& p = plan.parameters[i];
-    int g = matching_group(config, p.name);
     bool passed = false;
-    while (g >= 0 && plan.groups[static_cast<std::size_t>(g)].lmo != nullptr &&
-           p.shape.size() < 2) {
-      passed = true;
-      g = matching_group(config, p.name, g + 1);
-    }
+    const int g = effective_group(config, p, &passed);
     if (g < 0) {
       lost += (lost.empty() ? "'" : ", '") + p.name + "' " + shape_text(p.shape) +
               (passed ? " (matched by a matrix rule, but it is no matrix)" : "");
@@ -409,71 +411,117 @@ void make_norm_slots(Plan& plan) {
 
 // ---- predictions -------------------------------------------------------------------------------
 
+/// What the buffers of a bucket take, where they are cut from an arena.
+std::int64_t room(Index elements, std::size_t bytes) {
+  return static_cast<std::int64_t>(Arena::rounded(static_cast<std::size_t>(elements) * bytes));
+}
+
+/// What a shard's segments need: the same in every replica.
+std::vector<RankPlan> predict_shards(const Plan& plan, const MachineProfile& profile) {
+  std::vector<RankPlan> shards(static_cast<std::size_t>(plan.shard));
+  // A gradient is widened before it is added to what earlier micro-batches left, the owner's or
+  // another's.
+  std::size_t widest = 0;
+  for (const Bucket& b : plan.buckets) {
+    for (const Segment& s : b.segments) {
+      RankPlan& r = shards[static_cast<std::size_t>(s.rank)];
+      const Group& g = plan.groups[static_cast<std::size_t>(
+          plan.group_of[static_cast<std::size_t>(s.parameter)])];
+      const std::size_t wide = Arena::rounded(static_cast<std::size_t>(s.size) * 4);
+      widest = std::max(widest, wide);
+      if (b.weights != DType::f32 && !g.master) r.work.widened = std::max(r.work.widened, wide);
+      std::size_t scratch = 0;
+      Index rows = 1;
+      Index cols = s.size;
+      if (s.matrix >= 0) {
+        const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
+        rows = m.rows;
+        cols = m.cols;
+        scratch = optim::matrix_function_workspace_bytes(m.mode, *g.lmo, rows, cols);
+        r.flops += m.flops;
+        r.seconds += m.seconds;
+        r.matrices += g.lmo->orthogonalizes() ? 1 : 0;
+      } else {
+        r.flops += 12.0 * static_cast<double>(s.size);
+        r.seconds += pass_bytes(g) * static_cast<double>(s.size) / profile.copy_bytes;
+      }
+      r.work.rule = std::max(
+          r.work.rule, Arena::rounded(std::max(scratch, g.rule->workspace_bytes(rows, cols))));
+      for (const optim::StateSpec& spec : g.rule->state()) {
+        r.memory.state += room(spec.rows(rows, cols) * spec.cols(rows, cols), 4);
+      }
+      if (g.master) r.memory.state += room(s.size, 4);
+    }
+  }
+  for (RankPlan& r : shards) {
+    if (plan.virtual_shards > 0 || plan.micro_batches > 1) r.work.widened = widest;
+    r.work.control = Arena::rounded(
+        static_cast<std::size_t>(std::max(plan.control_before(), plan.control_after())) *
+        sizeof(double));
+  }
+  return shards;
+}
+
+/// Gradients of bucket b on their way to world rank w: bytes, messages and the buffers they need.
+void add_reduction(const Plan& plan, const Bucket& b, int w, RankPlan& r) {
+  const auto s = static_cast<std::size_t>(w % plan.shard);
+  const Index mine = b.counts[s];
+  WorkSizes& work = r.work;
+  const auto at_least = [](std::size_t& size, Index elements, std::size_t bytes) {
+    size = std::max(size, static_cast<std::size_t>(room(elements, bytes)));
+  };
+  if (plan.virtual_shards > 0) {
+    const Index roots = plan.roots_of(w);
+    r.memory.gradients += plan.depth_of(w) * room(b.size, 4);
+    std::vector<Index> to(static_cast<std::size_t>(plan.ranks));
+    for (int d = 0; d < plan.ranks; ++d) {
+      to[static_cast<std::size_t>(d)] = roots * b.counts[static_cast<std::size_t>(d % plan.shard)];
+    }
+    r.traffic += cost::all_to_all(to, w, 4, plan.max_chunk);
+    // One root to one replica leaves from where it was summed.
+    if (roots > 1 || plan.replicate > 1)
+      at_least(work.gradient_send, roots * plan.replicate * b.size, 4);
+    at_least(work.gradient_receive, plan.all_roots * mine, 4);
+    return;
+  }
+  const std::size_t wire = bytes_of(plan.gradient_wire);
+  if (plan.accumulates_locally()) r.memory.gradients += room(b.size, 4);
+  at_least(work.gradient_send, b.size, wire);
+  at_least(work.gradient_receive, mine, wire);
+  for (std::int64_t k = 0; k < plan.reductions(); ++k) {
+    r.traffic += cost::all_but_own(b.size, mine, wire, plan.max_chunk);
+    if (plan.replicate > 1) {
+      r.traffic += cost::all_reduce(mine, plan.replicate, w / plan.shard, wire, plan.max_chunk);
+    }
+  }
+}
+
 void predict(Plan& plan, const MachineProfile& profile) {
-  plan.per_rank.assign(static_cast<std::size_t>(plan.ranks), {});
   std::int64_t weight_bytes = 0;
   for (const ParameterShape& p : plan.parameters) {
     weight_bytes += p.size() * static_cast<Index>(bytes_of(p.dtype));
   }
-  Index all_roots = 0;
-  for (int w = 0; w < plan.ranks; ++w) all_roots += plan.roots_of(w);
-  std::vector<RankPlan> shard(static_cast<std::size_t>(plan.shard));
-  for (const Bucket& b : plan.buckets) {
-    for (const Segment& s : b.segments) {
-      RankPlan& r = shard[static_cast<std::size_t>(s.rank)];
-      const Group& g = plan.groups[static_cast<std::size_t>(
-          plan.group_of[static_cast<std::size_t>(s.parameter)])];
-      r.memory.gradients += s.size * 4;
-      if (s.matrix >= 0) {
-        const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
-        r.flops += m.flops;
-        r.seconds += m.seconds;
-        r.matrices += g.lmo->orthogonalizes() ? 1 : 0;
-        r.memory.state += static_cast<std::int64_t>(state_bytes(g, m.rows, m.cols));
-      } else {
-        r.flops += 12.0 * static_cast<double>(s.size);
-        r.seconds += pass_bytes(g) * static_cast<double>(s.size) / profile.copy_bytes;
-        r.memory.state += static_cast<std::int64_t>(state_bytes_per_element(g)) * s.size;
-      }
-    }
-  }
-  const std::size_t wire = bytes_of(plan.gradient_wire);
+  const std::vector<RankPlan> shards = predict_shards(plan, profile);
+  plan.per_rank.clear();
   for (int w = 0; w < plan.ranks; ++w) {
-    const int s = w % plan.shard;
-    RankPlan& r = plan.per_rank[static_cast<std::size_t>(w)];
-    r = shard[static_cast<std::size_t>(s)];
+    const auto s = static_cast<std::size_t>(w % plan.shard);
+    RankPlan r = shards[s];
     r.memory.weights = weight_bytes;
     for (const Bucket& b : plan.buckets) {
-      const Index mine = b.counts[static_cast<std::size_t>(s)];
-      if (plan.virtual_shards > 0) {
-        r.memory.gradients += plan.depth_of(w) * b.size * 4;
-        if (b.reduced) {
-          std::vector<Index> to(static_cast<std::size_t>(plan.ranks));
-          for (int d = 0; d < plan.ranks; ++d) {
-            to[static_cast<std::size_t>(d)] =
-                plan.roots_of(w) * b.counts[static_cast<std::size_t>(d % plan.shard)];
-          }
-          r.traffic += cost::all_to_all(to, w, 4, plan.max_chunk);
-        }
-      } else {
-        if (plan.accumulates_locally()) r.memory.gradients += b.size * 4;
-        if (b.reduced) {
-          for (std::int64_t k = 0; k < plan.reductions(); ++k) {
-            r.traffic += cost::reduce_scatter(b.counts, s, wire, plan.max_chunk);
-            if (plan.replicate > 1) {
-              r.traffic +=
-                  cost::all_reduce(mine, plan.replicate, w / plan.shard, wire, plan.max_chunk);
-            }
-          }
-        }
-      }
-      r.traffic += cost::all_gather(b.counts, s, bytes_of(b.weights), plan.max_chunk);
+      r.memory.gradients += room(b.counts[s], 4);
+      if (b.reduced) add_reduction(plan, b, w, r);
+      const std::size_t element = bytes_of(b.weights);
+      r.traffic += cost::all_but_own(b.size, b.counts[s], element, plan.max_chunk);
+      r.work.weight_gather =
+          std::max(r.work.weight_gather, static_cast<std::size_t>(room(b.size, element)));
     }
-    r.traffic += cost::all_reduce(plan.control_before(), plan.ranks, w, 8, plan.max_chunk);
-    r.traffic += cost::all_reduce(plan.control_after(), plan.ranks, w, 8, plan.max_chunk);
-    r.memory.work = work_sizes(plan, w).total();
+    for (const Index n : {plan.control_before(), plan.control_after()}) {
+      r.traffic += cost::all_reduce(n, plan.ranks, w, sizeof(double), plan.max_chunk);
+    }
+    r.memory.work = r.work.total();
     r.seconds += static_cast<double>(r.traffic.bytes) / profile.wire_bytes +
                  static_cast<double>(r.traffic.messages) * profile.latency_s;
+    plan.per_rank.push_back(r);
   }
   double most = 0;
   double sum = 0;
@@ -493,16 +541,23 @@ void predict(Plan& plan, const MachineProfile& profile) {
   plan.load_bound = mean > 0 ? largest / mean : 1;
 }
 
-std::string bytes_text(double bytes) {
-  const char* units[] = {"B", "KB", "MB", "GB", "TB", "PB"};
-  int u = 0;
-  while (bytes >= 1000 && u < 5) {
-    bytes /= 1000;
-    ++u;
+/// One exchange of a reproducible sum is one MPI call, whose displacements are 32-bit.
+void check_exchange_sizes(const Plan& plan) {
+  constexpr Index most = 0x7fffffff;
+  if (plan.virtual_shards == 0) return;
+  const Index most_roots = *std::max_element(plan.roots.begin(), plan.roots.end());
+  for (const Bucket& b : plan.buckets) {
+    const Index largest = *std::max_element(b.counts.begin(), b.counts.end());
+    if (b.reduced && (plan.all_roots > most / std::max<Index>(largest, 1) ||
+                      most_roots > most / std::max<Index>(plan.replicate * b.size, 1))) {
+      throw ConfigError("reproducible.virtual_shards: the sums of '" +
+                        plan.parameters[static_cast<std::size_t>(b.parameters.front())].name +
+                        "' and what travels with it are " + std::to_string(plan.all_roots) +
+                        " partial sums of up to " + std::to_string(largest) +
+                        " elements, more than one exchange holds (" + std::to_string(most) +
+                        "); use fewer virtual shards or a smaller comm.bucket_bytes");
+    }
   }
-  char text[32];
-  std::snprintf(text, sizeof text, u == 0 ? "%.0f %s" : "%.2f %s", bytes, units[u]);
-  return text;
 }
 
 void check_memory_cap(const Config& config, const Plan& plan) {
@@ -524,65 +579,16 @@ void check_memory_cap(const Config& config, const Plan& plan) {
   }
 }
 
-nlohmann::ordered_json plan_document(const Plan& plan) {
-  nlohmann::ordered_json doc;
-  doc["ranks"] = plan.ranks;
-  doc["plan_hash"] = plan.hash;
-  doc["mesh"] = {{"shard", plan.shard}, {"replicate", plan.replicate}};
-  doc["zero_stage"] = plan.stage;
-  doc["virtual_shards"] = plan.virtual_shards;
-  auto& matrices = doc["matrices"] = nlohmann::ordered_json::array();
-  for (const MatrixPlan& m : plan.matrices) {
-    const Group& g =
-        plan.groups[static_cast<std::size_t>(plan.group_of[static_cast<std::size_t>(m.parameter)])];
-    matrices.push_back({{"name", m.name},
-                        {"rows", m.rows},
-                        {"cols", m.cols},
-                        {"mode", std::string(optim::name_of(m.mode))},
-                        {"owner", m.owner},
-                        {"seconds", m.seconds},
-                        {"norm", g.config->lmo.norm}});
-  }
-  auto& passed = doc["passed_over"] = nlohmann::ordered_json::array();
-  for (const int i : plan.passed_over) {
-    passed.push_back(plan.parameters[static_cast<std::size_t>(i)].name);
-  }
-  auto& buckets = doc["buckets"] = nlohmann::ordered_json::array();
-  for (const Bucket& b : plan.buckets) {
-    buckets.push_back({{"parameters", b.parameters.size()},
-                       {"elements", b.size},
-                       {"weights", std::string(name_of(b.weights))},
-                       {"counts", b.counts}});
-  }
-  auto& ranks = doc["per_rank"] = nlohmann::ordered_json::array();
-  for (const RankPlan& r : plan.per_rank) {
-    ranks.push_back({{"bytes_sent", r.traffic.bytes},
-                     {"messages", r.traffic.messages},
-                     {"flops", r.flops},
-                     {"seconds", r.seconds},
-                     {"matrices", r.matrices},
-                     {"memory",
-                      {{"weights", r.memory.weights},
-                       {"gradients", r.memory.gradients},
-                       {"state", r.memory.state},
-                       {"work", r.memory.work}}}});
-  }
-  doc["imbalance"] = plan.imbalance;
-  doc["memory_imbalance"] = plan.memory_imbalance;
-  doc["load_bound"] = plan.load_bound;
-  return doc;
-}
-
 /// What the hash covers: every decision, nothing predicted from a profile's rates.
 std::string decisions(const Plan& plan) {
   std::string text;
   const auto add = [&text](auto value) {
     if constexpr (std::is_arithmetic_v<decltype(value)>) {
-      text += std::to_string(value);
+      text.append(reinterpret_cast<const char*>(&value), sizeof value);
     } else {
       text += value;
+      text += '\0';
     }
-    text += ' ';
   };
   add(plan.ranks), add(plan.shard), add(plan.replicate), add(plan.virtual_shards);
   add(plan.micro_batches), add(plan.stage), add(std::string(name_of(plan.gradient_wire)));
@@ -620,6 +626,18 @@ Index ParameterShape::size() const {
 Index ParameterShape::rows() const { return shape.front(); }
 Index ParameterShape::cols() const { return size() / shape.front(); }
 
+int effective_group(const Config& config, const ParameterShape& p, bool* passed_over) {
+  int g = matching_group(config, p.name);
+  while (g >= 0 && p.shape.size() < 2) {
+    const optim::RuleRow* rule =
+        optim::find_rule(config.groups[static_cast<std::size_t>(g)].rule.name);
+    if (rule == nullptr || !rule->matrix) break;
+    if (passed_over != nullptr) *passed_over = true;
+    g = matching_group(config, p.name, g + 1);
+  }
+  return g;
+}
+
 ParameterShape shape_of(const Parameter& p) {
   return {p.name, p.shape, p.strides, p.dtype, p.gradient_dtype, p.gradient_state, p.views};
 }
@@ -640,70 +658,6 @@ Index Bucket::part_offset(int rank) const {
 }
 
 Leaves Plan::leaves_of(int world_rank) const { return leaf_run(virtual_shards, ranks, world_rank); }
-Index Plan::roots_of(int world_rank) const {
-  return static_cast<Index>(subtree_roots(virtual_shards, leaves_of(world_rank)).size());
-}
-int Plan::depth_of(int world_rank) const {
-  int depth = 0;
-  subtree_roots(virtual_shards, leaves_of(world_rank), &depth);
-  return depth;
-}
-
-WorkSizes work_sizes(const Plan& plan, int world_rank) {
-  const auto s = static_cast<std::size_t>(world_rank % plan.shard);
-  const auto align = [](std::size_t bytes) { return (bytes + 255) / 256 * 256; };
-  WorkSizes w;
-  Index all_roots = 0;
-  for (int r = 0; r < plan.ranks; ++r) all_roots += plan.roots_of(r);
-  const auto wire = bytes_of(plan.gradient_wire);
-  for (const Bucket& b : plan.buckets) {
-    const auto size = static_cast<std::size_t>(b.size);
-    const auto mine = static_cast<std::size_t>(b.counts[s]);
-    if (plan.virtual_shards > 0) {
-      const auto roots = static_cast<std::size_t>(plan.roots_of(world_rank));
-      // One root to one replica leaves from where it was summed.
-      if (roots > 1 || plan.replicate > 1) {
-        const auto copies = static_cast<std::size_t>(plan.replicate);
-        w.gradient_send = std::max(w.gradient_send, align(roots * copies * size * 4));
-      }
-      w.gradient_receive =
-          std::max(w.gradient_receive, align(static_cast<std::size_t>(all_roots) * mine * 4));
-    } else {
-      w.gradient_send = std::max(w.gradient_send, align(size * wire));
-      w.gradient_receive = std::max(w.gradient_receive, align(mine * wire));
-    }
-    w.weight_gather = std::max(w.weight_gather, align(size * bytes_of(b.weights)));
-    for (const Segment& seg : b.segments) {
-      if (static_cast<std::size_t>(seg.rank) != s) continue;
-      const Group& g = plan.groups[static_cast<std::size_t>(
-          plan.group_of[static_cast<std::size_t>(seg.parameter)])];
-      std::size_t scratch = 0;
-      if (seg.matrix >= 0) {
-        const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(seg.matrix)];
-        scratch = std::max(optim::matrix_function_workspace_bytes(m.mode, *g.lmo, m.rows, m.cols),
-                           g.rule->workspace_bytes(m.rows, m.cols));
-      } else {
-        scratch = g.rule->workspace_bytes(1, seg.size);
-      }
-      w.rule = std::max(w.rule, align(scratch));
-      if (b.weights != DType::f32 && !g.master) {
-        w.widened = std::max(w.widened, align(static_cast<std::size_t>(seg.size) * 4));
-      }
-    }
-  }
-  // A gradient is widened here before it is added to what earlier micro-batches left.
-  if (plan.virtual_shards > 0 || plan.micro_batches > 1) {
-    for (const Bucket& b : plan.buckets) {
-      for (const Segment& seg : b.segments) {
-        w.widened = std::max(w.widened, align(static_cast<std::size_t>(seg.size) * 4));
-      }
-    }
-  }
-  w.control =
-      align(static_cast<std::size_t>(std::max(plan.control_before(), plan.control_after())) *
-            sizeof(double));
-  return w;
-}
 
 Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int ranks,
                const MachineProfile& profile, Index max_chunk) {
@@ -719,6 +673,15 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   plan.stage = static_cast<int>(config.zero_stage);
   plan.gradient_wire = config.comm.gradient_dtype == "bf16" ? DType::bf16 : DType::f32;
   plan.max_chunk = max_chunk;
+  for (int w = 0; w < ranks; ++w) {
+    int depth = 0;
+    const auto roots = plan.virtual_shards > 0
+                           ? subtree_roots(plan.virtual_shards, plan.leaves_of(w), &depth)
+                           : std::vector<Leaves>{};
+    plan.roots.push_back(std::ssize(roots));
+    plan.depths.push_back(depth);
+    plan.all_roots += std::ssize(roots);
+  }
   plan.parameters = std::move(parameters);
   for (std::size_t g = 0; g < config.groups.size(); ++g) {
     plan.groups.push_back(make_group(config.groups[g], g));
@@ -753,64 +716,12 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   assign_owners(plan, load, state);
   make_buckets(config, plan, fill(state, std::max(element_bytes, 1.0)));
   make_norm_slots(plan);
+  check_exchange_sizes(plan);
   predict(plan, profile);
   const std::string text = decisions(plan);
   plan.hash = xxh3_hex(text.data(), text.size());
   check_memory_cap(config, plan);
   return plan;
-}
-
-std::string plan_json(const Plan& plan, int indent) { return plan_document(plan).dump(indent); }
-
-std::string plan_table(const Plan& plan) {
-  std::string out;
-  char line[256];
-  const auto print = [&](auto... args) {
-    std::snprintf(line, sizeof line, args...);
-    out += line;
-  };
-  print("plan %s: %d ranks = shard %d x replicate %d, ZeRO-%d%s\n", plan.hash.substr(0, 12).c_str(),
-        plan.ranks, plan.shard, plan.replicate, plan.stage,
-        plan.virtual_shards > 0 ? ", reproducible" : "");
-  std::size_t longest = 6;
-  for (const MatrixPlan& m : plan.matrices) longest = std::max(longest, m.name.size());
-  const int width = static_cast<int>(std::min<std::size_t>(longest, 48));
-  if (!plan.matrices.empty()) {
-    print("\n%-*s %9s %9s  %-8s %6s %11s\n", width, "matrix", "rows", "cols", "mode", "owner",
-          "predicted");
-  }
-  const std::size_t shown = plan.matrices.size() > 48 ? 40 : plan.matrices.size();
-  for (std::size_t i = 0; i < shown; ++i) {
-    const MatrixPlan& m = plan.matrices[i];
-    print("%-*.*s %9lld %9lld  %-8s %6d %8.3f ms\n", width, width, m.name.c_str(),
-          static_cast<long long>(m.rows), static_cast<long long>(m.cols),
-          std::string(optim::name_of(m.mode)).c_str(), m.owner, m.seconds * 1e3);
-  }
-  if (shown < plan.matrices.size()) print("… and %zu more\n", plan.matrices.size() - shown);
-  for (const int i : plan.passed_over) {
-    out +=
-        "passed over by a matrix rule: " + plan.parameters[static_cast<std::size_t>(i)].name + "\n";
-  }
-  print("\n%6s %12s %9s %9s %11s %11s %11s %11s %11s\n", "rank", "sent/step", "messages",
-        "matrices", "predicted", "weights", "gradients", "state", "work");
-  const std::size_t rows = plan.per_rank.size() > 20 ? 16 : plan.per_rank.size();
-  for (std::size_t w = 0; w < rows; ++w) {
-    const RankPlan& r = plan.per_rank[w];
-    print("%6zu %12s %9lld %9lld %8.3f ms %11s %11s %11s %11s\n", w,
-          bytes_text(static_cast<double>(r.traffic.bytes)).c_str(),
-          static_cast<long long>(r.traffic.messages), static_cast<long long>(r.matrices),
-          r.seconds * 1e3, bytes_text(static_cast<double>(r.memory.weights)).c_str(),
-          bytes_text(static_cast<double>(r.memory.gradients)).c_str(),
-          bytes_text(static_cast<double>(r.memory.state)).c_str(),
-          bytes_text(static_cast<double>(r.memory.work)).c_str());
-  }
-  if (rows < plan.per_rank.size()) print("… and %zu more\n", plan.per_rank.size() - rows);
-  std::int64_t bytes = 0;
-  for (const RankPlan& r : plan.per_rank) bytes += r.traffic.bytes;
-  print("\nall ranks: %s per step in %zu buckets; imbalance %.3f (reachable: %.3f), memory %.3f\n",
-        bytes_text(static_cast<double>(bytes)).c_str(), plan.buckets.size(), plan.imbalance,
-        std::max(1.0, plan.load_bound), plan.memory_imbalance);
-  return out;
 }
 
 }  // namespace orthrus::runtime

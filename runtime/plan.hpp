@@ -43,6 +43,10 @@ struct ParameterShape {
   [[nodiscard]] Index cols() const;  ///< the product of the rest
 };
 ParameterShape shape_of(const Parameter& parameter);
+/// The group that updates it: a matrix rule passes over what has fewer than two dimensions.
+/// @return -1 when there is none. @param[out] passed_over  a matrix rule matched first.
+int effective_group(const Config& config, const ParameterShape& parameter,
+                    bool* passed_over = nullptr);
 /// "name f32 [4, 5] gradient f32 local": what ranks compare.
 std::string describe(const ParameterShape& parameter);
 
@@ -90,12 +94,30 @@ struct Bucket {
   [[nodiscard]] Index part_offset(int rank) const;
 };
 
+/// Buckets in flight: gradients on their way, and new weights on theirs.
+inline constexpr int gradient_slots = 3;
+inline constexpr int weight_slots = 2;
+
+/// Bytes of each work buffer of a rank: what `MemoryPlan::work` adds up.
+struct WorkSizes {
+  std::size_t gradient_send = 0, gradient_receive = 0;  ///< per gradient slot
+  std::size_t weight_gather = 0;                        ///< per weight slot
+  std::size_t rule = 0;                                 ///< LMO and rule scratch
+  std::size_t widened = 0;                              ///< a segment in f32
+  std::size_t control = 0;
+  [[nodiscard]] std::int64_t total() const {
+    return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
+                                     weight_slots * weight_gather + rule + widened + control);
+  }
+};
+
 /// Predictions of one rank for one step.
 struct RankPlan {
   Traffic traffic;
   double flops = 0, seconds = 0;
   std::int64_t matrices = 0;
   MemoryPlan memory;
+  WorkSizes work;
 };
 
 struct Plan {
@@ -118,10 +140,17 @@ struct Plan {
   std::string hash;       ///< 32 hex digits over all of the above
 
   [[nodiscard]] Leaves leaves_of(int world_rank) const;
-  /// Roots `world_rank` sends of each gradient (1 where not reproducible).
-  [[nodiscard]] Index roots_of(int world_rank) const;
+  /// Roots `world_rank` sends of each gradient (reproducible).
+  [[nodiscard]] Index roots_of(int world_rank) const {
+    return roots[static_cast<std::size_t>(world_rank)];
+  }
   /// Partial sums `world_rank` holds at most (reproducible).
-  [[nodiscard]] int depth_of(int world_rank) const;
+  [[nodiscard]] int depth_of(int world_rank) const {
+    return depths[static_cast<std::size_t>(world_rank)];
+  }
+  std::vector<Index> roots;  ///< per world rank; 0 where not reproducible
+  std::vector<int> depths;
+  Index all_roots = 0;
   /// Gradients accumulate here before one reduction (stage 1 with several micro-batches).
   [[nodiscard]] bool accumulates_locally() const {
     return virtual_shards == 0 && stage == 1 && micro_batches > 1;
@@ -130,9 +159,10 @@ struct Plan {
   [[nodiscard]] std::int64_t reductions() const {
     return virtual_shards > 0 || accumulates_locally() ? 1 : micro_batches;
   }
-  /// Elements of the first control all-reduce (flag, then sums of squared gradients) and of the
-  /// second (sums of squared updates, then the audit's flag).
-  [[nodiscard]] Index control_before() const { return 1 + norm_slots; }
+  /// Elements of the first control all-reduce (flag, rate, its square, then sums
+  /// of squared gradients) and of
+  /// the second (sums of squared updates, then the audit's flag).
+  [[nodiscard]] Index control_before() const { return 3 + norm_slots; }
   [[nodiscard]] Index control_after() const { return static_cast<Index>(groups.size()) + 1; }
 
   /// Sums of squares: one slot per group; in clipped groups of a reproducible run one per matrix
@@ -145,24 +175,6 @@ struct Plan {
   std::vector<bool> blocked;  ///< per group
   static constexpr Index norm_block = 4096;
 };
-
-/// Buckets in flight: gradients on their way, and new weights on theirs.
-inline constexpr int gradient_slots = 3;
-inline constexpr int weight_slots = 2;
-
-/// Bytes of each work buffer of a rank: what `MemoryPlan::work` adds up.
-struct WorkSizes {
-  std::size_t gradient_send = 0, gradient_receive = 0;  ///< per gradient slot
-  std::size_t weight_gather = 0;                        ///< per weight slot
-  std::size_t rule = 0;                                 ///< LMO and rule scratch
-  std::size_t widened = 0;                              ///< a segment in f32
-  std::size_t control = 0;
-  [[nodiscard]] std::int64_t total() const {
-    return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
-                                     weight_slots * weight_gather + rule + widened + control);
-  }
-};
-WorkSizes work_sizes(const Plan& plan, int world_rank);
 
 /// @throws ConfigError  no group matches a parameter, a view leaves its parameter or overlaps
 /// another, a

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <orthrus/error.hpp>
 #include <orthrus/sharded_optimizer.hpp>
 
@@ -59,11 +60,15 @@ void check_same_everywhere(Communicator& comm, const Config& config,
 
 }  // namespace
 
+constexpr double setup_timeout_s = 600;
+
 ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
                              std::vector<Parameter> parameters)
     : config_(config), parameters_(std::move(parameters)) {
-  if (config_.comm.timeout_s > 0) comm.set_timeout(config_.comm.timeout_s);
+  // What happens once, or writes files, has more time than a step.
+  comm.set_timeout(std::max(setup_timeout_s, config_.comm.timeout_s));
   check_same_everywhere(comm, config_, parameters_);
+  setup_ = comm.duplicate("setup");
   comm.set_blocking(config_.comm.blocking);
   mesh_ = make_mesh(std::move(comm), static_cast<int>(config_.mesh.shard),
                     static_cast<int>(config_.mesh.replicate));
@@ -75,7 +80,12 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
   for (const Parameter& p : parameters_) shapes.push_back(runtime::shape_of(p));
   plan_ = runtime::make_plan(config_, std::move(shapes), mesh_.world.size(), {},
                              mesh_.world.options().max_chunk);
-  runtime::agree(mesh_.world, [this] {
+  std::string first = plan_.hash;
+  setup_.broadcast(first, 0);
+  runtime::agree(setup_, first == plan_.hash ? "" : "the plan differs from rank 0's",
+                 ExitCode::config);
+  runtime::agree(setup_, [this] {
+    check_buffers_apart();
     for (const Parameter& p : parameters_) {
       const auto aligned = [](const void* data, DType dtype) {
         return reinterpret_cast<std::uintptr_t>(data) % bytes_of(dtype) == 0;
@@ -91,6 +101,9 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
     backend_ = kernels::open_backend(config_.device);
     allocate();
   });
+  replica_check_every_ = config_.replica_hash_every > 0   ? config_.replica_hash_every
+                         : config_.checks == "collective" ? 1
+                                                          : 0;
   step_began_ = planned_traffic();  // the communicator may have talked before it came here
 }
 
@@ -118,6 +131,49 @@ std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int shard_r
     }
   }
   return list;
+}
+
+/// No two dense tensors may share bytes: a weight registered twice would be updated twice.
+void ShardedOptimizer::Impl::check_buffers_apart() const {
+  struct Extent {
+    std::uintptr_t begin, end;
+    std::string what;
+  };
+  std::vector<Extent> extents;
+  for (const Parameter& p : parameters_) {
+    if (p.weights == nullptr || p.gradient == nullptr || !p.strides.empty()) continue;
+    const auto n = static_cast<std::size_t>(runtime::shape_of(p).size());
+    const auto w = reinterpret_cast<std::uintptr_t>(p.weights);
+    const auto g = reinterpret_cast<std::uintptr_t>(p.gradient);
+    extents.push_back({w, w + n * bytes_of(p.dtype), "the weights of '" + p.name + "'"});
+    extents.push_back({g, g + n * bytes_of(p.gradient_dtype), "the gradient of '" + p.name + "'"});
+  }
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  for (std::size_t i = 1; i < extents.size(); ++i) {
+    if (extents[i].begin < extents[i - 1].end) {
+      throw ConfigError(extents[i - 1].what + " and " + extents[i].what +
+                        " overlap in memory (tied weights are one parameter)");
+    }
+  }
+}
+
+void ShardedOptimizer::Impl::check_between_steps(const char* what) {
+  runtime::agree(setup_,
+                 gradients_->idle()
+                     ? std::string()
+                     : std::string(what) +
+                           " was called between gradient_ready and step: finish the step first",
+                 ExitCode::config);
+}
+
+void ShardedOptimizer::Impl::set_lr_multiplier(double factor) {
+  if (!(factor >= 0) || !std::isfinite(factor)) {
+    gradients_->misuse("set_lr_multiplier(" + std::to_string(factor) +
+                       "): it must be finite and not negative");
+    return;
+  }
+  lr_multiplier_ = factor;
 }
 
 void ShardedOptimizer::Impl::allocate() {
@@ -154,7 +210,21 @@ void ShardedOptimizer::Impl::allocate() {
     }
   }
 
-  const runtime::WorkSizes sizes = runtime::work_sizes(plan_, mesh_.world.rank());
+  // Weights of a rounded format held in a wider buffer lie on its grid from the start.
+  for (std::size_t p = 0; p < parameters_.size(); ++p) {
+    const DType format = plan_.groups[static_cast<std::size_t>(plan_.group_of[p])].format;
+    if (format == parameters_[p].dtype) continue;
+    const Index n = plan_.parameters[p].size();
+    std::vector<BFloat16> rounded(static_cast<std::size_t>(n));
+    const runtime::Region whole{0, 1, n, n};
+    runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, whole,
+                  {rounded.data(), n, DType::bf16}, *backend_);
+    runtime::unpack({rounded.data(), n, DType::bf16}, plan_.parameters[p], parameters_[p].weights,
+                    parameters_[p].dtype, whole, *backend_);
+  }
+
+  const runtime::WorkSizes& sizes =
+      plan_.per_rank[static_cast<std::size_t>(mesh_.world.rank())].work;
   work_arena_ = Arena(Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
                       Arena::rounded(sizes.control) +
                       weight_slots_.size() * Arena::rounded(sizes.weight_gather));
@@ -183,7 +253,7 @@ void ShardedOptimizer::Impl::allocate() {
 }
 
 std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gather_state() {
-  const TrafficScope scope(mesh_.world, TrafficClass::setup);
+  check_between_steps("gather_state");
   std::map<std::string, StateTensor> all;
   const int me = mesh_.world.rank();
   std::vector<float> piece;
@@ -200,9 +270,9 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
         piece.resize(static_cast<std::size_t>(count));
         if (mine != nullptr)
           std::copy_n(static_cast<const float*>(mine->data), count, piece.begin());
-        if (r != me) mesh_.world.receive(Span{piece.data(), count, DType::f32}, r);
+        if (r != me) setup_.receive(Span{piece.data(), count, DType::f32}, r);
         if (me != 0) {
-          mesh_.world.send(ConstSpan{piece.data(), count, DType::f32}, 0);
+          setup_.send(ConstSpan{piece.data(), count, DType::f32}, 0);
           return;
         }
         StateTensor& tensor = all["state/" + p.name + "/" + std::string(key)];
@@ -265,7 +335,7 @@ void ShardedOptimizer::gradient_ready(int id) { impl_->gradients_->ready(id); }
 const StepReport& ShardedOptimizer::step() { return impl_->step(); }
 void ShardedOptimizer::parameter_wait(int) {}  // `step` returns with every weight in place
 std::int64_t ShardedOptimizer::steps() const { return impl_->steps_; }
-void ShardedOptimizer::set_lr_multiplier(double factor) { impl_->lr_multiplier_ = factor; }
+void ShardedOptimizer::set_lr_multiplier(double factor) { impl_->set_lr_multiplier(factor); }
 void ShardedOptimizer::save(const std::string& directory,
                             const std::map<std::string, std::string>& user) {
   impl_->save(directory, user);

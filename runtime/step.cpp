@@ -41,7 +41,29 @@ Traffic ShardedOptimizer::Impl::planned_traffic() const {
   return traffic(TrafficClass::payload) + traffic(TrafficClass::control);
 }
 
+/// A step that ends in an error may have left some ranks' weights new and others' old: no other
+/// follows it.
 const StepReport& ShardedOptimizer::Impl::step() {
+  if (in_step_) {
+    throw Error(
+        "an earlier step failed midway: weights and state may not belong together any more; "
+        "load a checkpoint into a new optimizer",
+        ExitCode::internal);
+  }
+  in_step_ = true;
+  try {
+    walk();
+  } catch (const CommError&) {
+    // The calls given up may still write to these.
+    gradients_->abandon();
+    work_arena_.abandon();
+    throw;
+  }
+  in_step_ = false;
+  return report_;
+}
+
+void ShardedOptimizer::Impl::walk() {
   const auto start = Clock::now();
   const Traffic before = step_began_;  // buckets may have left long ago
   const Traffic exceptional = traffic(TrafficClass::exceptional);
@@ -52,6 +74,8 @@ const StepReport& ShardedOptimizer::Impl::step() {
   report_.step = steps_;
   report_.skip_reason.clear();
   set_deadline();
+  // Before anything is overwritten: what this step's gradients were computed with.
+  if (replica_check_every_ > 0 && (steps_ - 1) % replica_check_every_ == 0) compare_replicas();
 
   gradients_->finish();  // 1, 2: what is still on its way
   ms.reduce = gradients_->wait_ms();
@@ -87,8 +111,6 @@ const StepReport& ShardedOptimizer::Impl::step() {
     for (WeightSlot& slot : weight_slots_) deliver(slot);
     audit(before);
   }
-  if (config_.replica_hash_every > 0 && steps_ % config_.replica_hash_every == 0)
-    compare_replicas();
 
   const Traffic sent = planned_traffic() - before;
   report_.bytes_sent = sent.bytes;
@@ -101,12 +123,12 @@ const StepReport& ShardedOptimizer::Impl::step() {
   ms.total = ms_since(start);
   recent_ms_[static_cast<std::size_t>(steps_) % recent_ms_.size()] = ms.total;
   if (skipped_in_a_row_ > 0 && skipped_in_a_row_ >= config_.train.max_skipped) {
+    in_step_ = false;  // nothing has been changed
     throw NumericError(
         "step " + std::to_string(steps_) + ": " + std::to_string(skipped_in_a_row_) +
         " steps in a row had a gradient that is not finite (train.max_skipped); last: " +
         report_.skip_reason);
   }
-  return report_;
 }
 
 /// One all-reduce for the whole model: is every gradient finite everywhere, was the API used as
@@ -116,7 +138,7 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   constexpr double misused = 1e6;
   auto* slots = reinterpret_cast<double*>(control_.data());
   std::fill_n(slots, plan_.control_before(), 0.0);
-  double* norms = slots + 1;
+  double* norms = slots + 3;
   int bad = -1;
   for (const runtime::OwnSegment& own : own_) {
     const auto p = static_cast<std::size_t>(own.segment.parameter);
@@ -148,15 +170,23 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
     if (!std::isfinite(sum) && bad < 0) bad = own.segment.parameter;
   }
   slots[0] = (bad >= 0 ? 1 : 0) + (gradients_->misuse().empty() ? 0 : misused);
+  slots[1] = lr_multiplier_;
+  slots[2] = lr_multiplier_ * lr_multiplier_;
   {
     const TrafficScope scope(mesh_.world, TrafficClass::control);
     mesh_.world.all_reduce(Span{slots, plan_.control_before(), DType::f64}, ReduceOp::sum);
   }
-  if (slots[0] >= misused) {
-    const std::string what = gradients_->misuse();
+  // Equal numbers, and only they, have Σ1·Σx² = (Σx)²; the sums are the same on all ranks.
+  const bool rates_differ =
+      plan_.ranks * slots[2] - slots[1] * slots[1] > 1e-12 * plan_.ranks * slots[2];
+  if (slots[0] >= misused || rates_differ) {
+    std::string what = gradients_->misuse();
+    if (what.empty() && slots[0] < misused)
+      what = "set_lr_multiplier was given different factors on different ranks";
     gradients_->reset();
     step_began_ = planned_traffic();
     --steps_;
+    in_step_ = false;  // nothing has been changed
     runtime::agree(mesh_.world, what, ExitCode::config);
   }
   for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
@@ -314,6 +344,11 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
         ExitCode::internal);
   }
   for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
+    if (!std::isfinite(sums[g])) {
+      throw NumericError("step " + std::to_string(steps_) + ": the update of groups[" +
+                         std::to_string(g) + "] (" + plan_.groups[g].config->match +
+                         ") is not finite; its weights are damaged");
+    }
     report_.update_rms[g] =
         elements_of_group_[g] > 0 ? std::sqrt(sums[g] / elements_of_group_[g]) : 0;
   }

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <orthrus/error.hpp>
 #include <set>
 
@@ -94,11 +95,16 @@ std::map<std::string, std::pair<std::vector<Index>, std::vector<float>>> assembl
   for (const auto& f : m.files) {
     files.push_back(std::make_unique<runtime::SafetensorsReader>(path / f.name));
   }
-  std::map<std::string, Index> extent;
-  for (const auto& p : m.pieces) {
-    Index& e = extent[p.key + "/" + p.parameter];
-    e = std::max(e, p.rows == 0 || p.cols == 0 ? 0 : p.first + (p.rows - 1) * p.distance + p.cols);
-  }
+  const auto lines_of = [&](const std::string& parameter, const std::string& key) {
+    Index lines = 0;
+    for (const auto& p : m.parameters) {
+      for (std::size_t k = 0; p.name == parameter && k < p.keys.size(); ++k) {
+        if (p.keys[k] == key)
+          lines = std::accumulate(p.lines[k].begin(), p.lines[k].end(), Index{0});
+      }
+    }
+    return lines;
+  };
   for (const auto& p : m.pieces) {
     const auto& reader = *files[static_cast<std::size_t>(p.file)];
     const runtime::TensorInfo* info = reader.find(p.tensor);
@@ -112,11 +118,10 @@ std::map<std::string, std::pair<std::vector<Index>, std::vector<float>>> assembl
       shape = shapes[p.parameter];
       Index size = 1;
       for (const Index n : shape) size *= n;
-      const Index most = extent[p.key + "/" + p.parameter];
-      // State with one number per line is shorter than its parameter.
-      if (p.key == "row_second_moment" || most > size) {
-        shape = {most};
-        size = most;
+      // State with one number per line has a shape of its own.
+      if (const Index lines = lines_of(p.parameter, p.key); lines > 0) {
+        shape = {lines};
+        size = lines;
       }
       values.resize(static_cast<std::size_t>(size));
     }

@@ -98,7 +98,7 @@ int plan(const Options& o, Context& context) {
     // A shape list has no storage of its own: weights rest in the format their group asks for.
     // (Those of a file are widened to f32, as `replay` does.)
     for (runtime::ParameterShape& p : shapes) {
-      const int g = matching_group(config, p.name);
+      const int g = runtime::effective_group(config, p);
       if (g >= 0 && config.groups[static_cast<std::size_t>(g)].weights.format == "bf16") {
         p.dtype = DType::bf16;
       }

@@ -190,6 +190,12 @@ int replay(const Options& options, Context& context) {
     if (!fs::is_directory(folder)) {
       throw IoError(folder.string() + ": no such directory (--out)", ExitCode::cannot_create);
     }
+    if (fs::is_directory(options.out)) {
+      throw IoError(options.out + ": is a directory (--out)", ExitCode::cannot_create);
+    }
+    if (::access(folder.c_str(), W_OK) != 0) {
+      throw IoError(folder.string() + ": not writable (--out)", ExitCode::permission);
+    }
   });
 
   std::vector<Parameter> parameters;
@@ -240,7 +246,7 @@ int replay(const Options& options, Context& context) {
     const StepReport& report = optimizer.step();
     totals[0] += report.bytes_sent;
     totals[1] += report.messages;
-    totals[2] = std::max<std::int64_t>(totals[2], report.skipped ? 1 : 0);
+    totals[2] += report.skipped ? 1 : 0;
     if (report.skipped && rank == 0) {
       std::fprintf(stderr, "orthrus: %s: skipped: %s\n", path.c_str(), report.skip_reason.c_str());
     }
@@ -255,6 +261,7 @@ int replay(const Options& options, Context& context) {
                                           {"contributions", count},
                                           {"config_hash", config_hash(config)},
                                           {"plan_hash", optimizer.plan_hash()},
+                                          {"skipped", totals[2]},
                                           {"bytes_sent", totals[0]},
                                           {"messages", totals[1]},
                                           {"optimizer_ms", times.total},

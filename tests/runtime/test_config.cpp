@@ -362,7 +362,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"three_betas", group("clip_norm: 0", "{name: adamw, betas: [0.9, 0.9, 0.9]}"),
                 "a.yaml:4:32: groups[0].rule.betas: expects a list of 2 numbers, found one of 3"},
         Refused{"beta_out_of_range", group("clip_norm: 0", "{name: adamw, betas: [0.9, 2]}"),
-                "a.yaml:4:38: groups[0].rule.betas[1]: 2 is out of range: 0 to 1"},
+                "a.yaml:4:38: groups[0].rule.betas[1]: 2 is out of range: 0 to 0.999999999"},
         Refused{"list_for_lr", group("clip_norm: 0", "{name: muon, lr: [1]}"),
                 "a.yaml:4:28: groups[0].rule.lr: expects a number, found a list"},
         Refused{"rule_word", group("clip_norm: 0", "{name: muon, momentum_form: emu}"),

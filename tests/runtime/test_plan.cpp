@@ -177,6 +177,17 @@ TEST(Plan, BalancesManyMatrices) {
   }
 }
 
+TEST(Plan, PromisesNoExchangeThatMpiCannotMake) {
+  const Config config =
+      parse_config(toy::muon_and_adamw + std::string("reproducible: {virtual_shards: 64}\n"));
+  try {
+    (void)make_plan(config, {shape("wte.weight", {50304, 768})}, 64);
+    FAIL();
+  } catch (const ConfigError& e) {
+    EXPECT_NE(std::string(e.what()).find("'wte.weight'"), std::string::npos) << e.what();
+  }
+}
+
 TEST(Plan, IsAFunctionOfItsInput) {
   const Config config = parse_config(toy::muon_and_adamw);
   EXPECT_EQ(make_plan(config, toy_shapes(), 3).hash, make_plan(config, toy_shapes(), 3).hash);

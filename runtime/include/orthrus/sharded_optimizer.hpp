@@ -81,7 +81,9 @@ struct MemoryPlan {
 /// order.
 class ShardedOptimizer {
  public:
-  /// Plans, checks that all ranks were given the same, allocates everything a step needs.
+  /// Plans, checks that all ranks were given the same, allocates everything a step needs. Weights
+  /// must have their initial values (a master copy is taken here, and weights of a rounded format
+  /// are rounded).
   /// @throws ConfigError  no group matches a parameter, two groups contradict, ranks differ
   /// (named).
   ShardedOptimizer(const Config& config, Communicator comm, std::vector<Parameter> parameters);
