@@ -52,8 +52,7 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
     slot.send = arena_.take(sizes.gradient_send);
     slot.receive = arena_.take(sizes.gradient_receive);
   }
-  for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
-    const Bucket& bucket = plan.buckets[b];
+  for (const Bucket& bucket : plan.buckets) {
     const auto floats = [&](Index count) {
       return reinterpret_cast<float*>(arena_.take(static_cast<std::size_t>(count) * 4).data());
     };

@@ -443,8 +443,9 @@ struct SafetensorsWriter::Impl {
   }
 };
 
-SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& file, std::vector<Tensor> tensors,
-                                     std::map<std::string, std::string> metadata) {
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& file,
+                                     const std::vector<Tensor>& tensors,
+                                     const std::map<std::string, std::string>& metadata) {
   const auto refuse = [&](const std::string& what) {
     throw ShapeError(file.string() + ": " + what);
   };

@@ -63,8 +63,8 @@ class SafetensorsWriter {
   };
   /// Creates `file` (O_CREAT|O_EXCL|O_NOFOLLOW, mode 0600) and writes the header.
   /// @throws IoError (73 cannot create, 77 permission, 74 write).
-  SafetensorsWriter(const std::filesystem::path& file, std::vector<Tensor> tensors,
-                    std::map<std::string, std::string> metadata = {});
+  SafetensorsWriter(const std::filesystem::path& file, const std::vector<Tensor>& tensors,
+                    const std::map<std::string, std::string>& metadata = {});
   ~SafetensorsWriter();  ///< without `finish`: removes the file
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;

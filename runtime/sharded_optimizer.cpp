@@ -296,10 +296,8 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
           take(spec.name, count, mine, own.region, p.shape);
         } else {
           Index lines = 0;
-          for (std::size_t m = 0; m < plan_.matrices.size(); ++m) {
-            const runtime::MatrixPlan& matrix = plan_.matrices[m];
-            if (matrix.parameter == own.segment.parameter)
-              lines += spec.rows(matrix.rows, matrix.cols);
+          for (const runtime::MatrixPlan& m : plan_.matrices) {
+            if (m.parameter == own.segment.parameter) lines += spec.rows(m.rows, m.cols);
           }
           take(spec.name, count, mine,
                {runtime::first_line(plan_, own.segment.matrix, spec), 1, count, count}, {lines});

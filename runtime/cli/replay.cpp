@@ -132,13 +132,13 @@ std::vector<float> read_contribution(const SafetensorsReader& file, const Tensor
 /// Writes what remains: weights, state, and what it took.
 void write_result(const fs::path& out, const std::vector<Tensor>& model,
                   const std::map<std::string, ShardedOptimizer::StateTensor>& state,
-                  std::map<std::string, std::string> metadata) {
+                  const std::map<std::string, std::string>& metadata) {
   std::vector<SafetensorsWriter::Tensor> tensors;
   for (const Tensor& t : model) tensors.push_back({t.name, "F32", t.shape});
   for (const auto& [name, t] : state) tensors.push_back({name, "F32", t.shape});
   const fs::path temporary = out.string() + ".tmp-" + std::to_string(::getpid());
   {
-    SafetensorsWriter writer(temporary, tensors, std::move(metadata));
+    SafetensorsWriter writer(temporary, tensors, metadata);
     for (const Tensor& t : model) {
       writer.write(t.weights.data(), static_cast<std::int64_t>(t.weights.size() * sizeof(float)));
     }
