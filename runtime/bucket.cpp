@@ -2,23 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <orthrus/error.hpp>
 
+#include "runtime/clock.hpp"
+
 namespace orthrus::runtime {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-double ms_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-MatrixView row(void* data, Index count, DType dtype = DType::f32) {
-  return {data, 1, count, count, dtype};
-}
-
-}  // namespace
-
 GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>& parameters,
                                  Mesh& mesh, kernels::Backend& backend,
                                  std::span<std::byte> widened)

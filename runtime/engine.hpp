@@ -24,6 +24,7 @@ struct OwnSegment {
   int group = 0;
   Index rows = 1, cols = 0;  ///< as the rule sees it
   Index offset_in_part = 0;
+  Index norm_slot = 0;            ///< the first of its sums of squares among the plan's
   std::vector<MatrixView> state;  ///< in the order of the rule's `state()`
   MatrixView master;              ///< f32 weights; empty without
 };

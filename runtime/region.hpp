@@ -16,6 +16,11 @@ struct Region {
   [[nodiscard]] Index size() const noexcept { return rows * cols; }
 };
 
+/// `count` elements as one row, which is how runs of a bucket are worked on.
+inline MatrixView row(void* data, Index count, DType dtype = DType::f32) {
+  return {data, 1, count, count, dtype};
+}
+
 Region region_of(const Plan& plan, const Segment& segment);
 
 /// to ← from's region, densely, rounded to `to.dtype`. `from` is the whole tensor (strides as

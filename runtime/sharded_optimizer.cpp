@@ -58,6 +58,16 @@ void check_same_everywhere(Communicator& comm, const Config& config,
   runtime::agree(comm, difference, ExitCode::config);
 }
 
+/// How many matrices of its parameter come before it.
+Index place_in_parameter(const runtime::Plan& plan, int matrix) {
+  const int parameter = plan.matrices[static_cast<std::size_t>(matrix)].parameter;
+  int first = matrix;
+  while (first > 0 && plan.matrices[static_cast<std::size_t>(first - 1)].parameter == parameter) {
+    --first;
+  }
+  return matrix - first;
+}
+
 }  // namespace
 
 constexpr double setup_timeout_s = 600;
@@ -122,10 +132,15 @@ std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int shard_r
       own.rows = 1;
       own.cols = s.size;
       own.offset_in_part = s.offset - part;
+      own.norm_slot = plan_.parameter_slot[static_cast<std::size_t>(s.parameter)];
       if (s.matrix >= 0) {
         const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(s.matrix)];
         own.rows = m.rows;
         own.cols = m.cols;
+      }
+      if (plan_.blocked[static_cast<std::size_t>(own.group)]) {
+        own.norm_slot += s.matrix >= 0 ? place_in_parameter(plan_, s.matrix)
+                                       : s.begin / runtime::Plan::norm_block;
       }
       list.push_back(std::move(own));
     }

@@ -2,7 +2,6 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <orthrus/error.hpp>
 
@@ -10,25 +9,22 @@
 #include "optim/matrix_function.hpp"
 #include "optim/schedule.hpp"
 #include "runtime/agree.hpp"
+#include "runtime/clock.hpp"
 #include "runtime/engine.hpp"
 
 namespace orthrus {
-namespace {
 
-using Clock = std::chrono::steady_clock;
-double ms_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
+using runtime::Clock;
+using runtime::ms_since;
+using runtime::row;
+
+namespace {
 
 /// The tree of `kernels::Backend::sum_block` over slots a … b−1.
 double tree_sum(const double* slots, runtime::Leaves n) {
   if (n.size() == 1) return slots[n.begin];
   const Index s = runtime::tree_split(n);
   return tree_sum(slots, {n.begin, s}) + tree_sum(slots, {s, n.end});
-}
-
-MatrixView row(void* data, Index count, DType dtype = DType::f32) {
-  return {data, 1, count, count, dtype};
 }
 
 }  // namespace
@@ -141,31 +137,18 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   double* norms = slots + 3;
   int bad = -1;
   for (const runtime::OwnSegment& own : own_) {
-    const auto p = static_cast<std::size_t>(own.segment.parameter);
     const auto g = static_cast<std::size_t>(own.group);
     float* gradient = gradients_->part(own.bucket) + own.offset_in_part;
+    // One sum per segment, or in blocks that no sharding cuts where the norm must not depend on it.
+    const Index block =
+        plan_.blocked[g] && own.segment.matrix < 0 ? runtime::Plan::norm_block : own.segment.size;
     double sum = 0;
-    if (!plan_.blocked[g]) {
-      sum = backend_->sum_squares(row(gradient, own.segment.size));
-      if (mesh_.replicate.rank() == 0) norms[plan_.parameter_slot[p]] += sum;
-    } else if (own.segment.matrix >= 0) {
-      sum = backend_->sum_squares(row(gradient, own.segment.size));
-      const int first = own.segment.matrix;
-      int k = 0;  // the how-manieth of its parameter
-      while (first - k > 0 && plan_.matrices[static_cast<std::size_t>(first - k - 1)].parameter ==
-                                  own.segment.parameter) {
-        ++k;
-      }
-      if (mesh_.replicate.rank() == 0) norms[plan_.parameter_slot[p] + k] = sum;
-    } else {
-      for (Index at = 0; at < own.segment.size; at += runtime::Plan::norm_block) {
-        const Index n = std::min(runtime::Plan::norm_block, own.segment.size - at);
-        const double s = backend_->sum_squares(row(gradient + at, n));
-        sum += s;
-        if (mesh_.replicate.rank() == 0) {
-          norms[plan_.parameter_slot[p] + (own.segment.begin + at) / runtime::Plan::norm_block] = s;
-        }
-      }
+    Index slot = own.norm_slot;
+    for (Index at = 0; at < own.segment.size; at += block, ++slot) {
+      const double s =
+          backend_->sum_squares(row(gradient + at, std::min(block, own.segment.size - at)));
+      sum += s;
+      if (mesh_.replicate.rank() == 0) norms[slot] += s;
     }
     if (!std::isfinite(sum) && bad < 0) bad = own.segment.parameter;
   }
