@@ -1,0 +1,305 @@
+#include "kernels/gram.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <orthrus/error.hpp>
+#include <type_traits>
+
+#include "kernels/backend.hpp"
+
+namespace orthrus::kernels {
+namespace {
+
+constexpr std::size_t piece_alignment = 256;
+
+constexpr std::size_t piece_bytes(Index rows, Index cols, DType dtype) {
+  const std::size_t bytes = static_cast<std::size_t>(rows * cols) * bytes_of(dtype);
+  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
+}
+
+/// Cuts matrices off the front of `work`.
+MatrixView carve(std::span<std::byte>& work, Index rows, Index cols, DType dtype) {
+  const MatrixView piece{work.data(), rows, cols, cols, dtype};
+  work = work.subspan(piece_bytes(rows, cols, dtype));
+  return piece;
+}
+
+/// The rows×cols block at (i, j).
+template <class View>
+View block(View v, Index i, Index j, Index rows, Index cols) {
+  using Byte = std::conditional_t<std::is_same_v<View, MatrixView>, std::byte, const std::byte>;
+  const Index at = (i * v.ld + j) * static_cast<Index>(bytes_of(v.dtype));
+  return {static_cast<Byte*>(v.data) + at, rows, cols, v.ld, v.dtype};
+}
+
+template <class T>
+T* row(MatrixView v, Index i) {
+  return static_cast<T*>(v.data) + i * v.ld;
+}
+template <class T>
+const T* row(ConstMatrixView v, Index i) {
+  return static_cast<const T*>(v.data) + i * v.ld;
+}
+
+bool is_square_f32(ConstMatrixView v) {
+  return v.rows == v.cols && v.dtype == DType::f32 && (v.rows <= 1 || v.ld >= v.cols);
+}
+
+/// Copies what is below the diagonal above it, through tiles of whole cache lines: where ld is a
+/// power of two, the lines of a column evict each other.
+template <class T>
+void mirror_lower(MatrixView c) {
+  constexpr Index tile = 16;
+  std::array<T, tile * tile> turned;
+  for (Index bi = 0; bi < c.rows; bi += tile) {
+    const Index rows = std::min(tile, c.rows - bi);
+    for (Index bj = 0; bj <= bi; bj += tile) {
+      const Index cols = std::min(tile, c.rows - bj);
+      for (Index i = 0; i < rows; ++i) {
+        const T* from = row<T>(c, bi + i) + bj;
+        for (Index j = 0; j < cols; ++j) turned[static_cast<std::size_t>(j * tile + i)] = from[j];
+      }
+      for (Index j = 0; j < cols; ++j) {
+        const Index first = bi == bj ? j + 1 : 0;
+        std::copy(turned.data() + j * tile + first, turned.data() + j * tile + rows,
+                  row<T>(c, bj + j) + bi + first);
+      }
+    }
+  }
+}
+
+/// Rows that are multiplied at once. More rows: better products, but more work on the diagonal and
+/// more scratch.
+constexpr Index panel_rows(Index m) { return std::min<Index>(m, m < 2048 ? 128 : 256); }
+constexpr std::size_t panel_bytes(Index m) { return piece_bytes(panel_rows(m), m, DType::f64); }
+
+/// Two panels of f64, each as long as the side.
+struct Panels {
+  MatrixView left, out;
+
+  Panels(Index m, std::span<std::byte>& work)
+      : left(carve(work, panel_rows(m), m, DType::f64)),
+        out(carve(work, panel_rows(m), m, DType::f64)) {}
+};
+
+/// The first rows and columns of a panel, taken to hold another type.
+MatrixView part(MatrixView panel, Index rows, Index cols, DType dtype) {
+  return {panel.data, rows, cols, panel.ld, dtype};
+}
+
+/// C ← α·AB + β·A in B's type, for symmetric A and B that commute: the lower triangle, mirrored. C
+/// may be A, not B: a panel of A is saved before the same rows of C are written. @par Cost  m³
+/// flops and m² times the rows of a panel.
+void commuting_product(double alpha, ConstMatrixView a, ConstMatrixView b, double beta,
+                       MatrixView c, const Panels& panels, Backend& backend) {
+  const Index m = c.rows;
+  for (Index i = 0; i < m; i += panels.left.rows) {
+    const Index rows = std::min(panels.left.rows, m - i);
+    const Index cols = i + rows;
+    const MatrixView left = part(panels.left, rows, m, b.dtype);
+    const MatrixView to = block(c, i, 0, rows, cols);
+    const MatrixView out = c.dtype == b.dtype ? to : part(panels.out, rows, cols, b.dtype);
+    backend.convert(block(a, i, 0, rows, m), 1, left);
+    backend.convert(block(left, 0, 0, rows, cols), 1, out);
+    backend.gemm(alpha, left, Transpose::no, block(b, 0, 0, m, cols), Transpose::no, beta, out);
+    if (c.dtype != b.dtype) backend.convert(out, 1, to);
+  }
+  if (c.dtype == DType::f64) {
+    mirror_lower<double>(c);
+  } else {
+    mirror_lower<float>(c);
+  }
+}
+
+/// (QRQ)ᵢᵢ = Σⱼ (QR)ᵢⱼQᵢⱼ. In f64: Q spans the inverse of the spectrum, and all of that cancels.
+/// @param r  f64
+void row_squares_of(ConstMatrixView q, ConstMatrixView r, std::span<double> row_squares,
+                    const Panels& panels, Backend& backend) {
+  const Index m = q.rows;
+  for (Index i = 0; i < m; i += panels.left.rows) {
+    const Index rows = std::min(panels.left.rows, m - i);
+    const MatrixView left = part(panels.left, rows, m, DType::f64);
+    const MatrixView out = part(panels.out, rows, m, DType::f64);
+    backend.convert(block(q, i, 0, rows, m), 1, left);
+    backend.gemm(1, left, Transpose::no, r, Transpose::no, 0, out);
+    for (Index p = 0; p < rows; ++p) {
+      const double* x = row<double>(left, p);
+      row_squares[static_cast<std::size_t>(i + p)] =
+          std::inner_product(x, x + m, row<double>(out, p), 0.0);
+    }
+  }
+}
+
+double trace(ConstMatrixView r) {
+  double sum = 0;
+  for (Index i = 0; i < r.rows; ++i) sum += static_cast<double>(row<float>(r, i)[i]);
+  return sum;
+}
+
+double norm_of(double trace, const GramOptions& options) {
+  const double norm = options.safety * std::sqrt(trace);
+  if (options.eps_mode == EpsMode::add) return norm + options.eps;
+  if (options.eps_mode == EpsMode::clamp) return std::max(norm, options.eps);
+  return norm;
+}
+
+/// What a small singular value of the input of iteration `first` is lifted by before the last one.
+double growth(std::span<const Quintic> iterations, std::size_t first) {
+  double product = 1;
+  for (std::size_t t = first; t + 1 < iterations.size(); ++t) product *= std::abs(iterations[t].a);
+  return product;
+}
+
+}  // namespace
+
+void pack_triangle(ConstMatrixView full, float* packed) {
+  expects(is_square_f32(full), "packs square f32 matrices");
+  for (Index i = 0; i < full.rows; ++i) {
+    packed = std::copy_n(row<float>(full, i), i + 1, packed);
+  }
+}
+
+void unpack_triangle(const float* packed, MatrixView full) {
+  expects(is_square_f32(full), "unpacks square f32 matrices");
+  for (Index i = 0; i < full.rows; ++i) {
+    std::copy_n(packed + packed_size(i), i + 1, row<float>(full, i));
+  }
+  mirror_lower<float>(full);
+}
+
+std::size_t gram_accumulate_workspace_bytes(Index m) { return 3 * panel_bytes(m); }
+
+void gram_accumulate(double alpha, ConstMatrixView x, bool wide, double beta, MatrixView r,
+                     std::span<std::byte> work, Backend& backend) {
+  const Index m = wide ? x.rows : x.cols;
+  const Index n = wide ? x.cols : x.rows;
+  expects(is_square_f32(r) && r.rows == m && x.dtype == DType::f32,
+          "gram_accumulate needs f32 and an R as large as the short side");
+  expects(work.size() >= gram_accumulate_workspace_bytes(m),
+          "work is smaller than gram_accumulate_workspace_bytes says");
+  const Index step = panel_rows(m);
+  const MatrixView left_piece = carve(work, step, m, DType::f64);
+  const MatrixView right_piece = carve(work, step, m, DType::f64);
+  const MatrixView out_piece = carve(work, step, m, DType::f64);
+  // `lines` rows (wide) or columns (tall) of x, of each `count` entries from k, in f64.
+  const auto widened = [&](Index line, Index lines, Index k, Index count, MatrixView piece) {
+    const Index rows = wide ? lines : count;
+    const Index cols = wide ? count : lines;
+    const MatrixView to{piece.data, rows, cols, cols, DType::f64};
+    backend.convert(wide ? block(x, line, k, rows, cols) : block(x, k, line, rows, cols), 1, to);
+    return to;
+  };
+  for (Index i = 0; i < m; i += step) {
+    const Index rows = std::min(step, m - i);
+    const Index cols = i + rows;
+    const MatrixView to = block(r, i, 0, rows, cols);
+    const MatrixView out = part(out_piece, rows, cols, DType::f64);
+    if (beta != 0) backend.convert(to, 1, out);
+    Index k = 0;
+    do {  // at least once: without columns R ← βR is left to do
+      const Index count = std::min(step, n - k);
+      const MatrixView left = widened(i, rows, k, count, left_piece);
+      const MatrixView right = widened(0, cols, k, count, right_piece);
+      backend.gemm(alpha, left, wide ? Transpose::no : Transpose::yes, right,
+                   wide ? Transpose::yes : Transpose::no, k == 0 ? beta : 1, out);
+      k += count;
+    } while (k < n);
+    backend.convert(out, 1, to);
+  }
+  mirror_lower<float>(r);
+}
+
+bool gram_is_stable(std::span<const Quintic> iterations) {
+  const double lifted = growth(iterations, 0);
+  return std::ldexp(lifted * lifted, -24) <= 0.1;
+}
+
+Index gram_f64_iterations(std::span<const Quintic> iterations) {
+  std::size_t t = 0;
+  while (t < iterations.size() && growth(iterations, t) > 16) ++t;
+  return static_cast<Index>(t);
+}
+
+double gram_polynomial_flops(Index m, Index iterations) {
+  const auto side = static_cast<double>(m);
+  return static_cast<double>(4 * iterations - 3) * side * side * side;
+}
+
+std::size_t gram_polynomial_workspace_bytes(Index m, std::span<const Quintic> iterations) {
+  const std::size_t whole = piece_bytes(m, m, DType::f64);
+  return (gram_f64_iterations(iterations) > 0 ? 2 : 1) * whole + 2 * panel_bytes(m);
+}
+
+void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
+                     const GramOptions& options, MatrixView q, std::span<double> row_squares,
+                     std::span<std::byte> work, Backend& backend) {
+  const Index m = r.rows;
+  expects(m > 0 && is_square_f32(r), "gram_polynomial takes a square f32 matrix");
+  expects(is_square_f32(q) && q.rows == m && q.data != r.data,
+          "gram_polynomial needs a Q of the shape of R, not R itself");
+  expects(row_squares.empty() || static_cast<Index>(row_squares.size()) == m,
+          "gram_polynomial gives m row squares or none");
+  expects(!iterations.empty(), "gram_polynomial without iterations");
+  expects(options.safety > 0, "gram_polynomial with a safety factor that is not positive");
+  expects(work.size() >= gram_polynomial_workspace_bytes(m, iterations),
+          "work is smaller than gram_polynomial_workspace_bytes says");
+
+  const double squares = trace(r);
+  if (squares == 0 || !std::isfinite(squares)) {
+    const double all = squares == 0 ? 0 : std::numeric_limits<double>::quiet_NaN();
+    for (Index i = 0; i < m; ++i) std::fill_n(row<float>(q, i), m, static_cast<float>(all));
+    return std::fill(row_squares.begin(), row_squares.end(), all);
+  }
+
+  // One or two matrices of f64; what holds one of f64 holds R and S of f32.
+  const auto in_f64 = static_cast<std::size_t>(gram_f64_iterations(iterations));
+  const MatrixView first = carve(work, m, m, DType::f64);
+  const MatrixView second = in_f64 > 0 ? carve(work, m, m, DType::f64) : first;
+  const Panels panels(m, work);
+  const MatrixView narrow_power = matrix_view(static_cast<float*>(second.data), m, m);
+  const MatrixView narrow_s = matrix_view(static_cast<float*>(second.data) + m * m, m, m);
+  MatrixView power = in_f64 > 0 ? first : narrow_power;  // R as the iterations change it
+  MatrixView s = in_f64 > 0 ? second : narrow_s;
+
+  const double inverse = 1 / norm_of(squares, options);
+  backend.convert(r, inverse * inverse, power);
+  for (std::size_t t = 0; t < iterations.size(); ++t) {
+    if (t > 0 && t == in_f64) {
+      backend.convert(power, 1, narrow_power);
+      power = narrow_power;
+      s = narrow_s;
+    }
+    const auto [a, b, c] = iterations[t];
+    const bool last = t + 1 == iterations.size();
+    const double unit = last ? inverse : 1;  // Q is scaled where it is written anyway
+    if (c == 0) {
+      backend.convert(power, b, s);
+    } else {
+      commuting_product(c, power, power, b, s, panels, backend);
+    }
+    if (t == 0) {
+      backend.convert(s, unit, q);
+      for (Index i = 0; i < m; ++i) row<float>(q, i)[i] += static_cast<float>(a * unit);
+    } else {
+      commuting_product(unit, q, s, a * unit, q, panels, backend);
+    }
+    if (last) break;
+    // Z = S + aI is never formed: a would round S.
+    commuting_product(1, power, s, a, power, panels, backend);
+    commuting_product(1, power, s, a, power, panels, backend);
+  }
+  if (!row_squares.empty()) {
+    backend.convert(r, 1, first);
+    row_squares_of(q, first, row_squares, panels, backend);
+  }
+}
+
+bool gram_is_plausible(std::span<const double> row_squares) {
+  const double sum = std::accumulate(row_squares.begin(), row_squares.end(), 0.0);
+  return sum >= 0 && sum <= 1.5 * static_cast<double>(row_squares.size());
+}
+
+}  // namespace orthrus::kernels
