@@ -43,6 +43,8 @@ void Core::set_options(Communicator::Options o) {
 
 CommunicatorBackend& Core::body_of(const Communicator& c) { return *c.core().body; }
 
+void Core::count(const Communicator& c, Traffic t) { c.core().count(Verb::grid, t); }
+
 Communicator Core::child(const Communicator& parent, std::unique_ptr<CommunicatorBackend> body,
                          const std::string& name) {
   const Core& from = parent.core();

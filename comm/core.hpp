@@ -23,11 +23,12 @@ enum class Verb : std::uint8_t {
   reduce,
   send,
   receive,
-  barrier
+  barrier,
+  grid  // what ScaLAPACK sends beside the communicator
 };
-inline constexpr std::array<const char*, 9> verb_names{"all_reduce", "reduce_scatter", "all_gather",
-                                                       "all_to_all", "broadcast",      "reduce",
-                                                       "send",       "receive",        "barrier"};
+inline constexpr std::array<const char*, 10> verb_names{
+    "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast",
+    "reduce",     "send",           "receive",    "barrier",    "grid"};
 
 /// Shared by all communicators split from one: the rank that errors name, and whether a call was
 /// given up.
@@ -64,6 +65,8 @@ struct Core {
 
   /// The body behind `c`. @throws CommError  `c` is empty.
   static CommunicatorBackend& body_of(const Communicator& c);
+  /// Adds what another library sent between the ranks of `c` to its traffic.
+  static void count(const Communicator& c, Traffic t);
   /// A communicator over `body` that inherits from `parent` as one split from it does.
   static Communicator child(const Communicator& parent, std::unique_ptr<CommunicatorBackend> body,
                             const std::string& name);

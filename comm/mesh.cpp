@@ -20,7 +20,13 @@ void warm_up(Communicator& c) {
 
 }  // namespace
 
-MeshShape mesh_shape(int ranks, int shard, int replicate) {
+namespace {
+
+struct Sizes {
+  int shard, replicate;
+};
+
+Sizes mesh_sizes(int ranks, int shard, int replicate) {
   if (shard < 0 || replicate < 0) {
     throw ConfigError("mesh.shard " + std::to_string(shard) + " x mesh.replicate " +
                       std::to_string(replicate) + ": sizes are 1 or more, or auto");
@@ -33,7 +39,7 @@ MeshShape mesh_shape(int ranks, int shard, int replicate) {
       throw ConfigError(name + std::to_string(given) + " does not divide the " +
                         std::to_string(ranks) + " ranks there are");
     }
-    return shard != 0 ? MeshShape{shard, ranks / shard} : MeshShape{ranks / replicate, replicate};
+    return shard != 0 ? Sizes{shard, ranks / shard} : Sizes{ranks / replicate, replicate};
   }
   const Index product = Index{shard} * replicate;
   if (product != ranks) {
@@ -44,22 +50,62 @@ MeshShape mesh_shape(int ranks, int shard, int replicate) {
   return {shard, replicate};
 }
 
-Mesh make_mesh(Communicator world, int shard, int replicate) {
-  const MeshShape shape = mesh_shape(world.size(), shard, replicate);
+}  // namespace
+
+MeshShape mesh_shape(int ranks, int shard, int replicate, int node) {
+  const Sizes sizes = mesh_sizes(ranks, shard, replicate);
+  MeshShape shape{sizes.shard, sizes.replicate, {}};
+  if (node > 1 && node < shape.shard) {
+    if (shape.shard % node != 0) {
+      throw ConfigError("mesh.node " + std::to_string(node) + " does not divide mesh.shard " +
+                        std::to_string(shape.shard));
+    }
+    shape.levels = {node, shape.shard / node};
+  } else if (shape.shard > 1) {
+    shape.levels = {shape.shard};
+  }
+  if (shape.replicate > 1 || shape.levels.empty()) shape.levels.push_back(shape.replicate);
+  return shape;
+}
+
+Communicator& Mesh::level(std::size_t i) {
+  const bool nodes = shard.size() > 1 && levels.front() < shard.size();
+  if (nodes && i == 0) return node;
+  if (nodes && i == 1) return across;
+  if (!nodes && i == 0 && shard.size() > 1) return shard;
+  return replicate;
+}
+
+Mesh make_mesh(Communicator world, int shard, int replicate, int node) {
+  const MeshShape shape = mesh_shape(world.size(), shard, replicate, node);
   const int column = world.rank() % shape.shard;
   const int row = world.rank() / shape.shard;
+  const bool nodes = node > 1 && node < shape.shard;
   Mesh mesh;
+  mesh.levels = shape.levels;
   if (world.dry()) {
     mesh.shard = comm::dry_part(world, shape.shard, column, "shard");
     mesh.replicate = comm::dry_part(world, shape.replicate, row, "replicate");
+    if (nodes) {
+      mesh.node = comm::dry_part(world, node, column % node, "node");
+      mesh.across = comm::dry_part(world, shape.shard / node, column / node, "across");
+    }
   } else {
     mesh.shard = world.split(row, column, "shard");
     mesh.replicate = world.split(column, row, "replicate");
+    if (nodes) {
+      mesh.node = mesh.shard.split(column / node, column, "node");
+      mesh.across = mesh.shard.split(column % node, column, "across");
+    }
   }
   mesh.world = std::move(world);
   warm_up(mesh.world);
   warm_up(mesh.shard);
   warm_up(mesh.replicate);
+  if (nodes) {
+    warm_up(mesh.node);
+    warm_up(mesh.across);
+  }
   return mesh;
 }
 

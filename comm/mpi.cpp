@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "comm/core.hpp"
+#include "comm/mpi_handle.hpp"
 #include "comm/pool.hpp"
 #include "kernels/bf16.hpp"
 #include "kernels/handle.hpp"
@@ -131,6 +133,7 @@ class MpiBody final : public CommunicatorBackend {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   const char* kind() const override { return "mpi"; }
+  MPI_Comm handle() const { return comm_.get(); }
   void set_blocking(bool blocking) override { blocking_ = blocking; }
 
   Done all_reduce(Span data, ReduceOp op) override {
@@ -372,6 +375,14 @@ class MpiBody final : public CommunicatorBackend {
 };
 
 }  // namespace
+
+int comm::fortran_handle(const Communicator& c) {
+  const auto* const body = dynamic_cast<const MpiBody*>(&Core::body_of(c));
+  if (body == nullptr) {
+    throw CommError(std::string("ranks of kind ") + c.kind() + " have no MPI_Comm");
+  }
+  return MPI_Comm_c2f(body->handle());
+}
 
 Communicator borrow(MPI_Comm comm, Communicator::Options options) {
   int initialized = 0;

@@ -19,9 +19,9 @@ INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTIL
 
 # What a promised header may add to the standard library.
 PROMISED_EXTRA = {"mpi.hpp": {"mpi.h"}, "nccl.hpp": {"nccl.h", "cuda_runtime.h"}, "torch.hpp": None}
-# What comm may take from kernels beside the promised words: no verbs, but how a handle is owned and how
-# a bf16 reads as f32.
-COMM_BORROWS = {"kernels/handle.hpp", "kernels/bf16.hpp"}
+# What comm may take from kernels beside the promised words: no verbs, but how a handle is owned, how a bf16
+# reads as f32, and where a piece lies in a tensor.
+COMM_BORROWS = {"kernels/handle.hpp", "kernels/bf16.hpp", "kernels/region.hpp"}
 # Libraries whose headers stay in .cpp and .cu files.
 HIDDEN = re.compile(r"^(mpi\.h|cuda\w*\.h|cublas\w*\.h|nccl\.h|yaml-cpp/.*|yaml\.h|cblas\.h|dnnl\.\w+)$")
 STANDARD = re.compile(r"^[a-z0-9_]+$|^(stdint|stddef|stdbool)\.h$")

@@ -7,7 +7,7 @@ packages=(
   # build
   build-essential cmake ninja-build ccache pkg-config git
   # libraries
-  openmpi-bin libopenmpi-dev libopenblas-dev libdnnl-dev libyaml-cpp-dev libcli11-dev
+  openmpi-bin libopenmpi-dev libscalapack-openmpi-dev libopenblas-dev libdnnl-dev libyaml-cpp-dev libcli11-dev
   libspdlog-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libssl-dev zlib1g-dev libtorch-dev
   # tests
   libgtest-dev libgmock-dev python3 python3-numpy clang-format clang-tidy

@@ -152,6 +152,16 @@ int MPI_Isend(const void* s, int n, MPI_Datatype t, int to, int tag, MPI_Comm c,
   return PMPI_Isend(s, n, t, to, tag, c, q);
 }
 
+int MPI_Rsend(const void* s, int n, MPI_Datatype t, int to, int tag, MPI_Comm c) {
+  add(n, t);
+  return PMPI_Rsend(s, n, t, to, tag, c);
+}
+int MPI_Sendrecv(const void* s, int sn, MPI_Datatype st, int to, int stag, void* r, int rn,
+                 MPI_Datatype rt, int from, int rtag, MPI_Comm c, MPI_Status* status) {
+  add(sn, st);
+  return PMPI_Sendrecv(s, sn, st, to, stag, r, rn, rt, from, rtag, c, status);
+}
+
 int MPI_Barrier(MPI_Comm c) {
   ++sent.messages;
   return PMPI_Barrier(c);

@@ -2,7 +2,8 @@
 /// @file
 /// Counts what this process sends through MPI, from the arguments of the MPI calls themselves.
 ///
-/// Linking pmpi_counter.cpp puts a wrapper before every MPI call Orthrus sends with. The arithmetic
+/// Linking pmpi_counter.cpp puts a wrapper before every MPI call Orthrus and ScaLAPACK
+/// send with. The arithmetic
 /// is that of runtime.md 4.1, done here again: comm/cost.hpp is what it judges.
 
 #include <cstdint>
