@@ -1,9 +1,9 @@
 #pragma once
 /// @file
-/// Matrix function: brings together what an LMO needs of a sharded matrix, and no more.
+/// Matrix function: what a mode does with one matrix, once its pieces have met.
 ///
-/// A mode says where the pieces of a matrix meet (runtime/plan chooses it). `owner`: the whole
-/// matrix rests on one rank, nothing travels.
+/// A mode says where the pieces of a matrix meet for its LMO (runtime/placement chooses it,
+/// runtime/meeting moves the pieces). The mathematics is here.
 
 #include <cstddef>
 #include <cstdint>
@@ -18,23 +18,52 @@ class Backend;
 
 namespace orthrus::optim {
 class Lmo;
+class MatrixRule;
 
-enum class Mode : std::uint8_t { owner };
+/// Where the pieces of a matrix meet. Sizes and costs: runtime/README.md.
+enum class Mode : std::uint8_t {
+  owner,         ///< the whole matrix rests on one rank: nothing travels
+  exchange,      ///< pieces to an owner and the result back
+  gather,        ///< every rank gets the whole matrix and computes it
+  gram,          ///< only the Gram matrix meets: packed triangles summed, its polynomial comes back
+  gram_steps,    ///< the same in every iteration
+  block_cyclic,  ///< pieces to a process grid that computes together
+  block_local,   ///< nothing: every piece is a matrix of its own. Another update rule
+  periodic       ///< `exchange` every so many steps, `block_local` between. Another update rule
+};
+
+inline constexpr std::size_t mode_count = 8;
 
 constexpr std::string_view name_of(Mode mode) noexcept {
-  switch (mode) {
-    case Mode::owner:
-      return "owner";
-  }
-  return "?";
+  constexpr std::string_view names[mode_count] = {"owner",       "exchange",   "gather",
+                                                  "gram",        "gram_steps", "block_cyclic",
+                                                  "block_local", "periodic"};
+  return names[static_cast<std::size_t>(mode)];
+}
+std::optional<Mode> mode_named(std::string_view name);
+
+/// Does the mode give the bits of one rank, given the same gradient?
+constexpr bool is_bitwise(Mode mode) noexcept {
+  return mode == Mode::owner || mode == Mode::exchange || mode == Mode::gather;
+}
+/// Does each rank keep a piece of the matrix?
+constexpr bool is_sharded(Mode mode) noexcept { return mode != Mode::owner; }
+/// Does the Gram matrix travel, of the side no rank's piece cuts?
+constexpr bool uses_gram(Mode mode) noexcept {
+  return mode == Mode::gram || mode == Mode::gram_steps;
+}
+/// Does every rank compute the whole LMO?
+constexpr bool is_full_update(Mode mode) noexcept {
+  return mode != Mode::block_local && mode != Mode::periodic;
 }
 
-/// Scratch of a rows×cols matrix in `mode`, in bytes, on the rank that computes.
-std::size_t matrix_function_workspace_bytes(Mode mode, const Lmo& lmo, Index rows, Index cols);
-
-/// X ← lmo(X). @param x  what this rank holds: with `owner` the whole matrix.
+/// Scratch of `whole_matrix` for a rows×cols matrix, in bytes.
+std::size_t whole_matrix_workspace_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows,
+                                         Index cols);
+/// X ← lmo(X), its lines then scaled as the rule wants them. @param x  the whole matrix, f32.
+/// @param lines  the rule's state per line; empty without.
 /// @return matrices orthogonalized here.
-int matrix_function(Mode mode, const Lmo& lmo, MatrixView x, std::span<std::byte> work,
-                    kernels::Backend& backend);
+int whole_matrix(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixView lines,
+                 std::span<std::byte> work, kernels::Backend& backend);
 
 }  // namespace orthrus::optim

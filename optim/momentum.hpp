@@ -19,15 +19,24 @@ struct Momentum {
         nesterov(c.flag("nesterov")),
         ema(c.word("momentum_form") == "ema") {}
 
+  [[nodiscard]] double weight() const { return ema ? 1 - beta : 1; }
+
   /// M takes G in; G becomes X = M, or with Nesterov X = (1−β)G + βM (heavy_ball: G + βM).
   void accumulate(MatrixView m, MatrixView g, kernels::Backend& backend) const {
-    const double weight = ema ? 1 - beta : 1;
-    backend.axpby(weight, g, beta, m);
+    backend.axpby(weight(), g, beta, m);
+    query(m, g, backend);
+  }
+  /// G becomes X.
+  void query(MatrixView m, MatrixView g, kernels::Backend& backend) const {
     if (nesterov) {
-      backend.axpby(beta, m, weight, g);
+      backend.axpby(beta, m, weight(), g);
     } else {
       backend.axpby(1, m, 0, g);
     }
+  }
+  /// ‖M‖ ≤ β·before + w‖G‖ = b, and ‖X‖ ≤ βb + w‖G‖ ≤ 2b.
+  [[nodiscard]] double bound(double before, double gradient) const {
+    return beta * before + weight() * gradient;
   }
 
   static std::vector<RuleKey> keys(double beta, bool nesterov, std::string form) {

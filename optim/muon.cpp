@@ -14,11 +14,11 @@ class Muon final : public MatrixRule {
   void accumulate(const Piece& p, const StepScalars&, kernels::Backend& backend) const override {
     momentum_.accumulate(p.state[0], p.gradient, backend);
   }
-
-  double apply(const Piece& p, double scale, const StepScalars& s,
-               kernels::Backend& backend) const override {
-    return scale * scale *
-           backend.decay_step(1 - s.lr * s.weight_decay, s.lr * scale, p.gradient, p.weights);
+  void query(const Piece& p, kernels::Backend& backend) const override {
+    momentum_.query(p.state[0], p.gradient, backend);
+  }
+  [[nodiscard]] double bound(double before, double gradient) const override {
+    return momentum_.bound(before, gradient);
   }
 
  private:

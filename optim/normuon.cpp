@@ -1,7 +1,6 @@
 // NorMuon: Muon whose rows are brought to equal size by a second moment per row, at the same
 // Frobenius norm (arXiv:2510.05491).
 #include <cmath>
-#include <orthrus/error.hpp>
 
 #include "optim/momentum.hpp"
 
@@ -20,44 +19,38 @@ class NorMuon final : public MatrixRule {
                          long_axis_ ? StateSpec::Extent::short_side : StateSpec::Extent::rows}} {}
 
   [[nodiscard]] std::span<const StateSpec> state() const override { return state_; }
-  [[nodiscard]] std::size_t workspace_bytes(Index rows, Index cols) const override {
-    return static_cast<std::size_t>(state_[1].rows(rows, cols)) * sizeof(double);
-  }
 
   void accumulate(const Piece& p, const StepScalars&, kernels::Backend& backend) const override {
     momentum_.accumulate(p.state[0], p.gradient, backend);
   }
+  void query(const Piece& p, kernels::Backend& backend) const override {
+    momentum_.query(p.state[0], p.gradient, backend);
+  }
+  [[nodiscard]] double bound(double before, double gradient) const override {
+    return momentum_.bound(before, gradient);
+  }
+
+  [[nodiscard]] Lines scaled_lines(Index rows, Index cols) const override {
+    return long_axis_ && cols < rows ? Lines::columns : Lines::rows;
+  }
 
   // c_i = mean_j O_ij²; v ← β₂v + (1−β₂)c; O'_i = O_i/(√v_i + ε); U = s·O'·‖O‖/‖O'‖. Both norms
   // follow from the line sums: no second pass over O.
-  double apply(const Piece& p, double scale, const StepScalars& s,
-               kernels::Backend& backend) const override {
-    const MatrixView o = p.gradient;
-    const MatrixView v = p.state[1];
-    const bool columns = long_axis_ && o.cols < o.rows;
-    const Index lines = v.rows;
-    expects(p.work.size() >= static_cast<std::size_t>(lines) * sizeof(double), "work is too small");
-    auto* factor = reinterpret_cast<double*>(p.work.data());
-    auto* moment = static_cast<float*>(v.data);
-    const MatrixView factors =
-        columns ? matrix_view(factor, 1, lines) : matrix_view(factor, lines, 1);
-    backend.line_sum_squares(o, columns, factors);
-    const auto length = static_cast<double>(columns ? o.rows : o.cols);
+  void line_factors(MatrixView state, Index length, std::span<double> sums) const override {
+    auto* moment = static_cast<float*>(state.data);
     double before = 0;
     double after = 0;
-    for (Index i = 0; i < lines; ++i) {
-      const double sum = factor[i];
-      moment[i] = static_cast<float>(beta2_ * moment[i] + (1 - beta2_) * (sum / length));
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      const double sum = sums[i];
+      moment[i] = static_cast<float>(beta2_ * moment[i] +
+                                     (1 - beta2_) * (sum / static_cast<double>(length)));
       const double root = std::sqrt(static_cast<double>(moment[i])) + eps_;
-      factor[i] = root > 0 ? 1 / root : 0;
+      sums[i] = root > 0 ? 1 / root : 0;
       before += sum;
-      after += sum * factor[i] * factor[i];
+      after += sum * sums[i] * sums[i];
     }
     const double restore = after > 0 ? std::sqrt(before / after) : 0;
-    for (Index i = 0; i < lines; ++i) factor[i] *= restore;
-    backend.scale_lines(factors, columns, o);
-    return scale * scale *
-           backend.decay_step(1 - s.lr * s.weight_decay, s.lr * scale, o, p.weights);
+    for (double& factor : sums) factor *= restore;
   }
 
  private:

@@ -28,7 +28,8 @@ struct StateSpec {
   std::string_view name;
   Extent extent = Extent::elements;
 
-  /// Its shape for a rows×cols piece.
+  [[nodiscard]] bool per_line() const noexcept { return extent != Extent::elements; }
+  /// Its shape for a rows×cols piece (per line: of a whole matrix).
   [[nodiscard]] Index rows(Index r, Index c) const noexcept {
     return extent == Extent::short_side ? (r < c ? r : c) : r;
   }
@@ -72,17 +73,36 @@ class ElementwiseRule : public Rule {
                         kernels::Backend& backend) const = 0;
 };
 
-/// U = s·lmo(X) of a whole matrix, with something before and after that is local.
+/// Lines of a matrix.
+enum class Lines : std::uint8_t { none, rows, columns };
+
+/// U = s·lmo(X) of a whole matrix, its lines scaled or not. All but the LMO and the scaling of
+/// lines works on any piece of it.
 class MatrixRule : public Rule {
  public:
   [[nodiscard]] bool is_matrix_rule() const final { return true; }
   /// Takes G into the state and leaves in `piece.gradient` the X that the LMO is asked about.
   virtual void accumulate(const Piece& piece, const StepScalars& s,
                           kernels::Backend& backend) const = 0;
-  /// W ← (1 − ηλ)W − η·scale·U(D), where D = lmo(X) lies in `piece.gradient` (overwritten).
-  /// @return Σ U² (with scale).
-  virtual double apply(const Piece& piece, double scale, const StepScalars& s,
-                       kernels::Backend& backend) const = 0;
+  /// X once more, from G and the state as `accumulate` left it; neither state is changed.
+  virtual void query(const Piece& piece, kernels::Backend& backend) const = 0;
+  /// Given ‖M‖ ≤ `before` and ‖G‖ ≤ `gradient`: b with ‖M‖ ≤ b and ‖X‖ ≤ 2b after `accumulate`.
+  [[nodiscard]] virtual double bound(double before, double gradient) const = 0;
+
+  /// Which lines of lmo(X) get a factor of their own (NorMuon).
+  [[nodiscard]] virtual Lines scaled_lines(Index, Index) const { return Lines::none; }
+  [[nodiscard]] Index line_count(Index rows, Index cols) const {
+    const Lines lines = scaled_lines(rows, cols);
+    return lines == Lines::none ? 0 : lines == Lines::rows ? rows : cols;
+  }
+  /// `sums`: Σ D² of each line, in; its factor, out. @param state  the number per line that the
+  /// rule keeps. @param length  elements of a line.
+  virtual void line_factors(MatrixView /*state*/, Index /*length*/,
+                            std::span<double> /*sums*/) const {}
+
+  /// W ← (1 − ηλ)W − η·scale·D, where D lies in `piece.gradient`. @return Σ U² (with scale).
+  double apply(const Piece& piece, double scale, const StepScalars& s,
+               kernels::Backend& backend) const;
 };
 
 /// One hyper-parameter of a rule: what the config checks and `orthrus info --rules` prints.

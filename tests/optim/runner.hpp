@@ -9,6 +9,7 @@
 
 #include "kernels/backend.hpp"
 #include "optim/lmo.hpp"
+#include "optim/matrix_function.hpp"
 #include "optim/rule.hpp"
 #include "support/zoo.hpp"
 
@@ -32,9 +33,10 @@ class Runner {
     for (const StateSpec& s : rule_->state()) {
       states_.emplace_back(s.rows(w.rows, w.cols), s.cols(w.rows, w.cols));
     }
-    work_.resize(
-        std::max(lmo_.workspace_bytes(w.rows, w.cols), rule_->workspace_bytes(w.rows, w.cols)) +
-        64);
+    const auto* matrix = dynamic_cast<const MatrixRule*>(rule_.get());
+    work_.resize(64 + (matrix != nullptr
+                           ? whole_matrix_workspace_bytes(*matrix, lmo_, w.rows, w.cols)
+                           : rule_->workspace_bytes(w.rows, w.cols)));
   }
 
   double step(const Matrix& gradient) {
@@ -47,8 +49,14 @@ class Runner {
     const StepScalars s{++t_, config_.number("lr"), config_.number("weight_decay")};
     if (const auto* m = dynamic_cast<const MatrixRule*>(rule_.get())) {
       m->accumulate(piece, s, *backend_);
-      lmo_(g.view(), work, *backend_);
       direction = g;
+      lmo_(direction.view(), work, *backend_);
+      MatrixView lines;
+      const auto specs = rule_->state();
+      for (std::size_t k = 0; k < specs.size(); ++k) {
+        if (specs[k].per_line()) lines = views[k];
+      }
+      whole_matrix(*m, lmo_, g.view(), lines, work, *backend_);
       return m->apply(piece, lmo_.scale(g.rows, g.cols), s, *backend_);
     }
     return dynamic_cast<const ElementwiseRule&>(*rule_).update(piece, s, *backend_);
