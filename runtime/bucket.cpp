@@ -14,13 +14,13 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
       parameters_(parameters),
       mesh_(mesh),
       backend_(backend),
-      rank_(mesh.shard.rank()),
+      rank_(mesh.world.rank()),
       widened_(widened),
       segments_of_(plan.parameters.size()),
       ready_(plan.parameters.size()),
       packed_(plan.parameters.size()),
       missing_(plan.buckets.size()) {
-  const int world = mesh.world.rank();
+  const int world = rank_;
   micro_batches_ = plan.virtual_shards > 0 ? plan.leaves_of(world).size() : plan.micro_batches;
   const WorkSizes& sizes = plan.per_rank[static_cast<std::size_t>(world)].work;
   const int levels = plan.virtual_shards > 0      ? plan.depth_of(world)
@@ -28,9 +28,13 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
                                                   : 0;
   std::size_t bytes = gradient_slots * (Arena::rounded(sizes.gradient_send) +
                                         Arena::rounded(sizes.gradient_receive));
-  const auto me = static_cast<std::size_t>(rank_);
+  const int slot = plan.slot_of(world);
   for (const Bucket& b : plan.buckets) {
-    bytes += Arena::rounded(static_cast<std::size_t>(b.counts[me]) * 4) +
+    Own& own = own_.emplace_back(Own{b.offset_of(slot), b.count_of(slot), {}});
+    for (std::size_t level = 0; level < plan.levels.size(); ++level) {
+      own.cuts.push_back(plan.cut_of(b, world, level));
+    }
+    bytes += Arena::rounded(static_cast<std::size_t>(own.count) * 4) +
              (b.reduced ? static_cast<std::size_t>(levels) : 0) *
                  Arena::rounded(static_cast<std::size_t>(b.size) * 4);
   }
@@ -40,17 +44,18 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
     slot.send = arena_.take(sizes.gradient_send);
     slot.receive = arena_.take(sizes.gradient_receive);
   }
-  for (const Bucket& bucket : plan.buckets) {
+  for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
+    const Bucket& bucket = plan.buckets[b];
     const auto floats = [&](Index count) {
       return reinterpret_cast<float*>(arena_.take(static_cast<std::size_t>(count) * 4).data());
     };
-    parts_.push_back(floats(bucket.counts[me]));
+    parts_.push_back(floats(own_[b].count));
     locally_.emplace_back();
     for (int l = 0; l < levels && bucket.reduced; ++l) {
       locally_.back().push_back(floats(bucket.size));
     }
     for (const Segment& s : bucket.segments) {
-      segments_of_[static_cast<std::size_t>(s.parameter)].push_back(s);
+      if (s.size() > 0) segments_of_[static_cast<std::size_t>(s.parameter)].push_back(s);
     }
   }
   if (plan.virtual_shards > 0) {
@@ -63,13 +68,14 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
     merging_.reserve(roots_.size());
     merged_at_.reserve(roots_.size());
     stack_.reserve(static_cast<std::size_t>(levels) + 1);
-    for (const Bucket& bucket : plan.buckets) {
+    for (int w = 0; w < plan.ranks; ++w) slots_of_.push_back(plan.slot_of(w));
+    for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
       std::vector<Index> send;
       std::vector<Index> receive;
       for (int w = 0; w < plan.ranks; ++w) {
         send.push_back(plan.roots_of(world) *
-                       bucket.counts[static_cast<std::size_t>(w % plan.shard)]);
-        receive.push_back(plan.roots_of(w) * bucket.counts[me]);
+                       plan.buckets[b].count_of(slots_of_[static_cast<std::size_t>(w)]));
+        receive.push_back(plan.roots_of(w) * own_[b].count);
       }
       send_counts_.push_back(std::move(send));
       receive_counts_.push_back(std::move(receive));
@@ -217,25 +223,26 @@ void GradientBuckets::pack_parameter(std::size_t b, int id) {
   const bool locally = plan_.accumulates_locally();
   const bool add = !tree && micro_batch_ > 0 && (own_only || locally);
   for (const Segment& s : segments_of_[i]) {
+    if (bucket.held) break;  // it is where it will be used
     if (own_only && s.rank != rank_) continue;
+    const Index size = s.size();
     Span to;
     if (own_only) {
-      to = {parts_[b] + (s.offset - bucket.part_offset(rank_)), s.size, DType::f32};
+      to = {parts_[b] + (s.offset - own_[b].offset), size, DType::f32};
     } else if (tree || locally) {
-      to = {locally_[b][tree ? stack_.size() : 0] + s.offset, s.size, DType::f32};
+      to = {locally_[b][tree ? stack_.size() : 0] + s.offset, size, DType::f32};
     } else {
       const DType wire = plan_.gradient_wire;
       to = {slots_[b % gradient_slots].send.data() +
                 static_cast<std::size_t>(s.offset) * bytes_of(wire),
-            s.size, wire};
+            size, wire};
     }
-    const Region region = region_of(plan_, s);
     if (add) {
-      const Span wide{widened_.data(), s.size, DType::f32};
-      pack(shape, p.gradient, p.gradient_dtype, region, wide, backend_);
-      backend_.axpby(1, row(wide.data, s.size), 1, row(to.data, s.size));
+      const Span wide{widened_.data(), size, DType::f32};
+      pack(shape, p.gradient, p.gradient_dtype, s.region, wide, backend_);
+      backend_.axpby(1, row(wide.data, size), 1, row(to.data, size));
     } else {
-      pack(shape, p.gradient, p.gradient_dtype, region, to, backend_);
+      pack(shape, p.gradient, p.gradient_dtype, s.region, to, backend_);
     }
   }
   packed_[i] = true;
@@ -258,19 +265,21 @@ void GradientBuckets::merge_leaf(std::size_t b) {
 void GradientBuckets::launch(std::size_t b) {
   const Bucket& bucket = plan_.buckets[b];
   Slot& slot = slots_[b % gradient_slots];
-  slot.replicas = Replicas::none;
+  slot.level = 0;
+  slot.received = 0;
   if (!bucket.reduced) return;
   if (plan_.virtual_shards > 0) {
     const auto roots = own_roots_;
     ConstSpan send{slot.send.data(), 0, DType::f32};
     for (const Index n : send_counts_[b]) send.count += n;
-    if (roots == 1 && plan_.replicate == 1) {
+    if (roots == 1 && plan_.levels.size() == 1) {
       send.data = locally_[b][0];
     } else {
       auto* to = reinterpret_cast<float*>(slot.send.data());
       for (int w = 0; w < plan_.ranks && roots > 0; ++w) {
-        const Index n = bucket.counts[static_cast<std::size_t>(w % plan_.shard)];
-        const Index offset = bucket.part_offset(w % plan_.shard);
+        const int place = slots_of_[static_cast<std::size_t>(w)];
+        const Index offset = bucket.offset_of(place);
+        const Index n = bucket.count_of(place);
         for (std::size_t r = 0; r < roots; ++r, to += n) {
           backend_.convert(row(locally_[b][r] + offset, n), 1, row(to, n));
         }
@@ -286,12 +295,20 @@ void GradientBuckets::launch(std::size_t b) {
   if (plan_.accumulates_locally()) {
     backend_.convert(row(locally_[b][0], bucket.size), 1, row(slot.send.data(), bucket.size, wire));
   }
-  slot.request = mesh_.shard.start_reduce_scatter(
-      {slot.send.data(), bucket.size, wire}, bucket.counts,
-      {slot.receive.data(), bucket.counts[static_cast<std::size_t>(rank_)], wire});
+  launch_level(b, {slot.send.data(), bucket.size, wire});
 }
 
-/// Has bucket b arrived here, summed over shards and then over replicas?
+/// Level by level a rank keeps less, of more ranks' sum.
+void GradientBuckets::launch_level(std::size_t b, ConstSpan send) {
+  Slot& slot = slots_[b % gradient_slots];
+  const Plan::Cut& cut = own_[b].cuts[slot.level];
+  const DType wire = plan_.gradient_wire;
+  const Span receive{slot.receive.data() + static_cast<std::size_t>(slot.received) * bytes_of(wire),
+                     cut.counts[static_cast<std::size_t>(cut.coordinate)], wire};
+  slot.request = mesh_.level(slot.level).start_reduce_scatter(send, cut.counts, receive);
+}
+
+/// Has bucket b arrived here, summed over all levels?
 bool GradientBuckets::arrived(std::size_t b, bool wait) {
   Slot& slot = slots_[b % gradient_slots];
   const auto start = Clock::now();
@@ -312,14 +329,16 @@ bool GradientBuckets::arrived(std::size_t b, bool wait) {
     return true;
   };
   bool complete = done(slot.request);
-  if (complete && plan_.replicate > 1 && plan_.virtual_shards == 0 && plan_.buckets[b].reduced) {
-    if (slot.replicas == Replicas::none) {
-      slot.request = mesh_.replicate.start_all_reduce(
-          {slot.receive.data(), plan_.buckets[b].counts[static_cast<std::size_t>(rank_)],
-           plan_.gradient_wire},
-          ReduceOp::sum);
-      slot.replicas = Replicas::travelling;
-    }
+  const bool levelled = plan_.virtual_shards == 0 && plan_.buckets[b].reduced && travels();
+  while (complete && levelled && slot.level + 1 < plan_.levels.size()) {
+    const Plan::Cut& cut = own_[b].cuts[slot.level];
+    const Index n = cut.counts[static_cast<std::size_t>(cut.coordinate)];
+    const DType wire = plan_.gradient_wire;
+    auto* sum = slot.receive.data() + static_cast<std::size_t>(slot.received) * bytes_of(wire);
+    slot.received += static_cast<Index>(
+        Arena::rounded(static_cast<std::size_t>(n) * bytes_of(wire)) / bytes_of(wire));
+    ++slot.level;
+    launch_level(b, {sum, n, wire});
     complete = done(slot.request);
   }
   wait_ms_ += ms_since(start);
@@ -331,7 +350,8 @@ void GradientBuckets::take_in(std::size_t b) {
   if (!travels()) return;
   const auto start = Clock::now();
   const Bucket& bucket = plan_.buckets[b];
-  const Index n = bucket.counts[static_cast<std::size_t>(rank_)];
+  if (bucket.held) return;
+  const Index n = own_[b].count;
   Slot& slot = slots_[b % gradient_slots];
   const MatrixView part = row(parts_[b], n);
   const bool last = micro_batch_ + 1 >= micro_batches_;
@@ -343,7 +363,9 @@ void GradientBuckets::take_in(std::size_t b) {
     sum_trees(b, slot);
   } else {
     const double mean = 1.0 / static_cast<double>(plan_.ranks * plan_.micro_batches);
-    const MatrixView sum = row(slot.receive.data(), n, plan_.gradient_wire);
+    const MatrixView sum = row(slot.receive.data() + static_cast<std::size_t>(slot.received) *
+                                                         bytes_of(plan_.gradient_wire),
+                               n, plan_.gradient_wire);
     if (plan_.reductions() == 1) {
       backend_.convert(sum, mean, part);
     } else if (micro_batch_ == 0) {
@@ -371,7 +393,7 @@ void GradientBuckets::add_widened(MatrixView from, MatrixView to) {
 /// The roots of all ranks lie in leaf order: the rest of the tree is summed here, then divided by
 /// V.
 void GradientBuckets::sum_trees(std::size_t b, const Slot& slot) {
-  const Index n = plan_.buckets[b].counts[static_cast<std::size_t>(rank_)];
+  const Index n = own_[b].count;
   auto* sums = reinterpret_cast<float*>(slot.receive.data());
   merging_.clear();
   merged_at_.clear();

@@ -47,11 +47,11 @@ class GradientBuckets {
   [[nodiscard]] double wait_ms() const { return wait_ms_; }
 
  private:
-  enum class Replicas : std::uint8_t { none, travelling };
   struct Slot {
     std::span<std::byte> send, receive;
     Request request;
-    Replicas replicas = Replicas::none;
+    std::size_t level = 0;  ///< on its way over this one
+    Index received = 0;     ///< elements of `receive` that hold earlier levels
   };
 
   void begin_micro_batch();
@@ -62,6 +62,7 @@ class GradientBuckets {
   void merge_leaf(std::size_t bucket);
   void push_leaf();
   void launch(std::size_t bucket);
+  void launch_level(std::size_t bucket, ConstSpan send);
   bool arrived(std::size_t bucket, bool wait);
   void take_in(std::size_t bucket);
   void add_widened(MatrixView from, MatrixView to);
@@ -71,7 +72,7 @@ class GradientBuckets {
   const std::vector<Parameter>& parameters_;
   Mesh& mesh_;
   kernels::Backend& backend_;
-  int rank_;                    ///< in the shard group
+  int rank_;                    ///< in the world
   std::int64_t micro_batches_;  ///< this rank's
   std::int64_t micro_batch_ = 0;
   std::string misuse_;
@@ -83,12 +84,18 @@ class GradientBuckets {
   std::vector<std::vector<float*>>
       locally_;                ///< per bucket: accumulator, or partial sums of the tree
   std::vector<Leaves> stack_;  ///< what the partial sums are of (the same in all buckets)
+  struct Own {
+    Index offset = 0, count = 0;  ///< this rank's part
+    std::vector<Plan::Cut> cuts;  ///< per level
+  };
+  std::vector<Own> own_;                           ///< per bucket
   std::vector<std::vector<Segment>> segments_of_;  ///< per parameter
   std::vector<bool> ready_, packed_;
   std::vector<std::size_t> missing_;  ///< per bucket: parameters not packed yet
   std::size_t own_roots_ = 0;
   std::vector<Leaves> roots_;                                     ///< of all ranks, in leaf order
   std::vector<std::vector<Index>> send_counts_, receive_counts_;  ///< per bucket (reproducible)
+  std::vector<int> slots_of_;                                     ///< per world rank
   std::vector<Leaves> merging_;
   std::vector<Index> merged_at_;
   std::size_t next_ = 0;       ///< the bucket that leaves next

@@ -237,25 +237,26 @@ namespace {
 
 namespace fs = std::filesystem;
 using runtime::CheckpointPiece;
-using runtime::Region;
 
-/// What one segment keeps, piece by piece: f(key, region in the parameter's tensor, view).
+/// What one segment keeps, piece by piece: f(key, region in the parameter's tensor, view). What
+/// several ranks keep alike is `to_save` on one of them.
 template <class F>
-void for_each_state(const runtime::Plan& plan, const runtime::OwnSegment& own, F&& f) {
+void for_each_state(const runtime::Plan& plan, const runtime::OwnSegment& own, bool to_save,
+                    F&& f) {
   const runtime::Group& g = plan.groups[static_cast<std::size_t>(own.group)];
   const auto specs = g.rule->state();
   for (std::size_t k = 0; k < specs.size(); ++k) {
     const optim::StateSpec& spec = specs[k];
     const MatrixView& view = own.state[k];
-    if (spec.extent == optim::StateSpec::Extent::elements) {
-      f(std::string(spec.name), own.region, view);
-    } else {
+    if (!spec.per_line() || own.segment.matrix < 0) {
+      if (own.size() > 0) f(std::string(spec.name), own.region(), view);
+    } else if (own.keeps_lines && (own.saves_lines || !to_save)) {
       f(std::string(spec.name),
         Region{runtime::first_line(plan, own.segment.matrix, spec), 1, view.size(), view.size()},
         view);
     }
   }
-  if (g.master) f("master", own.region, own.master);
+  if (g.master && own.size() > 0) f("master", own.region(), own.master);
 }
 
 std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& plan) {
@@ -349,8 +350,10 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
   });
   world.broadcast(temporary, 0);
 
-  // Each rank of the first replica writes its segments.
-  const bool writes = mesh_.replicate.rank() == 0;
+  // Each rank writes its segments; what every replica holds, the first does.
+  const auto writes = [this](const runtime::OwnSegment& own) {
+    return own.size() > 0 && counts(own);
+  };
   const std::string file = "rank-" + std::to_string(mesh_.world.rank()) + ".safetensors";
   nlohmann::json mine = nlohmann::json::array();
   std::int64_t bytes = 0;
@@ -362,7 +365,6 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
   };
   try {
     runtime::agree(world, [&] {
-      if (!writes) return;
       std::vector<runtime::SafetensorsWriter::Tensor> tensors;
       std::vector<CheckpointPiece> pieces;
       std::vector<ConstMatrixView> data;
@@ -383,9 +385,12 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
       };
       for (const runtime::OwnSegment& own : own_) {
         const DType format = plan_.buckets[own.bucket].weights;
-        add(own, "weights", own.region, {nullptr, 1, own.segment.size, own.segment.size, format},
-            runtime::safetensors_name(format));
-        for_each_state(plan_, own,
+        if (writes(own)) {
+          add(own, "weights", own.region(), {nullptr, 1, own.size(), own.size(), format},
+              runtime::safetensors_name(format));
+        }
+        if (!counts(own)) continue;
+        for_each_state(plan_, own, /*to_save=*/true,
                        [&](const std::string& key, const Region& region, MatrixView view) {
                          add(own, key, region, view, "F32");
                        });
@@ -396,13 +401,15 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
       std::vector<std::byte> dense;
       std::size_t next = 0;
       for (const runtime::OwnSegment& own : own_) {
-        const auto p = static_cast<std::size_t>(own.segment.parameter);
-        const DType format = plan_.buckets[own.bucket].weights;
-        dense.resize(static_cast<std::size_t>(own.segment.size) * bytes_of(format));
-        runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, own.region,
-                      {dense.data(), own.segment.size, format}, *backend_);
-        writer.write(dense.data(), static_cast<std::int64_t>(dense.size()));
-        for (++next; next < data.size() && data[next].data != nullptr; ++next) {
+        if (!counts(own)) continue;
+        if (writes(own)) {
+          const DType format = plan_.buckets[own.bucket].weights;
+          dense.resize(static_cast<std::size_t>(own.size()) * bytes_of(format));
+          read_weights(own, dense.data(), format);
+          writer.write(dense.data(), static_cast<std::int64_t>(dense.size()));
+          ++next;
+        }
+        for (; next < data.size() && data[next].data != nullptr; ++next) {
           writer.write(data[next].data, data[next].size() * 4);
         }
       }
@@ -414,8 +421,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
                         digests[i]});
       }
     });
-    const std::string told =
-        writes ? nlohmann::json{{"bytes", bytes}, {"pieces", mine}}.dump() : "";
+    const std::string told = nlohmann::json{{"bytes", bytes}, {"pieces", mine}}.dump();
     const auto all = world.all_gather_strings(told);
     runtime::agree(world, [&] {
       if (world.rank() != 0) return;
@@ -542,13 +548,13 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
       }
     };
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      const Index size = plan_.parameters[i].size();
-      weights[i].resize(static_cast<std::size_t>(size));
-      fetch(parameters_[i].name, "weights", {0, 1, size, size}, weights[i].data());
+      const Region wanted = region_here(i);
+      weights[i].resize(static_cast<std::size_t>(wanted.size()));
+      if (wanted.size() > 0) fetch(parameters_[i].name, "weights", wanted, weights[i].data());
     }
     for (std::size_t i = 0; i < own_.size(); ++i) {
       const auto& name = plan_.parameters[static_cast<std::size_t>(own_[i].segment.parameter)].name;
-      for_each_state(plan_, own_[i],
+      for_each_state(plan_, own_[i], /*to_save=*/false,
                      [&](const std::string& key, const Region& region, MatrixView view) {
                        states[i].emplace_back(static_cast<std::size_t>(view.size()));
                        fetch(name, key, region, states[i].back().data());
@@ -556,17 +562,24 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     }
   });
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    const Index size = plan_.parameters[i].size();
+    const auto size = static_cast<Index>(weights[i].size());
+    if (plan_.parameters[i].held()) {
+      backend_->convert(runtime::row(weights[i].data(), size), 1,
+                        runtime::row(parameters_[i].weights, size, parameters_[i].dtype));
+      continue;
+    }
     runtime::unpack({weights[i].data(), size, DType::f32}, plan_.parameters[i],
                     parameters_[i].weights, parameters_[i].dtype, {0, 1, size, size}, *backend_);
   }
   for (std::size_t i = 0; i < own_.size(); ++i) {
     std::size_t k = 0;
-    for_each_state(plan_, own_[i], [&](const std::string&, const Region&, MatrixView view) {
-      std::copy(states[i][k].begin(), states[i][k].end(), static_cast<float*>(view.data));
-      ++k;
-    });
+    for_each_state(
+        plan_, own_[i], /*to_save=*/false, [&](const std::string&, const Region&, MatrixView view) {
+          std::copy(states[i][k].begin(), states[i][k].end(), static_cast<float*>(view.data));
+          ++k;
+        });
   }
+  find_bounds();
   steps_ = m.step;
   updates_ = m.updates;
   lr_multiplier_ = m.lr_multiplier;

@@ -5,7 +5,7 @@
 
 namespace orthrus::runtime::config_file {
 
-Words nonempty(const std::array<std::string_view, 8>& words) {
+Words nonempty(const std::array<std::string_view, 12>& words) {
   Words result;
   for (const std::string_view word : words) {
     if (!word.empty()) result.push_back(word);
@@ -58,6 +58,14 @@ std::span<const Row<Config>> config_rows() {
        .doc = "groups of ranks that each hold the whole state; auto: what shard leaves",
        .unit = "ranks",
        .min = 1,
+       .max = 1e6},
+      {.path = "mesh.node",
+       .kind = Kind::integer,
+       .at = [](Config& c) -> Slot { return &c.mesh.node; },
+       .doc = "consecutive ranks that share a node: a shard group of several nodes talks in two "
+              "levels; 0: not told, one level",
+       .unit = "ranks",
+       .min = 0,
        .max = 1e6},
       {.path = "comm.backend",
        .kind = Kind::word,
@@ -259,9 +267,8 @@ std::span<const Row<GroupConfig>> group_rows() {
        .at = [](GroupConfig& g) -> Slot { return &g.matrix.mode; },
        .doc = "where the pieces of a matrix meet",
        .noun = "a mode",
-       .words = {"auto", "owner"},
-       .absent = {"exchange", "gather", "gram", "gram_steps", "block_cyclic", "block_local",
-                  "periodic"}},
+       .words = {"auto", "owner", "exchange", "gather", "gram", "gram_steps", "block_cyclic",
+                 "block_local", "periodic"}},
       {.path = "matrix.accuracy",
        .kind = Kind::word,
        .at = [](GroupConfig& g) -> Slot { return &g.matrix.accuracy; },

@@ -43,15 +43,15 @@ struct Row {
   std::string_view unit = "";
   double min = 0, max = 0;     ///< of numbers, inclusive
   std::string_view noun = "";  ///< of words, with its article: "a norm"
-  std::array<std::string_view, 8> words = {};
-  std::array<std::string_view, 8> absent =
+  std::array<std::string_view, 12> words = {};
+  std::array<std::string_view, 12> absent =
       {};                         ///< words of the contract that this version does not have
   Words (*words_of)() = nullptr;  ///< where another room has the table of words
   bool required = false;
 };
 
 /// The entries that are not empty.
-Words nonempty(const std::array<std::string_view, 8>& words);
+Words nonempty(const std::array<std::string_view, 12>& words);
 /// The words a row knows, its own or another room's.
 template <class Scope>
 Words words_of(const Row<Scope>& row) {
@@ -65,7 +65,7 @@ std::span<const Row<GroupConfig>> group_rows();
 
 /// Rules and group keys of the contract that this version does not have: known, so that the message
 /// can say so rather than guess at a spelling.
-inline constexpr std::array<std::string_view, 8> absent_rules = {
+inline constexpr std::array<std::string_view, 12> absent_rules = {
     "lion",    "adamuon",           "prism", "bidirectional_prism",
     "shampoo", "one_sided_shampoo", "soap",  "kl_shampoo"};
 inline constexpr std::array<std::string_view, 4> absent_group_keys = {

@@ -602,10 +602,12 @@ class Reader {
         conflict(scope + "weights.rounding",
                  "stochastic contradicts weights.residual master, which already keeps every bit");
       }
-      if (g.matrix.period != 1) {
-        conflict(scope + "matrix.period",
-                 "other than 1 needs matrix.mode periodic, which is not available in "
-                 "this version");
+      if (g.matrix.period != 1 && g.matrix.mode != "periodic") {
+        conflict(scope + "matrix.period", "other than 1 needs matrix.mode periodic");
+      }
+      if (g.matrix.wire == "bf16" && g.matrix.accuracy == "bitwise") {
+        conflict(scope + "matrix.wire",
+                 "bf16 rounds what is exchanged, which matrix.accuracy bitwise does not allow");
       }
       if (g.schedule.kind == "constant" && (g.schedule.decay_steps != 0 || g.schedule.final != 0)) {
         conflict(scope + (g.schedule.decay_steps != 0 ? "schedule.decay_steps" : "schedule.final"),

@@ -2,6 +2,7 @@
 /// @file
 /// What a ShardedOptimizer holds. `step.cpp` walks it, `checkpoint.cpp` saves it.
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <orthrus/sharded_optimizer.hpp>
@@ -9,9 +10,12 @@
 #include <vector>
 
 #include "comm/mesh.hpp"
+#include "comm/process_grid.hpp"
 #include "kernels/backend.hpp"
+#include "optim/block_cyclic_msign.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/bucket.hpp"
+#include "runtime/meeting.hpp"
 #include "runtime/plan.hpp"
 
 namespace orthrus::runtime {
@@ -19,14 +23,69 @@ namespace orthrus::runtime {
 /// A segment this rank updates, with its state.
 struct OwnSegment {
   Segment segment;
-  Region region;
   std::size_t bucket = 0;
   int group = 0;
-  Index rows = 1, cols = 0;  ///< as the rule sees it
-  Index offset_in_part = 0;
+  Index rows = 1, cols = 0;       ///< its shape
+  Index offset_in_part = 0;       ///< where its gradient is
+  Index meeting_offset = 0;       ///< where it lies among what meets
+  Region here;                    ///< of held parameters: in the trainer's buffers
   Index norm_slot = 0;            ///< the first of its sums of squares among the plan's
+  bool keeps_lines = false;       ///< the state per line of its matrix is here…
+  bool saves_lines = false;       ///< …and written from here
   std::vector<MatrixView> state;  ///< in the order of the rule's `state()`
   MatrixView master;              ///< f32 weights; empty without
+
+  [[nodiscard]] const Region& region() const { return segment.region; }
+  [[nodiscard]] Index size() const { return segment.size(); }
+};
+
+/// The shape of a state tensor of `own`: of its piece, or per line of its matrix.
+Region state_region(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec);
+
+/// A block of a segment.
+struct Panel {
+  Index row = 0, rows = 0, col = 0, cols = 0;
+};
+/// That block of a view as large as the segment.
+inline MatrixView block(const MatrixView& v, const Panel& p) {
+  return {static_cast<std::byte*>(v.data) +
+              static_cast<std::size_t>(p.row * v.ld + p.col) * bytes_of(v.dtype),
+          p.rows, p.cols, v.ld, v.dtype};
+}
+
+/// The state of a panel, as rules take it: no allocation.
+class StateViews {
+ public:
+  StateViews(const OwnSegment& own, const Panel& panel) : count_(own.state.size()) {
+    for (std::size_t k = 0; k < count_; ++k) {
+      const MatrixView& v = own.state[k];
+      const bool elements = v.rows == own.rows && v.cols == own.cols;
+      views_[k] = elements ? block(v, panel) : v;
+    }
+  }
+  [[nodiscard]] std::span<const MatrixView> views() const { return {views_.data(), count_}; }
+
+ private:
+  std::array<MatrixView, 8> views_;
+  std::size_t count_;
+};
+
+/// Cuts buffers off the front of scratch that the plan has measured.
+class Carver {
+ public:
+  explicit Carver(std::span<std::byte> scratch) : rest_(scratch) {}
+  std::span<std::byte> take(std::size_t bytes) {
+    const auto piece = rest_.first(bytes);
+    rest_ = rest_.subspan(std::min(rest_.size(), Arena::rounded(bytes)));
+    return piece;
+  }
+  MatrixView matrix(Index rows, Index cols) {
+    return {take(static_cast<std::size_t>(rows * cols) * 4).data(), rows, cols, cols, DType::f32};
+  }
+  [[nodiscard]] std::span<std::byte> rest() const { return rest_; }
+
+ private:
+  std::span<std::byte> rest_;
 };
 
 /// The per-line state of a parameter puts its matrices' lines one after the other: how many come
@@ -46,8 +105,8 @@ struct ShardedOptimizer::Impl {
   std::map<std::string, std::string> load(const std::string& directory);
   std::map<std::string, StateTensor> gather_state();
 
-  /// The segments of one rank of the shard group, without state.
-  [[nodiscard]] std::vector<runtime::OwnSegment> segments_of(int shard_rank) const;
+  /// The segments of one rank, without state.
+  [[nodiscard]] std::vector<runtime::OwnSegment> segments_of(int world_rank) const;
 
   Config config_;
   std::vector<Parameter> parameters_;
@@ -60,13 +119,27 @@ struct ShardedOptimizer::Impl {
 
   runtime::Arena state_arena_, work_arena_;
   std::vector<runtime::OwnSegment> own_;  ///< ascending bucket, then offset
+  std::vector<std::size_t> first_own_;    ///< of each bucket, and the end
   std::span<std::byte> scratch_, widened_, control_;
   struct WeightSlot {
     std::span<std::byte> bytes;
     Request request;
     int bucket = -1;
+    std::size_t level = 0;  ///< levels it still has to cross
   };
   std::array<WeightSlot, runtime::weight_slots> weight_slots_;
+  struct MeetingSlot {
+    std::span<std::byte> mine, theirs;
+    Request request;
+  };
+  std::array<MeetingSlot, runtime::meeting_slots> meeting_slots_;
+  std::vector<runtime::Meeting> meetings_;   ///< per bucket
+  std::vector<int> meeting_number_;          ///< per bucket: which of those that meet it is
+  std::unique_ptr<comm::ProcessGrid> grid_;  ///< where a bucket is block_cyclic
+  std::vector<optim::BlockCyclicMsign> grid_matrices_;
+  std::vector<std::size_t> grid_first_;   ///< per bucket: its first in `grid_matrices_`
+  std::vector<double> bounds_;            ///< per bound slot: no less than the momentum's norm
+  std::vector<runtime::Plan::Cut> cuts_;  ///< per bucket and level
   std::unique_ptr<runtime::GradientBuckets> gradients_;
 
   std::int64_t steps_ = 0;    ///< taken, skipped ones included
@@ -87,12 +160,68 @@ struct ShardedOptimizer::Impl {
   void allocate();
   // The walk, in order.
   bool agree_to_go_on();
-  double update(runtime::OwnSegment& own, std::byte* weights);
+  void begin(std::size_t bucket);     ///< 3 and the way out of 4
+  void compute(std::size_t bucket);   ///< 4 and 5 of what this rank computes, and the way back
+  void complete(std::size_t bucket);  ///< 6 to 8; all of it where nothing meets
   void gather(std::size_t bucket);
+  void gather_level(WeightSlot& slot);
   void deliver(WeightSlot& slot);
+  // meet.cpp
+  [[nodiscard]] bool meets(std::size_t bucket) const;
+  MeetingSlot& meeting_slot(std::size_t bucket);
+  [[nodiscard]] std::span<runtime::OwnSegment> segments(std::size_t bucket);
+  void wait_for(MeetingSlot& slot, std::size_t bucket, const char* what);
+  void progress();
+  [[nodiscard]] MatrixView lines_of(std::size_t bucket, int matrix);
+  [[nodiscard]] MatrixView lines_of(const runtime::OwnSegment& own) const;
+  void send_pieces(std::size_t bucket);
+  void compute_whole(std::size_t bucket);
+  void compute_on_grid(std::size_t bucket);
+  void send_grams(std::size_t bucket);
+  void compute_polynomials(std::size_t bucket);
+  void iterate_grams(std::size_t bucket);
+  void add_gram(const runtime::MatrixPlan& m, MatrixView x, bool add, MatrixView r,
+                runtime::Carver scratch);
+  [[nodiscard]] int gram_exponent(const runtime::MatrixPlan& m) const;
+  double finish_piece(runtime::OwnSegment& own);
+  double finish_gram(runtime::OwnSegment& own);
+  // One segment, whatever the mode.
+  double update_here(runtime::OwnSegment& own);
+  [[nodiscard]] const Parameter& parameter_of(const runtime::OwnSegment& own) const {
+    return parameters_[static_cast<std::size_t>(own.segment.parameter)];
+  }
+  /// Where the weights are that the segment's new ones replace.
+  [[nodiscard]] const void* trainer_weights(const runtime::OwnSegment& own) const {
+    return parameter_of(own).weights;
+  }
+  /// What of parameter i the trainer has on this rank.
+  [[nodiscard]] Region region_here(std::size_t i) const {
+    const runtime::ParameterShape& p = plan_.parameters[i];
+    if (p.held()) return p.part(mesh_.shard.rank(), plan_.shard);
+    return {0, 1, p.size(), p.size()};
+  }
+  /// Is this rank the one that counts `own` in sums over all ranks?
+  [[nodiscard]] bool counts(const runtime::OwnSegment& own) const {
+    return !plan_.buckets[own.bucket].held || mesh_.replicate.rank() == 0;
+  }
+  [[nodiscard]] optim::StepScalars scalars_of(const runtime::OwnSegment& own) const;
+  [[nodiscard]] MatrixView gradient_of(const runtime::OwnSegment& own);
+  [[nodiscard]] MatrixView weights_of(const runtime::OwnSegment& own);
+  void load_gradient(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView to);
+  [[nodiscard]] MatrixView open_weights(const runtime::OwnSegment& own,
+                                        const runtime::Panel& panel);
+  void close_weights(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView wide);
+  double apply(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView direction);
   void audit(const Traffic& before);
   void compare_replicas();
   void set_deadline();
+  [[nodiscard]] bool two_level() const {
+    return mesh_.shard.size() > 1 && mesh_.levels.front() < mesh_.shard.size();
+  }
+  [[nodiscard]] std::vector<Communicator*> communicators();
+  void find_bounds();
+  void open_grid();
+  void read_weights(const runtime::OwnSegment& own, void* to, DType dtype);
   [[nodiscard]] Traffic traffic(TrafficClass c) const;
   [[nodiscard]] Traffic planned_traffic() const;
   Traffic step_began_;         ///< what had been sent before this step's first bucket

@@ -11,22 +11,14 @@
 #include <string>
 #include <vector>
 
+#include "kernels/region.hpp"
 #include "optim/lmo.hpp"
 #include "optim/matrix_function.hpp"
 #include "optim/rule.hpp"
+#include "runtime/machine.hpp"
 #include "runtime/tree.hpp"
 
 namespace orthrus::runtime {
-
-/// Rates the planner predicts with. The defaults are one core of a current server.
-struct MachineProfile {
-  std::string name = "default-cpu";
-  double gemm_flops_f32 = 8e10;
-  double gemm_flops_bf16 = 1.8e11;
-  double copy_bytes = 8e9;  ///< element-wise passes, bytes read and written per second
-  double latency_s = 2e-6;  ///< per message
-  double wire_bytes = 5e9;  ///< per second and rank
-};
 
 /// A parameter without its buffers: all the plan looks at.
 struct ParameterShape {
@@ -37,10 +29,15 @@ struct ParameterShape {
   DType gradient_dtype = DType::f32;
   GradientState gradient_state = GradientState::local;
   std::vector<LogicalMatrix> views;
+  Sharding sharding;
 
   [[nodiscard]] Index size() const;
   [[nodiscard]] Index rows() const;  ///< shape[0]
   [[nodiscard]] Index cols() const;  ///< the product of the rest
+  /// Do the trainer's buffers hold only this rank's part?
+  [[nodiscard]] bool held() const { return sharding.along != Sharding::Along::none; }
+  /// What shard rank `r` of `ranks` holds (of a held parameter).
+  [[nodiscard]] Region part(int r, int ranks) const;
 };
 ParameterShape shape_of(const Parameter& parameter);
 /// The group that updates it: a matrix rule passes over what has fewer than two dimensions.
@@ -53,9 +50,9 @@ std::string describe(const ParameterShape& parameter);
 /// What a group's entries became.
 struct Group {
   const GroupConfig* config = nullptr;
-  std::unique_ptr<optim::Rule> rule;
-  std::unique_ptr<optim::Lmo> lmo;  ///< of matrix rules
-  bool master = false;              ///< f32 weights kept beside rounded ones
+  std::shared_ptr<const optim::Rule> rule;
+  std::shared_ptr<const optim::Lmo> lmo;  ///< of matrix rules
+  bool master = false;                    ///< f32 weights kept beside rounded ones
   bool stochastic = false;
   DType format = DType::f32;
 };
@@ -64,64 +61,107 @@ struct Group {
 struct MatrixPlan {
   std::string name;  ///< the parameter's, with "#k" for block k of several
   int parameter = 0;
-  LogicalMatrix block;       ///< where it lies in the parameter
-  Index rows = 0, cols = 0;  ///< its shape (an expert of a stack lies in one row of the parameter)
+  Region region;             ///< its rows in the parameter's flat order
+  Index rows = 0, cols = 0;  ///< its shape: the region's
   optim::Mode mode = optim::Mode::owner;
-  int owner = 0;
-  double flops = 0, seconds = 0;
+  int owner = 0;  ///< world rank that computes it (where several do: that saves its line state)
+  /// Gram modes: X·Xᵀ of the rows (pieces are columns) or XᵀX of the columns (pieces are rows).
+  bool gram_of_rows = true;
+  int bound_slot = -1;  ///< Gram modes: where its gradient's norm is summed
+  double flops = 0;     ///< of its LMO
+  double seconds = 0;   ///< predicted: its LMO and update, on the rank that has most of it
+  [[nodiscard]] Index gram_side() const { return gram_of_rows ? rows : cols; }
 };
 
-/// A run of elements in a bucket, on one rank: a whole logical matrix, or part of a parameter.
+/// A run of elements on one rank: a piece of a logical matrix, or part of a parameter.
 struct Segment {
   int parameter = 0;
-  int matrix = -1;  ///< index into `Plan::matrices`, or -1: elements [begin, begin + size)
-  Index begin = 0;  ///< first flat element of the parameter (element-wise)
-  Index size = 0;
+  int matrix = -1;   ///< index into `Plan::matrices`, or -1: element-wise
+  Region region;     ///< in the parameter's flat order
   Index offset = 0;  ///< first element in the bucket
-  int rank = 0;      ///< in the shard group
+  int rank = 0;      ///< world rank; of held parameters the shard coordinate
+  [[nodiscard]] Index size() const { return region.size(); }
 };
 
-/// Parameters that travel together. Parts lie in rank order, each rank's segments in parameter
+/// Parameters that travel together. Parts lie in slot order, each part's segments in parameter
 /// order.
 struct Bucket {
+  struct Part {
+    int slot = 0;
+    Index offset = 0, size = 0;
+  };
   std::vector<int> parameters;
   std::vector<Segment> segments;  ///< ascending offset
-  std::vector<Index> counts;      ///< elements per rank of the shard group
-  Index size = 0;
-  DType weights = DType::f32;  ///< on the wire, and at rest
-  bool reduced = true;         ///< false: gradients are averaged already, nothing is sent
+  std::vector<Part> parts;        ///< those that are not empty, ascending slot
+  std::vector<int> matrices;      ///< of a sharded mode, in the order they meet
+  Index size = 0;                 ///< elements that travel (none of held parameters)
+  DType weights = DType::f32;     ///< on the wire, and at rest
+  bool reduced = true;            ///< false: gradients are averaged already, nothing is sent
+  bool held = false;  ///< the trainer's buffers are the shards: nothing is reduced or gathered
+  optim::Mode mode = optim::Mode::owner;
+  std::int64_t period = 1;
+  DType wire = DType::f32;  ///< of what meets
 
-  [[nodiscard]] Index part_offset(int rank) const;
+  /// First element at or after slot `slot`.
+  [[nodiscard]] Index offset_of(int slot) const;
+  [[nodiscard]] Index count_of(int slot) const { return offset_of(slot + 1) - offset_of(slot); }
+  /// Are there steps in which nothing meets, and every segment is updated where it is?
+  [[nodiscard]] bool stays_apart() const {
+    return mode == optim::Mode::owner || mode == optim::Mode::block_local ||
+           mode == optim::Mode::periodic;
+  }
+  /// Do pieces meet in the step of update `t`?
+  [[nodiscard]] bool meets(std::int64_t t) const {
+    return mode == optim::Mode::periodic ? (t - 1) % period == 0 : !stays_apart();
+  }
 };
 
-/// Buckets in flight: gradients on their way, and new weights on theirs.
+/// Buckets in flight: gradients on their way, pieces of matrices on theirs, and new weights.
 inline constexpr int gradient_slots = 3;
+inline constexpr int meeting_slots = 3;
 inline constexpr int weight_slots = 2;
 
 /// Bytes of each work buffer of a rank: what `MemoryPlan::work` adds up.
 struct WorkSizes {
   std::size_t gradient_send = 0, gradient_receive = 0;  ///< per gradient slot
+  std::size_t mine = 0, theirs = 0;                     ///< per meeting slot
   std::size_t weight_gather = 0;                        ///< per weight slot
   std::size_t rule = 0;                                 ///< LMO and rule scratch
   std::size_t widened = 0;                              ///< a segment in f32
   std::size_t control = 0;
+  int meetings = 0;  ///< meeting slots there are
   [[nodiscard]] std::int64_t total() const {
     return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
+                                     static_cast<std::size_t>(meetings) * (mine + theirs) +
                                      weight_slots * weight_gather + rule + widened + control);
   }
 };
 
 /// Predictions of one rank for one step.
 struct RankPlan {
-  Traffic traffic;
-  double flops = 0, seconds = 0;
+  Traffic traffic;  ///< of a step in which all meet
+  double flops = 0;
+  double seconds = 0;  ///< of computing
   std::int64_t matrices = 0;
+  /// What is different in steps in which matrices of mode `periodic` do not meet.
+  struct Periodic {
+    std::int64_t period = 1;
+    Traffic traffic;            ///< that is not sent
+    std::int64_t matrices = 0;  ///< orthogonalized more (or less)
+  };
+  std::vector<Periodic> periodic;
   MemoryPlan memory;
   WorkSizes work;
+
+  [[nodiscard]] Traffic traffic_of(std::int64_t update) const;
+  [[nodiscard]] std::int64_t matrices_of(std::int64_t update) const;
 };
 
 struct Plan {
   int ranks = 1, shard = 1, replicate = 1;
+  /// How collectives over all slots are walked, innermost first: ranks of a node, nodes of a shard
+  /// group, replicas. World rank w has coordinate w mod levels[0] in the first, and so on.
+  std::vector<int> levels;
   int virtual_shards = 0;          ///< leaves of reproducible sums; 0: off
   std::int64_t micro_batches = 1;  ///< per step and rank where not reproducible
   int stage = 2;
@@ -134,10 +174,23 @@ struct Plan {
   std::vector<int> passed_over;  ///< parameters that a matrix rule matched but that are no matrices
   std::vector<Bucket> buckets;   ///< in the global order of collectives
   std::vector<RankPlan> per_rank;  ///< by world rank
-  double imbalance = 1;            ///< max/mean of predicted seconds
+  double imbalance = 1;            ///< max/mean of predicted seconds of computing
   double memory_imbalance = 1;
   double load_bound = 1;  ///< (largest unsplittable matrix or the mean) / mean: what is reachable
   std::string hash;       ///< 32 hex digits over all of the above
+
+  /// Slots: the order of ranks inside a bucket, such that what one rank has after each level of a
+  /// reduction is one run. The outermost level counts fastest.
+  [[nodiscard]] int slot_of(int world_rank) const;
+  [[nodiscard]] int rank_of(int slot) const;
+  /// What the ranks that share `world_rank`'s coordinates below `level` have of a bucket, cut by
+  /// their coordinate at `level`.
+  struct Cut {
+    Index begin = 0, size = 0;
+    std::vector<Index> counts;
+    int coordinate = 0;
+  };
+  [[nodiscard]] Cut cut_of(const Bucket& bucket, int world_rank, std::size_t level) const;
 
   [[nodiscard]] Leaves leaves_of(int world_rank) const;
   /// Roots `world_rank` sends of each gradient (reproducible).
@@ -159,10 +212,21 @@ struct Plan {
   [[nodiscard]] std::int64_t reductions() const {
     return virtual_shards > 0 || accumulates_locally() ? 1 : micro_batches;
   }
+  [[nodiscard]] const Group& group(int parameter) const {
+    return groups[static_cast<std::size_t>(group_of[static_cast<std::size_t>(parameter)])];
+  }
+  /// Does `world_rank` have this segment? (Of held parameters every replica has it.)
+  [[nodiscard]] bool has(const Bucket& b, const Segment& s, int world_rank) const {
+    return s.rank == (b.held ? world_rank % shard : world_rank);
+  }
+  /// Does matrix m meet in the replica of `world_rank`?
+  [[nodiscard]] bool meets_in(const Bucket& b, const MatrixPlan& m, int world_rank) const {
+    return b.held || m.owner / shard == world_rank / shard;
+  }
   /// Elements of the first control all-reduce (flag, rate, its square, then sums
   /// of squared gradients) and of
   /// the second (sums of squared updates, then the audit's flag).
-  [[nodiscard]] Index control_before() const { return 3 + norm_slots; }
+  [[nodiscard]] Index control_before() const { return 3 + norm_slots + bound_slots; }
   [[nodiscard]] Index control_after() const { return static_cast<Index>(groups.size()) + 1; }
 
   /// Sums of squares: one slot per group; in clipped groups of a reproducible run one per matrix
@@ -173,6 +237,7 @@ struct Plan {
   std::vector<Index>
       parameter_slot;         ///< first slot of each parameter (blocked groups), else its group's
   std::vector<bool> blocked;  ///< per group
+  Index bound_slots = 0;      ///< matrices in a Gram mode, whose norm is kept in bounds
   static constexpr Index norm_block = 4096;
 };
 

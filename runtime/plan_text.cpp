@@ -45,10 +45,13 @@ nlohmann::ordered_json plan_document(const Plan& plan) {
   }
   auto& buckets = doc["buckets"] = nlohmann::ordered_json::array();
   for (const Bucket& b : plan.buckets) {
+    Index largest = 0;
+    for (const Bucket::Part& part : b.parts) largest = std::max(largest, part.size);
     buckets.push_back({{"parameters", b.parameters.size()},
                        {"elements", b.size},
                        {"weights", std::string(name_of(b.weights))},
-                       {"most_on_a_rank", *std::max_element(b.counts.begin(), b.counts.end())}});
+                       {"mode", std::string(optim::name_of(b.mode))},
+                       {"most_on_a_rank", largest}});
   }
   auto& ranks = doc["per_rank"] = nlohmann::ordered_json::array();
   for (const RankPlan& r : plan.per_rank) {

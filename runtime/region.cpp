@@ -66,13 +66,6 @@ void store(void* data, DType dtype, Index at, float value) {
 
 }  // namespace
 
-Region region_of(const Plan& plan, const Segment& s) {
-  if (s.matrix < 0) return {s.begin, 1, s.size, s.size};
-  const LogicalMatrix& b = plan.matrices[static_cast<std::size_t>(s.matrix)].block;
-  const Index cols = plan.parameters[static_cast<std::size_t>(s.parameter)].cols();
-  return {b.row0 * cols + b.col0, b.rows, b.cols, cols};
-}
-
 void pack(const ParameterShape& p, const void* from, DType dtype, const Region& r, Span to,
           kernels::Backend& backend) {
   if (is_contiguous(p)) {

@@ -1,27 +1,17 @@
 #pragma once
 /// @file
-/// Region: where a segment of a bucket lies in its parameter, and the copies between the two.
+/// Copies between a parameter of the trainer and the segments of a bucket.
 
 #include "kernels/backend.hpp"
+#include "kernels/region.hpp"
 #include "runtime/plan.hpp"
 
 namespace orthrus::runtime {
-
-/// Rows of elements at equal distances in the row-major order of a parameter: a block of it, or a
-/// run.
-struct Region {
-  Index first = 0;  ///< flat element of the first row
-  Index rows = 1, cols = 0;
-  Index distance = 0;  ///< flat elements between rows
-  [[nodiscard]] Index size() const noexcept { return rows * cols; }
-};
 
 /// `count` elements as one row, which is how runs of a bucket are worked on.
 inline MatrixView row(void* data, Index count, DType dtype = DType::f32) {
   return {data, 1, count, count, dtype};
 }
-
-Region region_of(const Plan& plan, const Segment& segment);
 
 /// to ← from's region, densely, rounded to `to.dtype`. `from` is the whole tensor (strides as
 /// described).

@@ -21,6 +21,16 @@ Index first_line(const Plan& plan, int matrix, const optim::StateSpec& spec) {
   return lines;
 }
 
+Region state_region(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec) {
+  if (!spec.per_line()) return {0, own.rows, own.cols, own.cols};
+  if (own.segment.matrix < 0) {
+    return {0, spec.rows(own.rows, own.cols), spec.cols(own.rows, own.cols), 1};
+  }
+  if (!own.keeps_lines) return {0, 0, 0, 0};
+  const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(own.segment.matrix)];
+  return {0, spec.rows(m.rows, m.cols), spec.cols(m.rows, m.cols), 1};
+}
+
 }  // namespace runtime
 
 namespace {
@@ -81,10 +91,8 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
   setup_ = comm.duplicate("setup");
   comm.set_blocking(config_.comm.blocking);
   mesh_ = make_mesh(std::move(comm), static_cast<int>(config_.mesh.shard),
-                    static_cast<int>(config_.mesh.replicate));
-  for (Communicator* c : {&mesh_.world, &mesh_.shard, &mesh_.replicate}) {
-    c->set_traffic_class(TrafficClass::payload);
-  }
+                    static_cast<int>(config_.mesh.replicate), static_cast<int>(config_.mesh.node));
+  for (Communicator* c : communicators()) c->set_traffic_class(TrafficClass::payload);
   // From here on every rank decides alike; what only one can see is agreed on.
   std::vector<runtime::ParameterShape> shapes;
   for (const Parameter& p : parameters_) shapes.push_back(runtime::shape_of(p));
@@ -100,6 +108,8 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
       const auto aligned = [](const void* data, DType dtype) {
         return reinterpret_cast<std::uintptr_t>(data) % bytes_of(dtype) == 0;
       };
+      const runtime::ParameterShape shape = runtime::shape_of(p);
+      if (shape.held() && shape.part(mesh_.shard.rank(), plan_.shard).size() == 0) continue;
       if (p.weights == nullptr || p.gradient == nullptr) {
         throw ConfigError("parameter '" + p.name + "': its " +
                           (p.weights == nullptr ? "weights" : "gradient") + " pointer is null");
@@ -111,36 +121,57 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
     backend_ = kernels::open_backend(config_.device);
     allocate();
   });
+  open_grid();
   replica_check_every_ = config_.replica_hash_every > 0   ? config_.replica_hash_every
                          : config_.checks == "collective" ? 1
                                                           : 0;
   step_began_ = planned_traffic();  // the communicator may have talked before it came here
 }
 
-std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int shard_rank) const {
+std::vector<Communicator*> ShardedOptimizer::Impl::communicators() {
+  std::vector<Communicator*> all{&mesh_.world, &mesh_.shard, &mesh_.replicate};
+  if (two_level()) all.insert(all.end(), {&mesh_.node, &mesh_.across});
+  return all;
+}
+
+std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int world_rank) const {
   std::vector<runtime::OwnSegment> list;
+  const int slot = plan_.slot_of(world_rank);
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
     const runtime::Bucket& bucket = plan_.buckets[b];
-    const Index part = bucket.part_offset(shard_rank);
+    const Index part = bucket.offset_of(slot);
+    const bool first_replica = world_rank < plan_.shard;
     for (const runtime::Segment& s : bucket.segments) {
-      if (s.rank != shard_rank) continue;
+      if (!plan_.has(bucket, s, world_rank)) continue;
       runtime::OwnSegment own;
       own.segment = s;
-      own.region = runtime::region_of(plan_, s);
       own.bucket = b;
       own.group = plan_.group_of[static_cast<std::size_t>(s.parameter)];
-      own.rows = 1;
-      own.cols = s.size;
-      own.offset_in_part = s.offset - part;
+      own.rows = s.region.rows;
+      own.cols = s.region.cols;
+      own.offset_in_part = bucket.held ? 0 : s.offset - part;
       own.norm_slot = plan_.parameter_slot[static_cast<std::size_t>(s.parameter)];
+      if (bucket.held) {
+        const runtime::ParameterShape& p = plan_.parameters[static_cast<std::size_t>(s.parameter)];
+        const Region all = p.part(world_rank % plan_.shard, plan_.shard);
+        const auto place = [&](Index flat) {
+          const Index from = flat - all.first;
+          return from / all.distance * all.cols + from % all.distance;
+        };
+        own.here = {place(s.region.first), s.region.rows, s.region.cols, s.region.cols};
+        if (s.region.rows > 1) {
+          own.here.distance = place(s.region.first + s.region.distance) - own.here.first;
+        }
+      }
       if (s.matrix >= 0) {
         const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(s.matrix)];
-        own.rows = m.rows;
-        own.cols = m.cols;
+        own.keeps_lines = runtime::keeps_lines_here(plan_, bucket, s);
+        own.saves_lines = bucket.held ? m.owner % plan_.shard == world_rank && first_replica
+                                      : m.owner == world_rank;
       }
       if (plan_.blocked[static_cast<std::size_t>(own.group)]) {
         own.norm_slot += s.matrix >= 0 ? place_in_parameter(plan_, s.matrix)
-                                       : s.begin / runtime::Plan::norm_block;
+                                       : s.region.first / runtime::Plan::norm_block;
       }
       list.push_back(std::move(own));
     }
@@ -157,7 +188,10 @@ void ShardedOptimizer::Impl::check_buffers_apart() const {
   std::vector<Extent> extents;
   for (const Parameter& p : parameters_) {
     if (p.weights == nullptr || p.gradient == nullptr || !p.strides.empty()) continue;
-    const auto n = static_cast<std::size_t>(runtime::shape_of(p).size());
+    const runtime::ParameterShape shape = runtime::shape_of(p);
+    const auto n = static_cast<std::size_t>(
+        shape.held() ? shape.part(mesh_.shard.rank(), plan_.shard).size() : shape.size());
+    if (n == 0) continue;
     const auto w = reinterpret_cast<std::uintptr_t>(p.weights);
     const auto g = reinterpret_cast<std::uintptr_t>(p.gradient);
     extents.push_back({w, w + n * bytes_of(p.dtype), "the weights of '" + p.name + "'"});
@@ -191,47 +225,90 @@ void ShardedOptimizer::Impl::set_lr_multiplier(double factor) {
   lr_multiplier_ = factor;
 }
 
+/// Where a bucket's matrices meet on a process grid. The first product opens its connections: here,
+/// not inside step 1.
+void ShardedOptimizer::Impl::open_grid() {
+  if (grid_matrices_.empty() &&
+      std::none_of(plan_.buckets.begin(), plan_.buckets.end(),
+                   [](const runtime::Bucket& b) { return b.mode == optim::Mode::block_cyclic; })) {
+    return;
+  }
+  const TrafficScope scope(mesh_.shard, TrafficClass::setup);
+  grid_ = std::make_unique<comm::ProcessGrid>(mesh_.shard);
+  const Index side = 2 * plan_.shard;
+  std::vector<Region> rows;
+  for (int s = 0; s < plan_.shard; ++s) rows.push_back({2 * s * side, 2, side, side});
+  optim::BlockCyclicMsign warm_up(side, side, rows, mesh_.shard.rank());
+  std::vector<float> piece(static_cast<std::size_t>(2 * side), 1.0F);
+  std::vector<std::byte> work(warm_up.workspace_bytes());
+  warm_up(piece.data(), std::vector<kernels::Quintic>{{1, 1, 1}}, 1, {}, work, *grid_, mesh_.shard,
+          *backend_);
+}
+
+/// The weights of a segment as the trainer has them, densely.
+void ShardedOptimizer::Impl::read_weights(const runtime::OwnSegment& own, void* to, DType dtype) {
+  const Parameter& p = parameter_of(own);
+  if (plan_.buckets[own.bucket].held) {
+    backend_->convert(weights_of(own), 1, {to, own.rows, own.cols, own.cols, dtype});
+  } else {
+    runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
+                  trainer_weights(own), p.dtype, own.region(), {to, own.size(), dtype}, *backend_);
+  }
+}
+
+/// After a load: the norms that the steps until then had bounded.
+void ShardedOptimizer::Impl::find_bounds() {
+  std::vector<double> sums(bounds_.size(), 0);
+  for (const runtime::OwnSegment& own : own_) {
+    if (own.segment.matrix < 0 || own.size() == 0 || !counts(own)) continue;
+    const int slot = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)].bound_slot;
+    if (slot >= 0) sums[static_cast<std::size_t>(slot)] += backend_->sum_squares(own.state[0]);
+  }
+  if (sums.empty()) return;
+  setup_.all_reduce(std::span(sums));
+  for (std::size_t i = 0; i < sums.size(); ++i) bounds_[i] = std::sqrt(sums[i]);
+}
+
 void ShardedOptimizer::Impl::allocate() {
   using runtime::Arena;
-  own_ = segments_of(mesh_.shard.rank());
-  const auto spec_bytes = [](const optim::StateSpec& spec, const runtime::OwnSegment& own) {
-    return static_cast<std::size_t>(spec.rows(own.rows, own.cols) * spec.cols(own.rows, own.cols)) *
-           sizeof(float);
+  own_ = segments_of(mesh_.world.rank());
+  first_own_.assign(plan_.buckets.size() + 1, own_.size());
+  for (std::size_t i = own_.size(); i-- > 0;) first_own_[own_[i].bucket] = i;
+  for (std::size_t b = plan_.buckets.size(); b-- > 0;) {
+    first_own_[b] = std::min(first_own_[b], first_own_[b + 1]);
+  }
+  const auto spec_bytes = [this](const optim::StateSpec& spec, const runtime::OwnSegment& own) {
+    return static_cast<std::size_t>(runtime::state_region(plan_, own, spec).size()) * sizeof(float);
   };
   std::size_t bytes = 0;
   for (const runtime::OwnSegment& own : own_) {
     const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
     for (const optim::StateSpec& spec : g.rule->state())
       bytes += Arena::rounded(spec_bytes(spec, own));
-    if (g.master)
-      bytes += Arena::rounded(static_cast<std::size_t>(own.segment.size) * sizeof(float));
+    if (g.master) bytes += Arena::rounded(static_cast<std::size_t>(own.size()) * sizeof(float));
   }
   state_arena_ = Arena(bytes);
   for (runtime::OwnSegment& own : own_) {
     const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
     for (const optim::StateSpec& spec : g.rule->state()) {
-      const Index rows = spec.rows(own.rows, own.cols);
-      const Index cols = spec.cols(own.rows, own.cols);
+      const Region r = runtime::state_region(plan_, own, spec);
       own.state.push_back(
-          {state_arena_.take(spec_bytes(spec, own)).data(), rows, cols, cols, DType::f32});
+          {state_arena_.take(spec_bytes(spec, own)).data(), r.rows, r.cols, r.cols, DType::f32});
     }
     if (g.master) {
-      const Index n = own.segment.size;
-      own.master = {state_arena_.take(static_cast<std::size_t>(n) * sizeof(float)).data(), 1, n, n,
-                    DType::f32};
-      const auto p = static_cast<std::size_t>(own.segment.parameter);
-      runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, own.region,
-                    {own.master.data, n, DType::f32}, *backend_);
+      own.master = {state_arena_.take(static_cast<std::size_t>(own.size()) * sizeof(float)).data(),
+                    own.rows, own.cols, own.cols, DType::f32};
+      read_weights(own, own.master.data, DType::f32);
     }
   }
 
   // Weights of a rounded format held in a wider buffer lie on its grid from the start.
   for (std::size_t p = 0; p < parameters_.size(); ++p) {
     const DType format = plan_.groups[static_cast<std::size_t>(plan_.group_of[p])].format;
-    if (format == parameters_[p].dtype) continue;
+    if (format == parameters_[p].dtype) continue;  // held ones always
     const Index n = plan_.parameters[p].size();
     std::vector<BFloat16> rounded(static_cast<std::size_t>(n));
-    const runtime::Region whole{0, 1, n, n};
+    const Region whole{0, 1, n, n};
     runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, whole,
                   {rounded.data(), n, DType::bf16}, *backend_);
     runtime::unpack({rounded.data(), n, DType::bf16}, plan_.parameters[p], parameters_[p].weights,
@@ -242,11 +319,40 @@ void ShardedOptimizer::Impl::allocate() {
       plan_.per_rank[static_cast<std::size_t>(mesh_.world.rank())].work;
   work_arena_ = Arena(Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
                       Arena::rounded(sizes.control) +
+                      static_cast<std::size_t>(sizes.meetings) *
+                          (Arena::rounded(sizes.mine) + Arena::rounded(sizes.theirs)) +
                       weight_slots_.size() * Arena::rounded(sizes.weight_gather));
   scratch_ = work_arena_.take(sizes.rule);
   widened_ = work_arena_.take(sizes.widened);
   control_ = work_arena_.take(sizes.control);
   for (WeightSlot& slot : weight_slots_) slot.bytes = work_arena_.take(sizes.weight_gather);
+  for (int i = 0; i < sizes.meetings; ++i) {
+    meeting_slots_[static_cast<std::size_t>(i)].mine = work_arena_.take(sizes.mine);
+    meeting_slots_[static_cast<std::size_t>(i)].theirs = work_arena_.take(sizes.theirs);
+  }
+  int met = 0;
+  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    for (std::size_t level = 0; level < plan_.levels.size(); ++level) {
+      cuts_.push_back(plan_.cut_of(bucket, mesh_.world.rank(), level));
+    }
+    meeting_number_.push_back(met);
+    meetings_.emplace_back();
+    grid_first_.push_back(grid_matrices_.size());
+    if (bucket.matrices.empty()) continue;
+    ++met;
+    meetings_.back() = runtime::make_meeting(plan_, bucket, mesh_.world.rank());
+    for (std::size_t i = first_own_[b]; i < first_own_[b + 1]; ++i) {
+      own_[i].meeting_offset = meetings_.back().departures[i - first_own_[b]];
+    }
+    if (bucket.mode != optim::Mode::block_cyclic) continue;
+    for (const runtime::Meeting::Matrix& entry : meetings_.back().matrices) {
+      const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+      grid_matrices_.emplace_back(m.rows, m.cols, runtime::pieces_in_matrix(plan_, m),
+                                  mesh_.shard.rank());
+    }
+  }
+  bounds_.assign(static_cast<std::size_t>(plan_.bound_slots), 0);
   gradients_ =
       std::make_unique<runtime::GradientBuckets>(plan_, parameters_, mesh_, *backend_, widened_);
 
@@ -272,16 +378,19 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
   std::map<std::string, StateTensor> all;
   const int me = mesh_.world.rank();
   std::vector<float> piece;
-  // The first replica's ranks, one after the other, tell rank 0 their segments in the plan's order.
-  for (int r = 0; r < plan_.shard && me < plan_.shard; ++r) {
+  // The ranks, one after the other, tell rank 0 their segments in the plan's order.
+  for (int r = 0; r < plan_.ranks; ++r) {
     if (me != 0 && me != r) continue;
-    const auto segments = r == me ? own_ : segments_of(r);
-    for (const runtime::OwnSegment& own : segments) {
+    const auto segments = r == me ? std::vector<runtime::OwnSegment>() : segments_of(r);
+    for (const runtime::OwnSegment& own : r == me ? own_ : segments) {
+      if (plan_.buckets[own.bucket].held && r >= plan_.shard) continue;  // the first replica's
       const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
       const runtime::ParameterShape& p =
           plan_.parameters[static_cast<std::size_t>(own.segment.parameter)];
-      const auto take = [&](std::string_view key, Index count, const MatrixView* mine,
-                            const runtime::Region& region, std::vector<Index> shape) {
+      const auto take = [&](std::string_view key, const MatrixView* mine, const Region& region,
+                            std::vector<Index> shape) {
+        const Index count = region.size();
+        if (count == 0) return;
         piece.resize(static_cast<std::size_t>(count));
         if (mine != nullptr)
           std::copy_n(static_cast<const float*>(mine->data), count, piece.begin());
@@ -305,22 +414,20 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
       const auto specs = g.rule->state();
       for (std::size_t k = 0; k < specs.size(); ++k) {
         const optim::StateSpec& spec = specs[k];
-        const Index count = spec.rows(own.rows, own.cols) * spec.cols(own.rows, own.cols);
         const MatrixView* mine = r == me ? &own.state[k] : nullptr;
-        if (spec.extent == optim::StateSpec::Extent::elements) {
-          take(spec.name, count, mine, own.region, p.shape);
-        } else {
+        if (!spec.per_line() || own.segment.matrix < 0) {
+          take(spec.name, mine, own.region(), p.shape);
+        } else if (own.saves_lines) {
           Index lines = 0;
           for (const runtime::MatrixPlan& m : plan_.matrices) {
             if (m.parameter == own.segment.parameter) lines += spec.rows(m.rows, m.cols);
           }
-          take(spec.name, count, mine,
+          const Index count = runtime::state_region(plan_, own, spec).size();
+          take(spec.name, mine,
                {runtime::first_line(plan_, own.segment.matrix, spec), 1, count, count}, {lines});
         }
       }
-      if (g.master) {
-        take("master", own.segment.size, r == me ? &own.master : nullptr, own.region, p.shape);
-      }
+      if (g.master) take("master", r == me ? &own.master : nullptr, own.region(), p.shape);
     }
   }
   if (me == 0) {

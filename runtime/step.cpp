@@ -30,7 +30,9 @@ double tree_sum(const double* slots, runtime::Leaves n) {
 }  // namespace
 
 Traffic ShardedOptimizer::Impl::traffic(TrafficClass c) const {
-  return mesh_.world.traffic(c) + mesh_.shard.traffic(c) + mesh_.replicate.traffic(c);
+  Traffic sum = mesh_.world.traffic(c) + mesh_.shard.traffic(c) + mesh_.replicate.traffic(c);
+  if (two_level()) sum += mesh_.node.traffic(c) + mesh_.across.traffic(c);
+  return sum;
 }
 
 Traffic ShardedOptimizer::Impl::planned_traffic() const {
@@ -86,23 +88,16 @@ void ShardedOptimizer::Impl::walk() {
     skipped_in_a_row_ = 0;
     auto* sums = reinterpret_cast<double*>(control_.data());
     std::fill_n(sums, plan_.control_after(), 0.0);
-    std::size_t next = 0;
-    for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
-      WeightSlot& slot = weight_slots_[b % runtime::weight_slots];
-      deliver(slot);
-      const auto updating = Clock::now();
-      const runtime::Bucket& bucket = plan_.buckets[b];
-      std::byte* part =
-          slot.bytes.data() + static_cast<std::size_t>(bucket.part_offset(mesh_.shard.rank())) *
-                                  bytes_of(bucket.weights);
-      for (; next < own_.size() && own_[next].bucket == b; ++next) {
-        runtime::OwnSegment& own = own_[next];
-        const double sum = update(  // 3 to 7
-            own, part + static_cast<std::size_t>(own.offset_in_part) * bytes_of(bucket.weights));
-        if (mesh_.replicate.rank() == 0) sums[own.group] += sum;
-      }
-      ms.update += ms_since(updating);
-      gather(b);  // 8: travels while the next bucket is updated
+    // While one bucket's matrices are computed, the next one's pieces are on their way, and the
+    // last one's results.
+    const std::size_t buckets = plan_.buckets.size();
+    begin(0);
+    std::size_t completed = 0;
+    for (std::size_t b = 0; b < buckets; ++b) {
+      if (b + 1 < buckets) begin(b + 1);
+      compute(b);
+      const std::size_t ready = meets(b) && b + 1 < buckets ? b : b + 1;
+      while (completed < ready) complete(completed++);
     }
     for (WeightSlot& slot : weight_slots_) deliver(slot);
     audit(before);
@@ -138,18 +133,26 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   int bad = -1;
   for (const runtime::OwnSegment& own : own_) {
     const auto g = static_cast<std::size_t>(own.group);
-    float* gradient = gradients_->part(own.bucket) + own.offset_in_part;
-    // One sum per segment, or in blocks that no sharding cuts where the norm must not depend on it.
-    const Index block =
-        plan_.blocked[g] && own.segment.matrix < 0 ? runtime::Plan::norm_block : own.segment.size;
+    if (own.size() == 0) continue;
+    const MatrixView gradient = gradient_of(own);
     double sum = 0;
-    Index slot = own.norm_slot;
-    for (Index at = 0; at < own.segment.size; at += block, ++slot) {
-      const double s =
-          backend_->sum_squares(row(gradient + at, std::min(block, own.segment.size - at)));
-      sum += s;
-      if (mesh_.replicate.rank() == 0) norms[slot] += s;
+    if (plan_.blocked[g] && own.segment.matrix < 0) {
+      // In blocks that no sharding cuts: the norm must not depend on it.
+      Index slot = own.norm_slot;
+      for (Index at = 0; at < own.cols; at += runtime::Plan::norm_block, ++slot) {
+        const Index n = std::min(runtime::Plan::norm_block, own.cols - at);
+        const double s = backend_->sum_squares(runtime::block(gradient, {0, 1, at, n}));
+        sum += s;
+        norms[slot] += s;
+      }
+    } else {
+      sum = backend_->sum_squares(gradient);
+      if (counts(own)) norms[own.norm_slot] += sum;
     }
+    const int bound = own.segment.matrix < 0
+                          ? -1
+                          : plan_.matrices[static_cast<std::size_t>(own.segment.matrix)].bound_slot;
+    if (bound >= 0 && counts(own)) norms[plan_.norm_slots + bound] += sum;
     if (!std::isfinite(sum) && bad < 0) bad = own.segment.parameter;
   }
   slots[0] = (bad >= 0 ? 1 : 0) + (gradients_->misuse().empty() ? 0 : misused);
@@ -180,7 +183,17 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
     const double most = plan_.groups[g].config->clip_norm;
     clip_[g] = most > 0 && norm > most ? most / norm : 1;
   }
-  if (slots[0] == 0) return true;
+  if (slots[0] == 0) {
+    for (const runtime::MatrixPlan& m : plan_.matrices) {
+      if (m.bound_slot < 0) continue;
+      const auto g =
+          static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(m.parameter)]);
+      double& bound = bounds_[static_cast<std::size_t>(m.bound_slot)];
+      bound = static_cast<const optim::MatrixRule&>(*plan_.groups[g].rule)
+                  .bound(bound, clip_[g] * std::sqrt(norms[plan_.norm_slots + m.bound_slot]));
+    }
+    return true;
+  }
 
   // Rare, and beyond the plan: which rank saw it first, and where.
   const TrafficScope scope(mesh_.world, TrafficClass::exceptional);
@@ -196,84 +209,186 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   return false;
 }
 
-/// Lines 3 to 7 for one segment. @param weights  its place in the bucket that will be gathered.
-/// @return Σ U².
-double ShardedOptimizer::Impl::update(runtime::OwnSegment& own, std::byte* weights) {
-  const runtime::Bucket& bucket = plan_.buckets[own.bucket];
+/// Lines 6 to 8 of a bucket (3 to 8 where nothing meets): its new weights leave.
+void ShardedOptimizer::Impl::complete(std::size_t b) {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  auto* sums = reinterpret_cast<double*>(control_.data());
+  const bool met = meets(b);
+  if (met) {
+    wait_for(meeting_slot(b), b, "returning the direction");
+  }
+  if (!bucket.held) deliver(weight_slots_[b % runtime::weight_slots]);
+  const auto start = Clock::now();
+  for (runtime::OwnSegment& own : segments(b)) {
+    if (own.size() == 0) continue;
+    if (!bucket.held && bucket.weights == DType::f32) {
+      runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
+                    trainer_weights(own), parameter_of(own).dtype, own.region(),
+                    {weights_of(own).data, own.size(), DType::f32}, *backend_);
+    }
+    const double sum = !met                               ? update_here(own)
+                       : bucket.mode == optim::Mode::gram ? finish_gram(own)
+                                                          : finish_piece(own);
+    if (counts(own)) sums[own.group] += sum;
+  }
+  report_.ms.update += ms_since(start);
+  if (!bucket.held) gather(b);
+}
+
+/// Lines 3 to 7 of a segment that meets nobody. @return Σ U².
+double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
   const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
-  const auto p = static_cast<std::size_t>(own.segment.parameter);
-  const runtime::ParameterShape& shape = plan_.parameters[p];
-  float* gradient = gradients_->part(own.bucket) + own.offset_in_part;
-  const Index size = own.segment.size;
-
-  // f32 weights are worked on where they leave from; rounded ones beside it.
-  void* wide = weights;
-  if (group.master) {
-    wide = own.master.data;
-  } else {
-    if (bucket.weights != DType::f32) wide = widened_.data();
-    runtime::pack(shape, parameters_[p].weights, parameters_[p].dtype, own.region,
-                  {wide, size, DType::f32}, *backend_);
-  }
-  const optim::Piece piece{{wide, own.rows, own.cols, own.cols, DType::f32},
-                           {gradient, own.rows, own.cols, own.cols, DType::f32},
-                           own.state,
-                           scratch_};
-  const double factor =
-      optim::schedule_factor(group.config->schedule, steps_, config_.train.steps) * lr_multiplier_;
-  const optim::StepScalars scalars{updates_, lr_[static_cast<std::size_t>(own.group)] * factor,
-                                   weight_decay_[static_cast<std::size_t>(own.group)]};
-  if (clip_[static_cast<std::size_t>(own.group)] != 1) {
-    backend_->convert(piece.gradient, clip_[static_cast<std::size_t>(own.group)], piece.gradient);
-  }
-
-  double sum = 0;
-  if (const auto* matrix = dynamic_cast<const optim::MatrixRule*>(group.rule.get())) {
-    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
-    matrix->accumulate(piece, scalars, *backend_);  // 3
+  const bool held = plan_.buckets[own.bucket].held;
+  const auto clip = clip_[static_cast<std::size_t>(own.group)];
+  const optim::StepScalars scalars = scalars_of(own);
+  // The runtime's gradient is worked on where it is, the trainer's in a copy.
+  const auto gradient = [&](const runtime::Panel& panel, runtime::Carver& carver) {
+    const MatrixView g = held ? carver.matrix(panel.rows, panel.cols) : gradient_of(own);
+    if (held) {
+      load_gradient(own, panel, g);
+    } else if (clip != 1) {
+      backend_->convert(g, clip, g);
+    }
+    return g;
+  };
+  if (const auto* rule = dynamic_cast<const optim::MatrixRule*>(group.rule.get())) {
+    const runtime::Panel all{0, own.rows, 0, own.cols};
+    runtime::Carver carver(scratch_);
+    const MatrixView x = gradient(all, carver);
+    rule->accumulate({{}, x, own.state, {}}, scalars, *backend_);  // 3
     const auto start = Clock::now();
-    matrices_ +=
-        optim::matrix_function(m.mode, *group.lmo, piece.gradient, scratch_, *backend_);  // 4, 5
+    matrices_ += optim::whole_matrix(*rule, *group.lmo, x, lines_of(own), carver.rest(),
+                                     *backend_);  // 4, 5
     report_.ms.lmo += ms_since(start);
-    sum = matrix->apply(piece, group.lmo->scale(m.rows, m.cols), scalars, *backend_);  // 6
-  } else {
-    sum = static_cast<const optim::ElementwiseRule&>(*group.rule).update(piece, scalars, *backend_);
+    progress();
+    return apply(own, all, x);  // 6, 7
   }
-
-  if (bucket.weights != DType::f32) {  // 7
-    if (!group.stochastic) {
-      backend_->convert(row(wide, size), 1, row(weights, size, bucket.weights));
-    } else {
-      for (Index r = 0; r < own.region.rows; ++r) {
-        const Index at = r * own.region.cols;
-        backend_->round_stochastic(
-            row(static_cast<float*>(wide) + at, own.region.cols),
-            row(weights + static_cast<std::size_t>(at) * bytes_of(bucket.weights), own.region.cols,
-                bucket.weights),
-            config_.seed, p, static_cast<std::uint64_t>(steps_),
-            own.region.first + r * own.region.distance);
-      }
+  const auto& rule = static_cast<const optim::ElementwiseRule&>(*group.rule);
+  const Index panel = runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
+  const Index rows = std::max<Index>(1, std::min(own.rows, panel / own.cols));
+  const Index cols = std::min(own.cols, panel);
+  double sum = 0;
+  for (Index r = 0; r < own.rows; r += rows) {
+    for (Index c = 0; c < own.cols; c += cols) {
+      const runtime::Panel p{r, std::min(rows, own.rows - r), c, std::min(cols, own.cols - c)};
+      runtime::Carver carver(scratch_);
+      const MatrixView g = gradient(p, carver);
+      const runtime::StateViews state(own, p);
+      const MatrixView w = open_weights(own, p);
+      sum += rule.update({w, g, state.views(), carver.rest()}, scalars, *backend_);
+      close_weights(own, p, w);
     }
   }
   return sum;
 }
 
-/// Line 8 begins: the new weights of bucket b leave.
-void ShardedOptimizer::Impl::gather(std::size_t b) {
-  WeightSlot& slot = weight_slots_[b % runtime::weight_slots];
-  const runtime::Bucket& bucket = plan_.buckets[b];
-  const int me = mesh_.shard.rank();
-  const std::size_t element = bytes_of(bucket.weights);
-  slot.bucket = static_cast<int>(b);
-  slot.request = mesh_.shard.start_all_gather(
-      {slot.bytes.data() + static_cast<std::size_t>(bucket.part_offset(me)) * element,
-       bucket.counts[static_cast<std::size_t>(me)], bucket.weights},
-      bucket.counts, {slot.bytes.data(), bucket.size, bucket.weights});
+optim::StepScalars ShardedOptimizer::Impl::scalars_of(const runtime::OwnSegment& own) const {
+  const auto g = static_cast<std::size_t>(own.group);
+  const double factor =
+      optim::schedule_factor(plan_.groups[g].config->schedule, steps_, config_.train.steps) *
+      lr_multiplier_;
+  return {updates_, lr_[g] * factor, weight_decay_[g]};
 }
 
-/// Line 8 ends: what arrived goes to the trainer.
-void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
-  if (slot.bucket < 0) return;
+/// Where the mean gradient of a segment is: in its bucket's part, or with the trainer.
+MatrixView ShardedOptimizer::Impl::gradient_of(const runtime::OwnSegment& own) {
+  if (!plan_.buckets[own.bucket].held) {
+    return {gradients_->part(own.bucket) + own.offset_in_part, own.rows, own.cols, own.cols,
+            DType::f32};
+  }
+  const Parameter& p = parameter_of(own);
+  auto* data = static_cast<std::byte*>(const_cast<void*>(p.gradient));  // only read
+  return {data + static_cast<std::size_t>(own.here.first) * bytes_of(p.gradient_dtype), own.rows,
+          own.cols, own.here.distance, p.gradient_dtype};
+}
+
+/// to ← the gradient, clipped, in f32.
+void ShardedOptimizer::Impl::load_gradient(const runtime::OwnSegment& own,
+                                           const runtime::Panel& panel, MatrixView to) {
+  backend_->convert(runtime::block(gradient_of(own), panel),
+                    clip_[static_cast<std::size_t>(own.group)], to);
+}
+
+/// Where the new weights of a segment go.
+MatrixView ShardedOptimizer::Impl::weights_of(const runtime::OwnSegment& own) {
+  const runtime::Bucket& bucket = plan_.buckets[own.bucket];
+  const std::size_t element = bytes_of(bucket.weights);
+  if (bucket.held) {
+    const Parameter& p = parameter_of(own);
+    return {static_cast<std::byte*>(p.weights) + static_cast<std::size_t>(own.here.first) * element,
+            own.rows, own.cols, own.here.distance, p.dtype};
+  }
+  WeightSlot& slot = weight_slots_[own.bucket % runtime::weight_slots];
+  return {slot.bytes.data() + static_cast<std::size_t>(own.segment.offset) * element, own.rows,
+          own.cols, own.cols, bucket.weights};
+}
+
+/// W of a panel in f32: where it is, if it is f32 there; else beside.
+MatrixView ShardedOptimizer::Impl::open_weights(const runtime::OwnSegment& own,
+                                                const runtime::Panel& panel) {
+  if (plan_.groups[static_cast<std::size_t>(own.group)].master) {
+    return runtime::block(own.master, panel);
+  }
+  const MatrixView place = runtime::block(weights_of(own), panel);
+  if (place.dtype == DType::f32) return place;
+  const MatrixView wide{widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
+  if (plan_.buckets[own.bucket].held) {
+    backend_->convert(place, 1, wide);
+  } else {
+    const Region& r = own.region();
+    runtime::pack(
+        plan_.parameters[static_cast<std::size_t>(own.segment.parameter)], trainer_weights(own),
+        parameter_of(own).dtype,
+        {r.first + panel.row * r.distance + panel.col, panel.rows, panel.cols, r.distance},
+        {wide.data, wide.size(), DType::f32}, *backend_);
+  }
+  return wide;
+}
+
+/// Line 7: rounded to the format they rest in.
+void ShardedOptimizer::Impl::close_weights(const runtime::OwnSegment& own,
+                                           const runtime::Panel& panel, MatrixView wide) {
+  const MatrixView place = runtime::block(weights_of(own), panel);
+  if (place.data == wide.data) return;
+  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
+  if (!group.stochastic) return backend_->convert(wide, 1, place);
+  for (Index r = 0; r < panel.rows; ++r) {
+    const runtime::Panel line{r, 1, 0, panel.cols};
+    backend_->round_stochastic(
+        runtime::block(wide, line), runtime::block(place, line), config_.seed,
+        static_cast<std::uint64_t>(own.segment.parameter), static_cast<std::uint64_t>(steps_),
+        own.region().first + (panel.row + r) * own.region().distance + panel.col);
+  }
+}
+
+/// Lines 6 and 7 of a panel, given lmo(X) of it. @return Σ U².
+double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runtime::Panel& panel,
+                                     MatrixView direction) {
+  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
+  const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+  const runtime::StateViews state(own, panel);
+  const MatrixView w = open_weights(own, panel);
+  const double sum = static_cast<const optim::MatrixRule&>(*group.rule)
+                         .apply({w, direction, state.views(), {}}, group.lmo->scale(m.rows, m.cols),
+                                scalars_of(own), *backend_);
+  close_weights(own, panel, w);
+  return sum;
+}
+
+/// Line 8 begins: the new weights of bucket b leave, over the outermost level first.
+void ShardedOptimizer::Impl::gather(std::size_t b) {
+  // The bucket before has had this one's update to cross its levels.
+  for (WeightSlot& other : weight_slots_) {
+    while (other.bucket >= 0 && other.level > 0) gather_level(other);
+  }
+  WeightSlot& slot = weight_slots_[b % runtime::weight_slots];
+  slot.bucket = static_cast<int>(b);
+  slot.level = plan_.levels.size();
+  gather_level(slot);
+}
+
+/// Waits for the level on its way and starts the next one inward.
+void ShardedOptimizer::Impl::gather_level(WeightSlot& slot) {
   const auto waiting = Clock::now();
   const runtime::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(slot.bucket)];
   try {
@@ -285,14 +400,36 @@ void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
                     e.exit_code());
   }
   report_.ms.gather += ms_since(waiting);
+  if (slot.level == 0) return;
+  --slot.level;
+  const runtime::Plan::Cut& cut =
+      cuts_[static_cast<std::size_t>(slot.bucket) * plan_.levels.size() + slot.level];
+  const std::size_t element = bytes_of(bucket.weights);
+  Index begin = cut.begin;
+  for (int c = 0; c < cut.coordinate; ++c) begin += cut.counts[static_cast<std::size_t>(c)];
+  slot.request =
+      mesh_.level(slot.level)
+          .start_all_gather({slot.bytes.data() + static_cast<std::size_t>(begin) * element,
+                             cut.counts[static_cast<std::size_t>(cut.coordinate)], bucket.weights},
+                            cut.counts,
+                            {slot.bytes.data() + static_cast<std::size_t>(cut.begin) * element,
+                             cut.size, bucket.weights});
+}
+
+/// Line 8 ends: what arrived goes to the trainer.
+void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
+  if (slot.bucket < 0) return;
+  while (slot.level > 0) gather_level(slot);
+  gather_level(slot);
+  const runtime::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(slot.bucket)];
   const auto copying = Clock::now();
   for (const runtime::Segment& s : bucket.segments) {
+    if (s.size() == 0) continue;
     const auto p = static_cast<std::size_t>(s.parameter);
     runtime::unpack(
-        {slot.bytes.data() + static_cast<std::size_t>(s.offset) * bytes_of(bucket.weights), s.size,
-         bucket.weights},
-        plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype,
-        runtime::region_of(plan_, s), *backend_);
+        {slot.bytes.data() + static_cast<std::size_t>(s.offset) * bytes_of(bucket.weights),
+         s.size(), bucket.weights},
+        plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, s.region, *backend_);
   }
   report_.ms.copy += ms_since(copying);
   slot.bucket = -1;
@@ -307,7 +444,9 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
   const Traffic this_message =
       cost::all_reduce(plan_.control_after(), plan_.ranks, me, sizeof(double), plan_.max_chunk);
   const Traffic sent = planned_traffic() - before + this_message;
-  const bool as_planned = sent == mine.traffic && matrices_ == mine.matrices;
+  const Traffic planned = mine.traffic_of(updates_);
+  const std::int64_t matrices = mine.matrices_of(updates_);
+  const bool as_planned = sent == planned && matrices_ == matrices;
   double& differs = sums[plan_.control_after() - 1];
   differs = as_planned ? 0 : 1;
   {
@@ -321,9 +460,9 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
             ? std::string()
             : "step " + std::to_string(steps_) + " differs from the plan: sent " +
                   std::to_string(sent.bytes) + " bytes in " + std::to_string(sent.messages) +
-                  " messages, planned " + std::to_string(mine.traffic.bytes) + " in " +
-                  std::to_string(mine.traffic.messages) + "; orthogonalized " +
-                  std::to_string(matrices_) + " matrices, planned " + std::to_string(mine.matrices),
+                  " messages, planned " + std::to_string(planned.bytes) + " in " +
+                  std::to_string(planned.messages) + "; orthogonalized " +
+                  std::to_string(matrices_) + " matrices, planned " + std::to_string(matrices),
         ExitCode::internal);
   }
   for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
@@ -376,7 +515,7 @@ void ShardedOptimizer::Impl::set_deadline() {
   }
   if (seconds == deadline_s_) return;
   deadline_s_ = seconds;
-  for (Communicator* c : {&mesh_.world, &mesh_.shard, &mesh_.replicate}) c->set_timeout(seconds);
+  for (Communicator* c : communicators()) c->set_timeout(seconds);
 }
 
 }  // namespace orthrus

@@ -12,6 +12,7 @@
 #include "kernels/msign.hpp"
 #include "optim/lmo.hpp"
 #include "runtime/arena.hpp"
+#include "runtime/cli/bench_profile.hpp"
 #include "runtime/cli/command.hpp"
 
 namespace orthrus::cli {
@@ -22,6 +23,7 @@ using kernels::Transpose;
 
 struct Options {
   std::string what = "kernels";
+  std::string profile;
   int repeats = 7;
 };
 
@@ -221,7 +223,10 @@ Run add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"kernels", "step", "comm"}));
   app.add_option("--repeats", options->repeats, "Timed runs, after one warm-up")
       ->check(CLI::Range(5, 1000));
+  app.add_option("--profile", options->profile,
+                 "Measure what `orthrus plan` predicts with, all of it, and write it to this file");
   return [options](Context& context) {
+    if (!options->profile.empty()) return bench_profile(options->profile, context);
     if (options->what == "kernels") {
       Printer out(context.json, context.rank() == 0);
       if (context.rank() == 0) bench_kernels(*options, out);

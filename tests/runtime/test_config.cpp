@@ -77,7 +77,7 @@ groups:
   - match: "layers.{0,1}.*"
     rule: {name: muon, lr: 0.1, momentum: 0.3, nesterov: false, momentum_form: heavy_ball, weight_decay: 1e-300}
     lmo: {norm: sign, coefficients: jordan, iterations: 64, scale: spectral, eps_mode: clamp, eps: 1e-6, dtype: bf16}
-    matrix: {mode: owner, accuracy: bitwise, wire: bf16, period: 1}
+    matrix: {mode: exchange, accuracy: fast, wire: bf16, period: 1}
     weights: {format: bf16, rounding: nearest, residual: master}
     schedule: {kind: wsd, warmup_steps: 7, decay_steps: 9, final: 0.25}
     split: {rows: [1, 2, 3]}
@@ -125,7 +125,7 @@ TEST(Config, HasEveryKeyWhereTheHeaderSays) {
   EXPECT_EQ(g.rule.word("momentum_form"), "heavy_ball");
   EXPECT_FALSE(g.rule.flag("nesterov"));
   EXPECT_EQ(g.lmo, (LmoConfig{"sign", "jordan", 64, "spectral", "clamp", 1e-6, "bf16"}));
-  EXPECT_EQ(g.matrix, (MatrixConfig{"owner", "bitwise", "bf16", 1}));
+  EXPECT_EQ(g.matrix, (MatrixConfig{"exchange", "fast", "bf16", 1}));
   EXPECT_EQ(g.weights, (WeightsConfig{"bf16", "nearest", "master"}));
   EXPECT_EQ(g.schedule, (ScheduleConfig{"wsd", 7, 9, 0.25}));
   EXPECT_EQ(g.split, (SplitConfig{{1, 2, 3}, {}, false}));
@@ -419,13 +419,6 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"zero_4", with("zero: {stage: 4}"),
                 "a.yaml:2:15: zero.stage: '4' is not a ZeRO stage; known: 1, 2 (did "
                 "you mean '1'?)"},
-        Refused{"gram", group("matrix: {mode: gram}"),
-                "a.yaml:5:20: groups[0].matrix.mode: 'gram' is not available in this version; "
-                "available: auto, owner"},
-        Refused{"block_cyclic", group("matrix: {mode: block_cyclic}"),
-                "a.yaml:5:20: groups[0].matrix.mode: 'block_cyclic' is not available in this "
-                "version; available: auto, "
-                "owner"},
         Refused{"fp8", group("weights: {format: fp8_e4m3}"),
                 "a.yaml:5:23: groups[0].weights.format: 'fp8_e4m3' is not available in this "
                 "version; available: f32, "
@@ -538,9 +531,7 @@ groups:
             "a.yaml:8:43: groups[0].weights.rounding: stochastic contradicts weights.residual "
             "master, which already "
             "keeps every bit\n"
-            "a.yaml:9:22: groups[0].matrix.period: other than 1 needs matrix.mode periodic, which "
-            "is not available in "
-            "this version\n"
+            "a.yaml:9:22: groups[0].matrix.period: other than 1 needs matrix.mode periodic\n"
             "a.yaml:12:57: groups[1].weights.rounding: stochastic contradicts weights.residual "
             "master, which already "
             "keeps every bit\n"

@@ -18,6 +18,7 @@ namespace orthrus {
 struct MeshConfig {
   std::int64_t shard = 0;  ///< auto: all ranks, or what `replicate` leaves
   std::int64_t replicate = 1;
+  std::int64_t node = 0;  ///< consecutive ranks that share a node; 0: not told, one level
   friend bool operator==(const MeshConfig&, const MeshConfig&) = default;
 };
 
@@ -33,7 +34,7 @@ struct CommConfig {
 
 /// `groups[].matrix:` how a matrix meets its shards.
 struct MatrixConfig {
-  std::string mode = "auto";     ///< auto | owner
+  std::string mode = "auto";     ///< auto, or one of optim::Mode
   std::string accuracy = "f32";  ///< bitwise | f32 | fast
   std::string wire = "f32";      ///< f32 | bf16
   std::int64_t period = 1;

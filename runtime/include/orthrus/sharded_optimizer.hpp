@@ -18,6 +18,23 @@ namespace orthrus {
 enum class GradientState : std::uint8_t {
   local,     ///< this rank's own mean; the gradient is the mean of all ranks'
   averaged,  ///< the same on all ranks already: nothing is sent
+  shard,     ///< this rank's part (`Parameter::sharding`) of the mean over all ranks
+};
+
+/// How the trainer cuts a parameter of which each rank holds only a part. Weights and gradient are
+/// that part, dense and row-major; every replica of a shard holds the same.
+struct Sharding {
+  enum class Along : std::uint8_t {
+    none,     ///< the buffers are whole
+    rows,     ///< runs of rows (of the parameter seen as shape[0] × the product of the rest)
+    columns,  ///< runs of columns
+    elements  ///< runs of elements in row-major order: boundaries may lie inside a row
+  };
+  Along along = Along::none;
+  /// Rows, columns or elements of each rank of the shard group, 0 allowed; empty: as even as
+  /// possible, the first ranks one more.
+  std::vector<Index> counts;
+  friend bool operator==(const Sharding&, const Sharding&) = default;
 };
 
 /// A block of a parameter that is one matrix for the optimizer (Q, K and V of a fused weight are
@@ -38,6 +55,7 @@ struct Parameter {
   DType gradient_dtype = DType::f32;
   GradientState gradient_state = GradientState::local;
   std::vector<LogicalMatrix> views;  ///< empty: what the group's `split` says, else one matrix
+  Sharding sharding;                 ///< with `GradientState::shard`
 };
 
 /// Milliseconds of one step on this rank, in the order of the walk.
@@ -46,6 +64,7 @@ struct StepTimes {
   double control = 0;  ///< flags and norms
   double update = 0;   ///< momentum, LMO, weights
   double lmo = 0;      ///< of `update`: orthogonalization
+  double meet = 0;     ///< waiting for pieces of matrices (exposed)
   double gather = 0;   ///< waiting for weights (exposed)
   double copy = 0;     ///< packing gradients, unpacking weights
   double total = 0;

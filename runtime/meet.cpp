@@ -1,0 +1,477 @@
+// Line 4 of the walk, where a matrix does not rest on one rank: its pieces meet, bucket by bucket.
+// What is where in the buffers is said in meeting.hpp.
+#include <algorithm>
+#include <cmath>
+#include <orthrus/error.hpp>
+
+#include "kernels/gram.hpp"
+#include "optim/block_cyclic_msign.hpp"
+#include "runtime/clock.hpp"
+#include "runtime/engine.hpp"
+
+namespace orthrus {
+
+using kernels::Transpose;
+using optim::Mode;
+using runtime::block;
+using runtime::Carver;
+using runtime::Clock;
+using runtime::Meeting;
+using runtime::ms_since;
+using runtime::OwnSegment;
+using runtime::Panel;
+using runtime::StateViews;
+
+namespace {
+
+const optim::MatrixRule& rule_of(const runtime::Group& g) {
+  return static_cast<const optim::MatrixRule&>(*g.rule);
+}
+
+/// x ← x·2^exponent, in two halves: 2^-149, say, has no f32 reciprocal.
+void scale_by_power(MatrixView x, int exponent, kernels::Backend& backend) {
+  if (exponent == 0) return;
+  backend.convert(x, std::ldexp(1.0, exponent / 2), x);
+  backend.convert(x, std::ldexp(1.0, exponent - exponent / 2), x);
+}
+
+/// f(panel) for runs of lines of `own`, each of at most `elements` elements.
+template <class F>
+void for_each_panel(const OwnSegment& own, bool columns, Index elements, F&& f) {
+  const Index lines = columns ? own.cols : own.rows;
+  const Index width =
+      std::max<Index>(1, elements / std::max<Index>(1, columns ? own.rows : own.cols));
+  for (Index at = 0; at < lines; at += width) {
+    const Index n = std::min(width, lines - at);
+    f(columns ? Panel{0, own.rows, at, n} : Panel{at, n, 0, own.cols});
+  }
+}
+
+/// The block of a matrix that a region of its parameter is.
+MatrixView place_of(const Region& piece, const runtime::MatrixPlan& m, MatrixView whole) {
+  const Index from = piece.first - m.region.first;
+  return block(whole, {from / m.region.distance, piece.rows, from % m.region.distance, piece.cols});
+}
+
+MatrixView dense(std::span<std::byte> bytes, Index offset, Index rows, Index cols, DType dtype) {
+  return {bytes.data() + static_cast<std::size_t>(offset) * bytes_of(dtype), rows, cols, cols,
+          dtype};
+}
+
+float* floats(std::span<std::byte> bytes, Index offset) {
+  return reinterpret_cast<float*>(bytes.data()) + offset;
+}
+
+constexpr Panel whole(const OwnSegment& own) { return {0, own.rows, 0, own.cols}; }
+
+}  // namespace
+
+bool ShardedOptimizer::Impl::meets(std::size_t b) const {
+  return !meetings_[b].matrices.empty() && plan_.buckets[b].meets(updates_);
+}
+
+ShardedOptimizer::Impl::MeetingSlot& ShardedOptimizer::Impl::meeting_slot(std::size_t b) {
+  return meeting_slots_[static_cast<std::size_t>(meeting_number_[b]) % meeting_slots_.size()];
+}
+
+std::span<OwnSegment> ShardedOptimizer::Impl::segments(std::size_t b) {
+  return std::span(own_).subspan(first_own_[b], first_own_[b + 1] - first_own_[b]);
+}
+
+void ShardedOptimizer::Impl::wait_for(MeetingSlot& slot, std::size_t b, const char* what) {
+  const auto start = Clock::now();
+  try {
+    slot.request.wait();
+  } catch (const CommError& e) {
+    const int first = plan_.buckets[b].matrices.front();
+    throw CommError(std::string(e.what()) + "; " + what + " of matrix '" +
+                        plan_.matrices[static_cast<std::size_t>(first)].name + "' (bucket " +
+                        std::to_string(b) + ", " +
+                        std::to_string(plan_.buckets[b].matrices.size()) + " matrices, mode " +
+                        std::string(name_of(plan_.buckets[b].mode)) + ")",
+                    e.exit_code());
+  }
+  report_.ms.meet += ms_since(start);
+}
+
+/// Lets what is on its way go on while this rank computes.
+void ShardedOptimizer::Impl::progress() {
+  for (MeetingSlot& slot : meeting_slots_) static_cast<void>(slot.request.test());
+  for (WeightSlot& slot : weight_slots_) static_cast<void>(slot.request.test());
+}
+
+void ShardedOptimizer::Impl::begin(std::size_t b) {
+  if (!meets(b)) return;
+  const auto start = Clock::now();
+  switch (plan_.buckets[b].mode) {
+    case Mode::gram:
+    case Mode::gram_steps:
+      send_grams(b);
+      break;
+    default:
+      send_pieces(b);
+  }
+  report_.ms.update += ms_since(start);
+}
+
+void ShardedOptimizer::Impl::compute(std::size_t b) {
+  if (!meets(b)) return;
+  wait_for(meeting_slot(b), b, "bringing together the pieces");
+  const auto start = Clock::now();
+  const double waited = report_.ms.meet;
+  switch (plan_.buckets[b].mode) {
+    case Mode::gram:
+      compute_polynomials(b);
+      break;
+    case Mode::gram_steps:
+      iterate_grams(b);
+      break;
+    case Mode::block_cyclic:
+      compute_on_grid(b);
+      break;
+    default:
+      compute_whole(b);
+  }
+  const double ms = ms_since(start) - (report_.ms.meet - waited);
+  report_.ms.lmo += ms;
+  report_.ms.update += ms;
+}
+
+// ---- exchange, gather, periodic ----------------------------------------------------------------
+
+/// G joins the state, X leaves for where its matrix is computed.
+void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  const Meeting& meeting = meetings_[b];
+  MeetingSlot& slot = meeting_slot(b);
+  for (OwnSegment& own : segments(b)) {
+    if (own.size() == 0) continue;
+    const MatrixView leaves = dense(slot.mine, own.meeting_offset, own.rows, own.cols, bucket.wire);
+    const MatrixView x =
+        bucket.wire == DType::f32 ? leaves : Carver(scratch_).matrix(own.rows, own.cols);
+    load_gradient(own, whole(own), x);
+    rule_of(plan_.group(own.segment.parameter))
+        .accumulate({{}, x, own.state, {}}, scalars_of(own), *backend_);
+    if (bucket.wire != DType::f32) backend_->convert(x, 1, leaves);
+  }
+  if (bucket.mode == Mode::block_cyclic) return;  // the grid's own way
+  const ConstSpan mine{slot.mine.data(), meeting.mine_size, bucket.wire};
+  const Span theirs{slot.theirs.data(), meeting.theirs_size, bucket.wire};
+  slot.request = bucket.mode == Mode::gather
+                     ? mesh_.shard.start_all_gather(mine, meeting.counts, theirs)
+                     : mesh_.shard.start_all_to_all(mine, meeting.counts, theirs, meeting.theirs);
+}
+
+/// The matrices this rank computes are put together, and what becomes of them is taken apart again.
+void ShardedOptimizer::Impl::compute_whole(std::size_t b) {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  const Meeting& meeting = meetings_[b];
+  MeetingSlot& slot = meeting_slot(b);
+  for (const Meeting::Matrix& entry : meeting.matrices) {
+    if (entry.first == entry.last) continue;
+    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+    const runtime::Group& group = plan_.group(m.parameter);
+    Carver carver(scratch_);
+    const MatrixView x = carver.matrix(m.rows, m.cols);
+    const auto arrival = [&](std::size_t i) {
+      const Meeting::Arrival& a = meeting.arrivals[i];
+      return dense(slot.theirs, a.offset, a.region.rows, a.region.cols, bucket.wire);
+    };
+    for (std::size_t i = entry.first; i < entry.last; ++i) {
+      backend_->convert(arrival(i), 1, place_of(meeting.arrivals[i].region, m, x));
+    }
+    matrices_ += optim::whole_matrix(rule_of(group), *group.lmo, x, lines_of(b, entry.matrix),
+                                     carver.rest(), *backend_);
+    if (bucket.mode == Mode::gather) {
+      for (const OwnSegment& own : segments(b)) {
+        if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
+        backend_->convert(place_of(own.region(), m, x), 1,
+                          dense(slot.mine, own.meeting_offset, own.rows, own.cols, bucket.wire));
+      }
+    } else {
+      for (std::size_t i = entry.first; i < entry.last; ++i) {
+        backend_->convert(place_of(meeting.arrivals[i].region, m, x), 1, arrival(i));
+      }
+    }
+    progress();
+  }
+  if (bucket.mode == Mode::gather) return;
+  slot.request = mesh_.shard.start_all_to_all(
+      {slot.theirs.data(), meeting.theirs_size, bucket.wire}, meeting.theirs,
+      {slot.mine.data(), meeting.mine_size, bucket.wire}, meeting.counts);
+}
+
+/// All ranks of the replica together, one matrix after the other.
+void ShardedOptimizer::Impl::compute_on_grid(std::size_t b) {
+  const Meeting& meeting = meetings_[b];
+  MeetingSlot& slot = meeting_slot(b);
+  std::size_t i = grid_first_[b];
+  for (const Meeting::Matrix& entry : meeting.matrices) {
+    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+    const optim::Lmo& lmo = *plan_.group(m.parameter).lmo;
+    Index place = 0;
+    for (const OwnSegment& own : segments(b)) {
+      if (own.segment.matrix != entry.matrix) continue;
+      place = own.meeting_offset;  // of the first of its pieces
+      break;
+    }
+    grid_matrices_[i++](floats(slot.mine, place), lmo.iterations(), lmo.safety(), lmo.options(),
+                        scratch_, *grid_, mesh_.shard, *backend_);
+    matrices_ += entry.mine ? 1 : 0;
+  }
+}
+
+/// The state per line of a matrix; empty where its rule has none or it is elsewhere.
+MatrixView ShardedOptimizer::Impl::lines_of(std::size_t b, int matrix) {
+  for (const OwnSegment& own : segments(b)) {
+    if (own.segment.matrix == matrix && own.keeps_lines) return lines_of(own);
+  }
+  return {};
+}
+
+MatrixView ShardedOptimizer::Impl::lines_of(const OwnSegment& own) const {
+  const auto specs = plan_.group(own.segment.parameter).rule->state();
+  for (std::size_t k = 0; k < specs.size(); ++k) {
+    if (specs[k].per_line()) return own.state[k];
+  }
+  return {};
+}
+
+/// Lines 6 and 7 of a piece whose direction has come back.
+double ShardedOptimizer::Impl::finish_piece(OwnSegment& own) {
+  const runtime::Bucket& bucket = plan_.buckets[own.bucket];
+  MeetingSlot& slot = meeting_slot(own.bucket);
+  if (bucket.mode == Mode::gram_steps) {
+    return apply(own, whole(own),
+                 dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32));
+  }
+  MatrixView direction = dense(slot.mine, own.meeting_offset, own.rows, own.cols, bucket.wire);
+  if (bucket.wire != DType::f32) {
+    const MatrixView wide = Carver(scratch_).matrix(own.rows, own.cols);
+    backend_->convert(direction, 1, wide);
+    direction = wide;
+  }
+  return apply(own, whole(own), direction);
+}
+
+// ---- gram, gram_steps --------------------------------------------------------------------------
+
+/// X is taken times 2^-e where its squares might leave f32; e follows from the bound on ‖X‖, which
+/// all ranks know.
+int ShardedOptimizer::Impl::gram_exponent(const runtime::MatrixPlan& m) const {
+  const double bound = 2 * bounds_[static_cast<std::size_t>(m.bound_slot)];
+  if (bound == 0 || !std::isfinite(bound)) return 0;
+  const int e = std::ilogb(bound) + 1;
+  return std::abs(e) <= 30 ? 0 : e;
+}
+
+/// G joins the state; what leaves is XXᵀ of this rank's pieces.
+void ShardedOptimizer::Impl::send_grams(std::size_t b) {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  const Meeting& meeting = meetings_[b];
+  MeetingSlot& slot = meeting_slot(b);
+  const bool steps = bucket.mode == Mode::gram_steps;
+  for (const Meeting::Matrix& entry : meeting.matrices) {
+    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+    const runtime::Group& group = plan_.group(m.parameter);
+    const Index side = m.gram_side();
+    float* const triangle = floats(slot.mine, entry.triangle);
+    bool any = false;
+    for (OwnSegment& own : segments(b)) {
+      if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
+      Carver carver(scratch_);
+      const MatrixView r = carver.matrix(side, side);
+      const Index elements =
+          steps ? own.size() : runtime::panel_elements(plan_, bucket, own.segment);
+      for_each_panel(own, m.gram_of_rows, elements, [&](const Panel& panel) {
+        Carver rest(carver);
+        const MatrixView x =
+            steps ? dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32)
+                  : rest.matrix(panel.rows, panel.cols);
+        load_gradient(own, panel, x);
+        const StateViews state(own, panel);
+        rule_of(group).accumulate({{}, x, state.views(), {}}, scalars_of(own), *backend_);
+        scale_by_power(x, -gram_exponent(m), *backend_);
+        add_gram(m, x, any, r, rest);
+        any = true;
+      });
+      kernels::pack_triangle(r, triangle);
+    }
+    if (!any) std::fill_n(triangle, kernels::packed_size(side), 0.0F);
+    progress();
+  }
+  const Index all = meeting.mine_size;
+  if (steps || meeting.lone) {
+    slot.request = mesh_.shard.start_all_reduce({slot.mine.data(), all, DType::f32}, ReduceOp::sum);
+  } else {
+    slot.request =
+        mesh_.shard.start_reduce_scatter({slot.mine.data(), all, DType::f32}, meeting.counts,
+                                         {slot.theirs.data(), meeting.theirs_size, DType::f32});
+  }
+}
+
+void ShardedOptimizer::Impl::add_gram(const runtime::MatrixPlan& m, MatrixView x, bool add,
+                                      MatrixView r, Carver scratch) {
+  if (runtime::sums_grams_in_f64(*plan_.group(m.parameter).lmo, m.mode)) {
+    const auto work = scratch.take(kernels::gram_accumulate_workspace_bytes(m.gram_side()));
+    return kernels::gram_accumulate(1, x, m.gram_of_rows, add ? 1 : 0, r, work, *backend_);
+  }
+  backend_->syrk(1, x, m.gram_of_rows ? Transpose::no : Transpose::yes, add ? 1 : 0, r);
+}
+
+/// Q of the matrices this rank computes, on its way to all.
+void ShardedOptimizer::Impl::compute_polynomials(std::size_t b) {
+  const Meeting& meeting = meetings_[b];
+  MeetingSlot& slot = meeting_slot(b);
+  const auto me = static_cast<std::size_t>(mesh_.shard.rank());
+  Index first_triangle = 0;  // of this rank's among all
+  Index first_back = 0;
+  for (std::size_t r = 0; r < me; ++r) {
+    first_triangle += meeting.counts[r];
+    first_back += meeting.back[r];
+  }
+  for (const Meeting::Matrix& entry : meeting.matrices) {
+    if (!entry.mine && !meeting.lone) continue;
+    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+    const runtime::Group& group = plan_.group(m.parameter);
+    const Index side = m.gram_side();
+    const Index lines = rule_of(group).line_count(m.rows, m.cols);
+    Carver carver(scratch_);
+    const MatrixView r = carver.matrix(side, side);
+    const MatrixView q = carver.matrix(side, side);
+    const std::span<double> squares(
+        reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
+        static_cast<std::size_t>(lines));
+    kernels::unpack_triangle(meeting.lone ? floats(slot.mine, entry.triangle)
+                                          : floats(slot.theirs, entry.triangle - first_triangle),
+                             r);
+    const kernels::MsignOptions& options = group.lmo->options();
+    kernels::gram_polynomial(
+        r, group.lmo->iterations(),
+        {group.lmo->safety(), options.eps_mode, std::ldexp(options.eps, -gram_exponent(m))}, q,
+        squares, carver.rest(), *backend_);
+    float* const back = floats(slot.mine, entry.back);
+    kernels::pack_triangle(q, back);
+    if (lines > 0) {
+      for (double& s : squares) s = std::max(s, 0.0);  // rounding may leave less
+      rule_of(group).line_factors(lines_of(b, entry.matrix), m.gram_of_rows ? m.cols : m.rows,
+                                  squares);
+      std::copy(squares.begin(), squares.end(), back + kernels::packed_size(side));
+    }
+    matrices_ += entry.mine ? 1 : 0;
+    progress();
+  }
+  if (meeting.lone) return;
+  slot.request =
+      mesh_.shard.start_all_gather({floats(slot.mine, first_back), meeting.back[me], DType::f32},
+                                   meeting.back, {slot.mine.data(), meeting.back_size, DType::f32});
+}
+
+/// O = Q·X, panel by panel: X is made again from G and the momentum.
+double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
+  const runtime::Bucket& bucket = plan_.buckets[own.bucket];
+  const Meeting& meeting = meetings_[own.bucket];
+  MeetingSlot& slot = meeting_slot(own.bucket);
+  const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+  const runtime::Group& group = plan_.group(m.parameter);
+  const Index side = m.gram_side();
+  const auto entry =
+      std::find_if(meeting.matrices.begin(), meeting.matrices.end(),
+                   [&](const Meeting::Matrix& e) { return e.matrix == own.segment.matrix; });
+  Carver carver(scratch_);
+  const MatrixView q = carver.matrix(side, side);
+  const float* const back = floats(slot.mine, entry->back);
+  kernels::unpack_triangle(back, q);
+  const Index lines = rule_of(group).line_count(m.rows, m.cols);
+  if (lines > 0) {
+    auto* factors =
+        reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data());
+    std::copy_n(back + kernels::packed_size(side), lines, factors);
+    backend_->scale_lines(
+        m.gram_of_rows ? matrix_view(factors, lines, 1) : matrix_view(factors, 1, lines),
+        !m.gram_of_rows, q);
+  }
+  double sum = 0;
+  for_each_panel(own, m.gram_of_rows, runtime::panel_elements(plan_, bucket, own.segment),
+                 [&](const Panel& panel) {
+                   Carver rest(carver);
+                   const MatrixView x = rest.matrix(panel.rows, panel.cols);
+                   const MatrixView o = rest.matrix(panel.rows, panel.cols);
+                   load_gradient(own, panel, x);
+                   const StateViews state(own, panel);
+                   rule_of(group).query({{}, x, state.views(), {}}, *backend_);
+                   scale_by_power(x, -gram_exponent(m), *backend_);
+                   if (m.gram_of_rows) {
+                     backend_->gemm(1, q, Transpose::no, x, Transpose::no, 0, o);
+                   } else {
+                     backend_->gemm(1, x, Transpose::no, q, Transpose::no, 0, o);
+                   }
+                   sum += apply(own, panel, o);
+                 });
+  return sum;
+}
+
+/// Every iteration's Gram matrix summed on all ranks; the pieces stay where they are.
+void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
+  const Meeting& meeting = meetings_[b];
+  MeetingSlot& slot = meeting_slot(b);
+  const runtime::MatrixPlan& first =
+      plan_.matrices[static_cast<std::size_t>(meeting.matrices.front().matrix)];
+  const optim::Lmo& lmo = *plan_.group(first.parameter).lmo;
+  const auto iterations = lmo.iterations();
+  for (std::size_t t = 0; t < iterations.size(); ++t) {
+    const kernels::Quintic& p = iterations[t];
+    if (t > 0) {
+      slot.request = mesh_.shard.start_all_reduce({slot.mine.data(), meeting.mine_size, DType::f32},
+                                                  ReduceOp::sum);
+      wait_for(slot, b, "summing the Gram matrices");
+    }
+    for (const Meeting::Matrix& entry : meeting.matrices) {
+      const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+      const Index side = m.gram_side();
+      Carver carver(scratch_);
+      const MatrixView r = carver.matrix(side, side);
+      const MatrixView s = carver.matrix(side, side);
+      float* const triangle = floats(slot.mine, entry.triangle);
+      kernels::unpack_triangle(triangle, r);
+      double inverse = 1;  // 1/ν, in the first iteration
+      if (t == 0) {
+        double trace = 0;
+        for (Index i = 0; i < side; ++i) trace += static_cast<const float*>(r.data)[i * side + i];
+        double norm = lmo.safety() * std::sqrt(trace);
+        const double eps = std::ldexp(lmo.options().eps, -gram_exponent(m));
+        if (lmo.options().eps_mode == kernels::EpsMode::add && norm > 0) norm += eps;
+        if (lmo.options().eps_mode == kernels::EpsMode::clamp) norm = std::max(norm, eps);
+        inverse = trace == 0 ? 0 : 1 / norm;
+        backend_->convert(r, inverse * inverse, r);
+        matrices_ += entry.mine ? 1 : 0;
+      }
+      backend_->convert(r, 1, s);
+      backend_->syrk(p.c, r, Transpose::no, p.b, s);  // bR + cR²
+      bool any = false;
+      for (OwnSegment& own : segments(b)) {
+        if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
+        const MatrixView x = dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32);
+        if (t == 0) backend_->convert(x, inverse, x);
+        const MatrixView old = Carver(carver).matrix(own.rows, own.cols);
+        backend_->convert(x, 1, old);
+        if (m.gram_of_rows) {
+          backend_->gemm(1, s, Transpose::no, old, Transpose::no, p.a, x);
+        } else {
+          backend_->gemm(1, old, Transpose::no, s, Transpose::no, p.a, x);
+        }
+        if (t + 1 < iterations.size()) {
+          add_gram(m, x, any, r, carver);
+          any = true;
+        }
+      }
+      if (!any) {
+        std::fill_n(triangle, kernels::packed_size(side), 0.0F);
+      } else {
+        kernels::pack_triangle(r, triangle);
+      }
+    }
+  }
+}
+
+}  // namespace orthrus

@@ -1,0 +1,334 @@
+#include "runtime/meeting.hpp"
+
+#include <algorithm>
+#include <map>
+
+#include "comm/cost.hpp"
+#include "kernels/gram.hpp"
+#include "optim/block_cyclic_msign.hpp"
+#include "runtime/arena.hpp"
+#include "runtime/plan_steps.hpp"
+
+namespace orthrus::runtime {
+namespace {
+
+using optim::Mode;
+
+const MatrixPlan& matrix_of(const Plan& plan, int m) {
+  return plan.matrices[static_cast<std::size_t>(m)];
+}
+
+/// Numbers that travel with a Q: a factor per line, where the rule scales lines.
+Index line_factors(const Plan& plan, const MatrixPlan& m) {
+  return static_cast<const optim::MatrixRule&>(*plan.group(m.parameter).rule)
+      .line_count(m.rows, m.cols);
+}
+
+Index triangle(const MatrixPlan& m) { return kernels::packed_size(m.gram_side()); }
+
+}  // namespace
+
+bool sums_grams_in_f64(const optim::Lmo& lmo, Mode mode) {
+  return mode == Mode::gram && lmo.iterations().size() > 5;
+}
+
+bool is_lone(const Plan& plan, const Bucket& b, int matrices) {
+  return matrices == 1 && !keeps_lines(plan.group(matrix_of(plan, b.matrices.front()).parameter));
+}
+
+Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
+  // 4 MiB of f32: large enough for products at full speed, small beside any matrix that matters.
+  constexpr Index panel = Index{1} << 20;
+  if (s.matrix < 0) return b.held ? std::min(s.size(), panel) : s.size();
+  if (!is_panelled(b.mode)) return s.size();
+  const MatrixPlan& m = matrix_of(plan, s.matrix);
+  const Index lines = m.gram_of_rows ? s.region.cols : s.region.rows;
+  return std::min(lines, std::max<Index>(64, panel / m.gram_side())) * m.gram_side();
+}
+
+bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s) {
+  const MatrixPlan& m = matrix_of(plan, s.matrix);
+  if (b.mode == Mode::owner || b.mode == Mode::gather) return true;
+  return b.held ? m.owner % plan.shard == s.rank : m.owner == s.rank;
+}
+
+std::vector<Region> pieces_in_matrix(const Plan& plan, const MatrixPlan& m) {
+  std::vector<Region> all;
+  for (int s = 0; s < plan.shard; ++s) {
+    const auto found = pieces(plan, m, s);
+    if (found.empty()) {
+      all.push_back({0, 0, 0, 0});
+      continue;
+    }
+    const auto flat = [&](Index element) {
+      const Index from = element - m.region.first;
+      return from / m.region.distance * m.cols + from % m.region.distance;
+    };
+    const Region& first = found.front();
+    if (found.size() == 1) {
+      all.push_back({flat(first.first), first.rows, first.cols, m.cols});
+      continue;
+    }
+    Index size = 0;  // parts of rows and whole rows, one after the other
+    for (const Region& r : found) size += r.size();
+    all.push_back({flat(first.first), 1, size, size});
+  }
+  return all;
+}
+
+namespace {
+
+/// What the ranks of one replica send while matrix m is on the grid.
+void add_grid_traffic(const Plan& plan, const MatrixPlan& m, int first_rank,
+                      std::vector<MeetingSize>& sizes) {
+  const auto iterations = plan.group(m.parameter).lmo->iterations();
+  const auto all = pieces_in_matrix(plan, m);
+  for (int s = 0; s < plan.shard; ++s) {
+    Traffic& sent = sizes[static_cast<std::size_t>(first_rank + s)].grid;
+    if (m.rows * m.cols <= plan.max_chunk) {
+      sent += optim::block_cyclic_msign_traffic(m.rows, m.cols, plan.shard, s, iterations,
+                                                plan.max_chunk) +
+              comm::Redistribution::traffic_of(m.rows, m.cols, all[static_cast<std::size_t>(s)],
+                                               plan.shard, s);
+    } else {
+      sent += optim::BlockCyclicMsign(m.rows, m.cols, all, s).traffic(iterations, plan.max_chunk);
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
+  std::vector<MeetingSize> sizes(static_cast<std::size_t>(plan.ranks));
+  const int replicas = plan.ranks / plan.shard;
+  std::vector<MeetingSize> replica(static_cast<std::size_t>(replicas));  // what all its ranks share
+  for (const int index : b.matrices) {
+    const MatrixPlan& m = matrix_of(plan, index);
+    const Index tri = uses_gram(b.mode) ? triangle(m) : 0;
+    const Index back = tri + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
+    for (int k = 0; k < replicas; ++k) {
+      if (!b.held && m.owner / plan.shard != k) continue;
+      MeetingSize& all = replica[static_cast<std::size_t>(k)];
+      ++all.matrices;
+      MeetingSize& owner = sizes[static_cast<std::size_t>(k * plan.shard + m.owner % plan.shard)];
+      if (b.mode == Mode::block_cyclic) {
+        add_grid_traffic(plan, m, k * plan.shard, sizes);
+      } else if (b.mode == Mode::gather) {
+        all.theirs += m.rows * m.cols;
+      } else if (uses_gram(b.mode)) {
+        all.mine += tri;
+        all.back += back;
+        owner.theirs += tri;
+        owner.own_back += back;
+      } else {
+        owner.theirs += m.rows * m.cols;
+      }
+    }
+  }
+  for (const Segment& s : b.segments) {
+    const MatrixPlan& m = matrix_of(plan, s.matrix);
+    for (int w = s.rank; w < plan.ranks; w += plan.shard) {
+      MeetingSize& size = sizes[static_cast<std::size_t>(w)];
+      if (!uses_gram(b.mode)) {
+        size.mine += s.size();
+        if (m.owner % plan.shard == w % plan.shard) size.own += s.size();
+      }
+      size.pieces += s.size();
+      size.largest_piece = std::max(size.largest_piece, s.size());
+      if (!b.held) break;
+    }
+  }
+  for (int w = 0; w < plan.ranks; ++w) {
+    MeetingSize& size = sizes[static_cast<std::size_t>(w)];
+    const MeetingSize& all = replica[static_cast<std::size_t>(w / plan.shard)];
+    size.matrices = all.matrices;
+    if (b.mode == Mode::gather) size.theirs = all.theirs;
+    if (uses_gram(b.mode)) {
+      size.mine = all.mine;
+      size.back = all.back;
+    }
+    if (b.mode == Mode::gram_steps) size.theirs = 0;
+  }
+  return sizes;
+}
+
+Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
+  Meeting meeting;
+  const auto shard = static_cast<std::size_t>(plan.shard);
+  const int me = world_rank % plan.shard;
+  for (const int index : b.matrices) {
+    const MatrixPlan& m = matrix_of(plan, index);
+    if (plan.meets_in(b, m, world_rank)) {
+      meeting.matrices.push_back({index, m.owner % plan.shard == me, 0, 0});
+    }
+  }
+  std::stable_sort(meeting.matrices.begin(), meeting.matrices.end(),
+                   [&](const auto& x, const auto& y) {
+                     return matrix_of(plan, x.matrix).owner % plan.shard <
+                            matrix_of(plan, y.matrix).owner % plan.shard;
+                   });
+  meeting.lone =
+      b.mode == Mode::gram && is_lone(plan, b, static_cast<int>(meeting.matrices.size()));
+  meeting.counts.assign(shard, 0);
+  meeting.theirs.assign(shard, 0);
+  meeting.back.assign(shard, 0);
+  if (uses_gram(b.mode)) {
+    Index at = 0;
+    Index back = 0;
+    for (Meeting::Matrix& entry : meeting.matrices) {
+      const MatrixPlan& m = matrix_of(plan, entry.matrix);
+      entry.triangle = at;
+      entry.back = back;
+      const Index tri = triangle(m);
+      const Index sent = tri + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
+      at += tri;
+      back += sent;
+      meeting.counts[static_cast<std::size_t>(m.owner % plan.shard)] += tri;
+      meeting.back[static_cast<std::size_t>(m.owner % plan.shard)] += sent;
+    }
+    meeting.mine_size = at;
+    meeting.back_size = back;
+    meeting.theirs_size = meeting.counts[static_cast<std::size_t>(me)];
+    Index place = 0;  // gram_steps keeps its pieces among `theirs`
+    for (const Segment& s : b.segments) {
+      if (!plan.has(b, s, world_rank)) continue;
+      meeting.departures.push_back(place);
+      place += s.size();
+    }
+    return meeting;
+  }
+  // Pieces of one matrix, by rank of the shard group.
+  std::map<int, std::vector<std::pair<int, const Segment*>>> pieces_of;
+  for (const Segment& s : b.segments) {
+    if (plan.meets_in(b, matrix_of(plan, s.matrix), world_rank)) {
+      pieces_of[s.matrix].emplace_back(s.rank % plan.shard, &s);
+    }
+  }
+  std::map<const Segment*, Index> departs;
+  for (Meeting::Matrix& entry : meeting.matrices) {
+    auto& list = pieces_of[entry.matrix];
+    std::stable_sort(list.begin(), list.end(),
+                     [](const auto& x, const auto& y) { return x.first < y.first; });
+    const int owner = matrix_of(plan, entry.matrix).owner % plan.shard;
+    const bool arrives = b.mode == Mode::gather || entry.mine;
+    for (const auto& [rank, s] : list) {
+      if (rank == me) {
+        departs[s] = meeting.mine_size;
+        meeting.mine_size += s->size();
+        if (b.mode != Mode::gather) meeting.counts[static_cast<std::size_t>(owner)] += s->size();
+      }
+      if (arrives) meeting.theirs[static_cast<std::size_t>(rank)] += s->size();
+    }
+  }
+  if (b.mode == Mode::gather) meeting.counts = meeting.theirs;
+  for (const Index n : meeting.theirs) meeting.theirs_size += n;
+  for (const Segment& s : b.segments) {
+    if (plan.has(b, s, world_rank)) meeting.departures.push_back(departs[&s]);
+  }
+  // What arrives lies rank after rank, and in the order of matrices within a rank's run.
+  std::vector<Index> at(shard, 0);
+  for (std::size_t r = 1; r < shard; ++r) at[r] = at[r - 1] + meeting.theirs[r - 1];
+  for (Meeting::Matrix& entry : meeting.matrices) {
+    if (b.mode != Mode::gather && !entry.mine) continue;
+    entry.first = meeting.arrivals.size();
+    for (const auto& [rank, s] : pieces_of[entry.matrix]) {
+      meeting.arrivals.push_back({s->region, at[static_cast<std::size_t>(rank)]});
+      at[static_cast<std::size_t>(rank)] += s->size();
+    }
+    entry.last = meeting.arrivals.size();
+  }
+  return meeting;
+}
+
+Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingSize& size) {
+  const std::size_t wire = bytes_of(b.wire);
+  const int me = w % plan.shard;
+  switch (b.mode) {
+    case Mode::exchange:
+    case Mode::periodic: {
+      if (std::max(size.mine, size.theirs) <= plan.max_chunk) {
+        return {(size.mine - size.own + size.theirs - size.own) * static_cast<Index>(wire), 2};
+      }
+      const Meeting m = make_meeting(plan, b, w);
+      return cost::all_to_all(m.counts, me, wire, plan.max_chunk) +
+             cost::all_to_all(m.theirs, me, wire, plan.max_chunk);
+    }
+    case Mode::gather:
+      return cost::all_but_own(size.theirs, size.mine, wire, plan.max_chunk);
+    case Mode::gram:
+      if (is_lone(plan, b, size.matrices)) {
+        return cost::all_reduce(size.mine, plan.shard, me, 4, plan.max_chunk);
+      }
+      return cost::all_but_own(size.mine, size.theirs, 4, plan.max_chunk) +
+             cost::all_but_own(size.back, size.own_back, 4, plan.max_chunk);
+    case Mode::gram_steps: {
+      Traffic t;
+      const auto& lmo = *plan.group(matrix_of(plan, b.matrices.front()).parameter).lmo;
+      for (std::size_t i = 0; i < lmo.iterations().size(); ++i) {
+        t += cost::all_reduce(size.mine, plan.shard, me, 4, plan.max_chunk);
+      }
+      return t;
+    }
+    case Mode::block_cyclic:
+      return size.grid;
+    default:
+      return {};
+  }
+}
+
+std::size_t mine_bytes(const Bucket& b, const MeetingSize& size) {
+  if (uses_gram(b.mode)) return static_cast<std::size_t>(std::max(size.mine, size.back)) * 4;
+  return static_cast<std::size_t>(size.mine) * bytes_of(b.wire);
+}
+
+std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size) {
+  if (b.mode == Mode::gram) return static_cast<std::size_t>(size.theirs) * 4;
+  if (b.mode == Mode::gram_steps) return static_cast<std::size_t>(size.pieces) * 4;
+  return static_cast<std::size_t>(size.theirs) * bytes_of(b.wire);
+}
+
+std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
+  const Group& g = plan.group(m.parameter);
+  const auto& rule = static_cast<const optim::MatrixRule&>(*g.rule);
+  const auto side = static_cast<std::size_t>(m.gram_side());
+  const std::size_t square = Arena::rounded(side * side * 4);
+  switch (m.mode) {
+    case Mode::gram: {
+      const std::size_t lines = Arena::rounded(
+          static_cast<std::size_t>(rule.line_count(m.rows, m.cols)) * sizeof(double));
+      return 2 * square + lines +
+             kernels::gram_polynomial_workspace_bytes(m.gram_side(), g.lmo->iterations());
+    }
+    case Mode::gram_steps:
+      return 3 * square;
+    case Mode::block_cyclic: {
+      std::size_t most = 0;
+      const auto all = pieces_in_matrix(plan, m);
+      for (int s = 0; s < plan.shard; ++s) {
+        most = std::max(
+            most, optim::block_cyclic_msign_workspace_bytes(
+                      m.rows, m.cols, all[static_cast<std::size_t>(s)].size(), plan.shard, s));
+      }
+      return most;
+    }
+    default:
+      return Arena::rounded(static_cast<std::size_t>(m.rows * m.cols) * 4) +
+             optim::whole_matrix_workspace_bytes(rule, *g.lmo, m.rows, m.cols);
+  }
+}
+
+std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment& s) {
+  const MatrixPlan& m = matrix_of(plan, s.matrix);
+  const auto panel = Arena::rounded(static_cast<std::size_t>(panel_elements(plan, b, s)) * 4);
+  if (!uses_gram(b.mode)) return b.wire == DType::f32 ? 0 : panel;
+  const auto side = static_cast<std::size_t>(m.gram_side());
+  const std::size_t square = Arena::rounded(side * side * 4);
+  if (b.mode == Mode::gram_steps) return square;
+  const std::size_t sums = sums_grams_in_f64(*plan.group(m.parameter).lmo, b.mode)
+                               ? kernels::gram_accumulate_workspace_bytes(m.gram_side())
+                               : 0;
+  const std::size_t lines = Arena::rounded(static_cast<std::size_t>(line_factors(plan, m)) * 8);
+  return square + panel + std::max(sums, lines + panel);
+}
+
+}  // namespace orthrus::runtime

@@ -1,0 +1,87 @@
+#pragma once
+/// @file
+/// Meeting: how the pieces of a bucket's matrices meet, rank by rank. Pure: what is sent, in which
+/// order it lies in the buffers, and how much room it takes. `meet.cpp` walks it.
+///
+/// Buffers of rank r, per bucket. Matrices are ordered by owner, then as in the plan:
+/// - exchange: `mine` is r's pieces, which go to their owners; `theirs` the pieces of the matrices
+/// r
+///   owns, from rank 0, 1, …; the result goes back the same way.
+/// - gather: `mine` is r's pieces, `theirs` all ranks'.
+/// - gram: `mine` is the packed triangle of every matrix, summed into the owners' `theirs`; then
+/// the
+///   owners' Q's, packed, with a factor per line where the rule scales lines. A lone matrix is
+///   summed on all ranks instead, and nothing comes back.
+/// - gram_steps: `mine` is the packed triangles, summed on all ranks; `theirs` r's pieces, in f32.
+/// - block_cyclic: `mine` is r's pieces; they go to the grid and come back matrix by matrix.
+
+#include <vector>
+
+#include "runtime/plan.hpp"
+
+namespace orthrus::runtime {
+
+/// Is the update done in panels, so that a piece is never copied whole?
+constexpr bool is_panelled(optim::Mode mode) { return mode == optim::Mode::gram; }
+/// Elements of a panel of this segment: what its rank keeps of it in f32 beside the state.
+Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s);
+
+/// Does the rank of `s` keep the numbers per line of its matrix?
+bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s);
+
+/// Elements in the buffers of one rank.
+struct MeetingSize {
+  Index mine = 0;    ///< exchange, gather: its pieces. gram: all triangles of its replica
+  Index theirs = 0;  ///< exchange: the matrices it owns. gather: all pieces. gram: its triangles
+  Index own = 0;     ///< exchange: its pieces of what it owns
+  Index back = 0, own_back = 0;  ///< gram: all Q's of its replica, and its own
+  Index pieces = 0;              ///< gram_steps: its pieces
+  Traffic grid;                  ///< block_cyclic: what its matrices' iterations send
+  Index largest_piece = 0;
+  int matrices = 0;  ///< that meet in its replica
+};
+/// What each rank of the shard group has of matrix m, in m's own flat order.
+std::vector<Region> pieces_in_matrix(const Plan& plan, const MatrixPlan& m);
+/// Of every rank, by world rank.
+std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b);
+
+/// One rank's view of a meeting, with the counts its collectives need.
+struct Meeting {
+  struct Matrix {
+    int matrix = 0;
+    bool mine = false;      ///< this rank computes it
+    Index triangle = 0;     ///< gram: its place among the triangles…
+    Index back = 0;         ///< …and among the Q's
+    std::size_t first = 0;  ///< exchange, gather: its pieces among `arrivals`
+    std::size_t last = 0;
+  };
+  struct Arrival {
+    Region region;     ///< in the parameter
+    Index offset = 0;  ///< in `theirs`
+  };
+  bool lone = false;                        ///< gram: one matrix, summed on all ranks
+  std::vector<Matrix> matrices;             ///< that meet in this rank's replica
+  std::vector<Index> counts, theirs, back;  ///< per rank of the shard group
+  std::vector<Arrival> arrivals;
+  std::vector<Index>
+      departures;  ///< place in `mine` of each of the rank's segments, in their order
+  Index mine_size = 0, theirs_size = 0, back_size = 0;
+};
+Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank);
+
+/// What rank w sends in one meeting. @param size  its entry of `meeting_sizes`.
+Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingSize& size);
+/// Bytes of `mine` and `theirs`.
+std::size_t mine_bytes(const Bucket& b, const MeetingSize& size);
+std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size);
+/// Scratch of one matrix for whoever computes it.
+std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m);
+/// Scratch of a piece before and after: what `send_grams`, say, cuts up.
+std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment& s);
+/// Are the Gram matrices summed in f64 on their rank? Six iterations lift the rounding of an f32
+/// sum above what mode gram promises (kernels/gram.hpp).
+bool sums_grams_in_f64(const optim::Lmo& lmo, optim::Mode mode);
+/// Is a gram meeting of `matrices` matrices a lone one?
+bool is_lone(const Plan& plan, const Bucket& b, int matrices);
+
+}  // namespace orthrus::runtime

@@ -1,0 +1,311 @@
+// What a plan costs: bytes, messages, memory and seconds of every rank, exactly as they will be
+// counted (but for the seconds).
+#include <algorithm>
+#include <numeric>
+
+#include "comm/cost.hpp"
+#include "runtime/arena.hpp"
+#include "runtime/meeting.hpp"
+#include "runtime/plan_steps.hpp"
+
+namespace orthrus::runtime {
+namespace {
+
+/// What the buffers of a bucket take, where they are cut from an arena.
+std::int64_t room(Index elements, std::size_t bytes) {
+  return static_cast<std::int64_t>(Arena::rounded(static_cast<std::size_t>(elements) * bytes));
+}
+void at_least(std::size_t& size, std::int64_t bytes) {
+  size = std::max(size, static_cast<std::size_t>(bytes));
+}
+
+RankPlan::Periodic& periodic_of(RankPlan& r, std::int64_t period) {
+  for (RankPlan::Periodic& p : r.periodic) {
+    if (p.period == period) return p;
+  }
+  return r.periodic.emplace_back(RankPlan::Periodic{period, {}, 0});
+}
+
+/// State, scratch and flops of one segment on the rank that has it.
+void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const MachineProfile& profile,
+                 RankPlan& r) {
+  const Group& g = plan.group(s.parameter);
+  const Index size = s.size();
+  const Index panel = panel_elements(plan, b, s);
+  if (b.weights != DType::f32 && !g.master) at_least(r.work.widened, room(panel, 4));
+  std::int64_t scratch = static_cast<std::int64_t>(
+      g.rule->workspace_bytes(b.held ? 1 : s.region.rows, b.held ? panel : s.region.cols));
+  Index rows = s.region.rows;
+  Index cols = s.region.cols;
+  if (s.matrix >= 0) {
+    const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
+    rows = m.rows;
+    cols = m.cols;
+    const auto& rule = static_cast<const optim::MatrixRule&>(*g.rule);
+    if (b.stays_apart()) {  // the piece itself may be orthogonalized
+      scratch = std::max<std::int64_t>(
+          scratch, static_cast<std::int64_t>(optim::whole_matrix_workspace_bytes(
+                       rule, *g.lmo, s.region.rows, s.region.cols)));
+    }
+    if (b.mode == optim::Mode::owner) {
+      r.flops += m.flops;
+      r.matrices += g.lmo->orthogonalizes() ? 1 : 0;
+      r.seconds += m.seconds;
+    }
+    if (b.mode == optim::Mode::block_local && size > 0) {
+      r.flops += g.lmo->flops(s.region.rows, s.region.cols);
+      r.matrices += g.lmo->orthogonalizes() ? 1 : 0;
+      r.seconds += lmo_seconds(profile, g, s.region.rows, s.region.cols) +
+                   pass_seconds(profile, pass_bytes(g) * static_cast<double>(size));
+    }
+  } else {
+    r.flops += 12.0 * static_cast<double>(size);
+    r.seconds += pass_seconds(profile, pass_bytes(g) * static_cast<double>(size));
+  }
+  // Gradients of held parameters are the trainer's: they are worked on in a copy.
+  if (b.held && b.stays_apart()) scratch += room(panel, 4);
+  if (!b.matrices.empty() && size > 0) {
+    scratch = std::max(scratch, static_cast<std::int64_t>(piece_scratch_bytes(plan, b, s)));
+  }
+  at_least(r.work.rule, scratch);
+  for (const optim::StateSpec& spec : g.rule->state()) {
+    r.memory.state += spec.per_line()
+                          ? (s.matrix < 0 || keeps_lines_here(plan, b, s)
+                                 ? room(spec.rows(rows, cols) * spec.cols(rows, cols), 4)
+                                 : 0)
+                          : room(size, 4);
+  }
+  if (g.master) r.memory.state += room(size, 4);
+}
+
+/// Calls f(rank, elements) for every rank that has something of `bucket` after `levels` levels of a
+/// reduction.
+template <class F>
+void for_each_share(const Plan& plan, const Bucket& bucket, std::size_t levels, F&& f) {
+  int stride = 1;  // slots that share it
+  for (std::size_t i = levels; i < plan.levels.size(); ++i) stride *= plan.levels[i];
+  for (std::size_t p = 0; p < bucket.parts.size();) {
+    const int group = bucket.parts[p].slot / stride;
+    Index size = 0;
+    for (; p < bucket.parts.size() && bucket.parts[p].slot / stride == group; ++p) {
+      size += bucket.parts[p].size;
+    }
+    for (int slot = group * stride; slot < (group + 1) * stride; ++slot) {
+      f(plan.rank_of(slot), size);
+    }
+  }
+}
+
+/// One reduction of bucket b over all levels, or the way back: bytes telescope to all but one's
+/// own.
+Traffic level_traffic(const Plan& plan, const Bucket& b, int w, std::size_t bytes) {
+  Traffic t;
+  Index before = b.size;
+  for (std::size_t level = 0; level < plan.levels.size(); ++level) {
+    const Plan::Cut cut = plan.cut_of(b, w, level);
+    const Index part = cut.counts[static_cast<std::size_t>(cut.coordinate)];
+    t += cost::all_but_own(before, part, bytes, plan.max_chunk);
+    before = part;
+  }
+  return t;
+}
+
+/// Reproducible gradients of bucket b on their way to world rank w.
+void add_tree_reduction(const Plan& plan, const Bucket& b, int w, RankPlan& r) {
+  const Index roots = plan.roots_of(w);
+  r.memory.gradients += plan.depth_of(w) * room(b.size, 4);
+  std::vector<Index> to(static_cast<std::size_t>(plan.ranks));
+  for (int d = 0; d < plan.ranks; ++d) {
+    to[static_cast<std::size_t>(d)] = roots * b.count_of(plan.slot_of(d));
+  }
+  r.traffic += cost::all_to_all(to, w, 4, plan.max_chunk);
+  // One root leaves from where it was summed, if its parts lie in the order of ranks.
+  if (roots > 1 || plan.levels.size() > 1) at_least(r.work.gradient_send, room(roots * b.size, 4));
+  at_least(r.work.gradient_receive, room(plan.all_roots * b.count_of(plan.slot_of(w)), 4));
+}
+
+/// Gradients and weights of one bucket on their way: bytes, messages, buffers, for all ranks.
+void add_bucket(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks) {
+  const std::size_t wire = bytes_of(plan.gradient_wire);
+  const std::size_t element = bytes_of(b.weights);
+  const bool tree = b.reduced && plan.virtual_shards > 0;
+  const std::int64_t sums = b.reduced && !tree ? plan.reductions() : 0;
+  // In one message each, which nearly always holds, only one's own part differs from rank to rank.
+  const bool uncut = b.size <= plan.max_chunk;
+  const auto calls = static_cast<std::int64_t>(plan.levels.size());
+  for (int w = 0; w < plan.ranks; ++w) {
+    RankPlan& r = ranks[static_cast<std::size_t>(w)];
+    if (uncut) {
+      const auto each = static_cast<std::int64_t>(wire) * sums + static_cast<std::int64_t>(element);
+      r.traffic += {b.size * each, calls * (sums + 1)};
+    } else {
+      for (std::int64_t k = 0; k < sums; ++k) r.traffic += level_traffic(plan, b, w, wire);
+      r.traffic += level_traffic(plan, b, w, element);
+    }
+    at_least(r.work.weight_gather, room(b.size, element));
+    if (tree) add_tree_reduction(plan, b, w, r);
+    if (sums > 0) {
+      at_least(r.work.gradient_send, room(b.size, wire));
+      if (plan.accumulates_locally()) r.memory.gradients += room(b.size, 4);
+    }
+  }
+  for_each_share(plan, b, plan.levels.size(), [&](int w, Index mine) {
+    RankPlan& r = ranks[static_cast<std::size_t>(w)];
+    r.memory.gradients += room(mine, 4);
+    if (uncut) {
+      const auto each = static_cast<std::int64_t>(wire) * sums + static_cast<std::int64_t>(element);
+      r.traffic.bytes -= mine * each;
+    }
+  });
+  if (sums == 0) return;
+  std::vector<std::int64_t> receive(ranks.size(), 0);
+  for (std::size_t level = 1; level <= plan.levels.size(); ++level) {
+    for_each_share(plan, b, level, [&](int w, Index part) {
+      receive[static_cast<std::size_t>(w)] += room(part, wire);
+    });
+  }
+  for (std::size_t w = 0; w < ranks.size(); ++w) {
+    at_least(ranks[w].work.gradient_receive, receive[w]);
+  }
+}
+
+/// Pieces of bucket b that meet: bytes, messages, buffers and flops of all ranks.
+void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profile,
+                 std::vector<RankPlan>& ranks) {
+  const std::vector<MeetingSize> sizes = meeting_sizes(plan, b);
+  for (int w = 0; w < plan.ranks; ++w) {
+    RankPlan& r = ranks[static_cast<std::size_t>(w)];
+    const MeetingSize& size = sizes[static_cast<std::size_t>(w)];
+    at_least(r.work.mine, static_cast<std::int64_t>(Arena::rounded(mine_bytes(b, size))));
+    at_least(r.work.theirs, static_cast<std::int64_t>(Arena::rounded(theirs_bytes(b, size))));
+    if (size.matrices == 0) continue;  // nothing meets in this replica
+    const Traffic sent = meeting_traffic(plan, b, w, size);
+    r.traffic += sent;
+    if (b.mode == optim::Mode::periodic) periodic_of(r, b.period).traffic += sent;
+  }
+  for (const int index : b.matrices) {
+    const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(index)];
+    const Group& g = plan.group(m.parameter);
+    const std::int64_t counted = g.lmo->orthogonalizes() ? 1 : 0;
+    const auto scratch = static_cast<std::int64_t>(meeting_scratch_bytes(plan, m));
+    for (int w = 0; w < plan.ranks; ++w) {
+      if (!plan.meets_in(b, m, w)) continue;
+      RankPlan& r = ranks[static_cast<std::size_t>(w)];
+      const MeetingSize& size = sizes[static_cast<std::size_t>(w)];
+      const bool all = b.mode == optim::Mode::gather || b.mode == optim::Mode::gram_steps ||
+                       b.mode == optim::Mode::block_cyclic ||
+                       (b.mode == optim::Mode::gram && is_lone(plan, b, size.matrices));
+      std::int64_t needed = all || m.owner % plan.shard == w % plan.shard ? scratch : 0;
+      if (b.mode == optim::Mode::gram_steps) needed += room(size.largest_piece, 4);
+      at_least(r.work.rule, needed);
+      if (!all && m.owner % plan.shard != w % plan.shard) continue;
+      r.flops += m.flops;
+      r.seconds += compute_seconds(plan, profile, m);
+      // What all compute together counts once; gather computes it as often as there are ranks.
+      if (b.mode != optim::Mode::gather && m.owner % plan.shard != w % plan.shard) continue;
+      r.matrices += counted;
+      if (b.mode == optim::Mode::periodic) periodic_of(r, b.period).matrices -= counted;
+    }
+  }
+  for (const Segment& s : b.segments) {
+    if (s.size() == 0) continue;
+    const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
+    const bool counted = plan.group(m.parameter).lmo->orthogonalizes();
+    for (int w = s.rank; w < plan.ranks; w += plan.shard) {
+      RankPlan& r = ranks[static_cast<std::size_t>(w)];
+      r.seconds += piece_seconds(plan, profile, m, s);
+      if (b.mode == optim::Mode::periodic && counted) ++periodic_of(r, b.period).matrices;
+      if (!b.held) break;
+    }
+  }
+}
+
+}  // namespace
+
+Traffic RankPlan::traffic_of(std::int64_t update) const {
+  Traffic t = traffic;
+  for (const Periodic& p : periodic) {
+    if ((update - 1) % p.period != 0) t = t - p.traffic;
+  }
+  return t;
+}
+
+std::int64_t RankPlan::matrices_of(std::int64_t update) const {
+  std::int64_t n = matrices;
+  for (const Periodic& p : periodic) {
+    if ((update - 1) % p.period != 0) n += p.matrices;
+  }
+  return n;
+}
+
+void predict(const MachineProfile& profile, Plan& plan) {
+  std::int64_t whole_weights = 0;
+  std::vector<int> held;
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
+    const ParameterShape& p = plan.parameters[i];
+    if (p.held()) {
+      held.push_back(static_cast<int>(i));
+    } else {
+      whole_weights += p.size() * static_cast<Index>(bytes_of(p.dtype));
+    }
+  }
+  plan.per_rank.assign(static_cast<std::size_t>(plan.ranks), {});
+  // A gradient is widened before it is added to what earlier micro-batches left, the owner's or
+  // another's.
+  std::size_t widest = 0;
+  int met = 0;
+  for (const Bucket& b : plan.buckets) {
+    met += b.matrices.empty() ? 0 : 1;
+    for (const Segment& s : b.segments) {
+      widest = std::max(widest, static_cast<std::size_t>(room(s.size(), 4)));
+      for (int w = s.rank; w < plan.ranks; w += plan.shard) {
+        add_segment(plan, b, s, profile, plan.per_rank[static_cast<std::size_t>(w)]);
+        if (!b.held) break;
+      }
+    }
+  }
+  for (int w = 0; w < plan.ranks; ++w) {
+    RankPlan& r = plan.per_rank[static_cast<std::size_t>(w)];
+    r.work.meetings = std::min(met, meeting_slots);
+    if (plan.virtual_shards > 0 || plan.micro_batches > 1) r.work.widened = widest;
+    r.work.control = Arena::rounded(
+        static_cast<std::size_t>(std::max(plan.control_before(), plan.control_after())) *
+        sizeof(double));
+    r.memory.weights = whole_weights;
+    for (const int id : held) {
+      const ParameterShape& p = plan.parameters[static_cast<std::size_t>(id)];
+      const Index n = p.part(w % plan.shard, plan.shard).size();
+      r.memory.weights += n * static_cast<Index>(bytes_of(p.dtype));
+      r.memory.gradients += n * static_cast<Index>(bytes_of(p.gradient_dtype));
+    }
+    for (const Index n : {plan.control_before(), plan.control_after()}) {
+      r.traffic += cost::all_reduce(n, plan.ranks, w, sizeof(double), plan.max_chunk);
+    }
+  }
+  for (const Bucket& b : plan.buckets) {
+    if (!b.matrices.empty()) add_meeting(plan, b, profile, plan.per_rank);
+    if (!b.held) add_bucket(plan, b, plan.per_rank);
+  }
+  for (RankPlan& r : plan.per_rank) {
+    r.work.rule = Arena::rounded(r.work.rule);
+    r.memory.work = r.work.total();
+  }
+  double most = 0;
+  double sum = 0;
+  double most_memory = 0;
+  double sum_memory = 0;
+  for (const RankPlan& r : plan.per_rank) {
+    most = std::max(most, r.seconds);
+    sum += r.seconds;
+    most_memory = std::max(most_memory, static_cast<double>(r.memory.total()));
+    sum_memory += static_cast<double>(r.memory.total());
+  }
+  const double mean = sum / plan.ranks;
+  double largest = mean;
+  for (const MatrixPlan& m : plan.matrices) largest = std::max(largest, m.seconds);
+  plan.imbalance = mean > 0 ? most / mean : 1;
+  plan.memory_imbalance = sum_memory > 0 ? most_memory * plan.ranks / sum_memory : 1;
+  plan.load_bound = mean > 0 ? largest / mean : 1;
+}
+
+}  // namespace orthrus::runtime
