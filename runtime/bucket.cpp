@@ -304,7 +304,7 @@ void GradientBuckets::launch_level(std::size_t b, ConstSpan send) {
   const Plan::Cut& cut = own_[b].cuts[slot.level];
   const DType wire = plan_.gradient_wire;
   const Span receive{slot.receive.data() + static_cast<std::size_t>(slot.received) * bytes_of(wire),
-                     cut.counts[static_cast<std::size_t>(cut.coordinate)], wire};
+                     cut.own(), wire};
   slot.request = mesh_.level(slot.level).start_reduce_scatter(send, cut.counts, receive);
 }
 
@@ -332,7 +332,7 @@ bool GradientBuckets::arrived(std::size_t b, bool wait) {
   const bool levelled = plan_.virtual_shards == 0 && plan_.buckets[b].reduced && travels();
   while (complete && levelled && slot.level + 1 < plan_.levels.size()) {
     const Plan::Cut& cut = own_[b].cuts[slot.level];
-    const Index n = cut.counts[static_cast<std::size_t>(cut.coordinate)];
+    const Index n = cut.own();
     const DType wire = plan_.gradient_wire;
     auto* sum = slot.receive.data() + static_cast<std::size_t>(slot.received) * bytes_of(wire);
     slot.received += static_cast<Index>(

@@ -499,6 +499,12 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
 
   // Nothing is changed before everything has been read.
   std::vector<std::vector<float>> weights(parameters_.size());
+  struct Shard {
+    std::size_t bucket;
+    Index offset;
+    std::vector<float> values;
+  };
+  std::vector<Shard> shards;  // ZeRO-3
   std::vector<std::vector<std::vector<float>>> states(own_.size());
   runtime::agree(world, [&] {
     std::vector<std::unique_ptr<runtime::SafetensorsReader>> files(m.files.size());
@@ -548,9 +554,22 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
       }
     };
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      if (plan_.weights_sharded() && !plan_.parameters[i].held()) continue;
       const Region wanted = region_here(i);
       weights[i].resize(static_cast<std::size_t>(wanted.size()));
       if (wanted.size() > 0) fetch(parameters_[i].name, "weights", wanted, weights[i].data());
+    }
+    for (std::size_t b = 0; b < plan_.buckets.size() && plan_.weights_sharded(); ++b) {
+      const runtime::Bucket& bucket = plan_.buckets[b];
+      for (const runtime::Segment& piece : bucket.segments) {
+        if (bucket.held || piece.size() == 0 || piece.rank % plan_.shard != mesh_.shard.rank()) {
+          continue;
+        }
+        auto& shard = shards.emplace_back(Shard{b, piece.offset, {}});
+        shard.values.resize(static_cast<std::size_t>(piece.size()));
+        fetch(plan_.parameters[static_cast<std::size_t>(piece.parameter)].name, "weights",
+              piece.region, shard.values.data());
+      }
     }
     for (std::size_t i = 0; i < own_.size(); ++i) {
       const auto& name = plan_.parameters[static_cast<std::size_t>(own_[i].segment.parameter)].name;
@@ -561,7 +580,17 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                      });
     }
   });
+  for (const Shard& shard : shards) {
+    const DType format = plan_.buckets[shard.bucket].weights;
+    const auto n = static_cast<Index>(shard.values.size());
+    backend_->convert({shard.values.data(), 1, n, n, DType::f32}, 1,
+                      {working_set_->store(shard.bucket) +
+                           static_cast<std::size_t>(shard.offset) * bytes_of(format),
+                       1, n, n, format});
+  }
+  if (working_set_) working_set_->release_all();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (plan_.weights_sharded() && !plan_.parameters[i].held()) continue;
     const auto size = static_cast<Index>(weights[i].size());
     if (plan_.parameters[i].held()) {
       backend_->convert(runtime::row(weights[i].data(), size), 1,

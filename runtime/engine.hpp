@@ -17,6 +17,7 @@
 #include "runtime/bucket.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/plan.hpp"
+#include "runtime/working_set.hpp"
 
 namespace orthrus::runtime {
 
@@ -104,6 +105,8 @@ struct ShardedOptimizer::Impl {
   void save(const std::string& directory, const std::map<std::string, std::string>& user);
   std::map<std::string, std::string> load(const std::string& directory);
   std::map<std::string, StateTensor> gather_state();
+  void gather_weights(std::span<const int> ids);
+  void release_weights(std::span<const int> ids);
 
   /// The segments of one rank, without state.
   [[nodiscard]] std::vector<runtime::OwnSegment> segments_of(int world_rank) const;
@@ -141,6 +144,7 @@ struct ShardedOptimizer::Impl {
   std::vector<double> bounds_;            ///< per bound slot: no less than the momentum's norm
   std::vector<runtime::Plan::Cut> cuts_;  ///< per bucket and level
   std::unique_ptr<runtime::GradientBuckets> gradients_;
+  std::unique_ptr<runtime::WorkingSet> working_set_;  ///< ZeRO-3: where weights rest
 
   std::int64_t steps_ = 0;    ///< taken, skipped ones included
   std::int64_t updates_ = 0;  ///< not skipped
@@ -190,9 +194,13 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] const Parameter& parameter_of(const runtime::OwnSegment& own) const {
     return parameters_[static_cast<std::size_t>(own.segment.parameter)];
   }
-  /// Where the weights are that the segment's new ones replace.
-  [[nodiscard]] const void* trainer_weights(const runtime::OwnSegment& own) const {
-    return parameter_of(own).weights;
+  /// Are the weights of a bucket updated where they rest, and not gathered for the trainer?
+  [[nodiscard]] bool rests(const runtime::Bucket& b) const {
+    return b.held || plan_.weights_sharded();
+  }
+  /// Levels that new weights cross within a step.
+  [[nodiscard]] std::size_t lowest_level() const {
+    return plan_.weights_sharded() ? plan_.shard_levels() : 0;
   }
   /// What of parameter i the trainer has on this rank.
   [[nodiscard]] Region region_here(std::size_t i) const {
@@ -214,12 +222,15 @@ struct ShardedOptimizer::Impl {
   double apply(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView direction);
   void audit(const Traffic& before);
   void compare_replicas();
+  void compare_stores();
   void set_deadline();
   [[nodiscard]] bool two_level() const {
     return mesh_.shard.size() > 1 && mesh_.levels.front() < mesh_.shard.size();
   }
   [[nodiscard]] std::vector<Communicator*> communicators();
   void find_bounds();
+  void store_weights();
+  void master_weights(runtime::OwnSegment& own);
   void open_grid();
   void read_weights(const runtime::OwnSegment& own, void* to, DType dtype);
   [[nodiscard]] Traffic traffic(TrafficClass c) const;

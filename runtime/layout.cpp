@@ -314,21 +314,10 @@ int Plan::rank_of(int slot) const {
 }
 
 Plan::Cut Plan::cut_of(const Bucket& bucket, int world_rank, std::size_t level) const {
-  int stride = 1;  // slots that share all coordinates up to `level`
-  for (std::size_t i = level + 1; i < levels.size(); ++i) stride *= levels[i];
-  const int group = stride * levels[level];
-  const int slot = slot_of(world_rank);
-  const int base = slot / group * group;
   Cut cut;
-  cut.begin = bucket.offset_of(base);
-  cut.coordinate = (slot - base) / stride;
-  Index at = cut.begin;
-  for (int c = 1; c <= levels[level]; ++c) {
-    const Index end = bucket.offset_of(base + c * stride);
-    cut.counts.push_back(end - at);
-    at = end;
-  }
-  cut.size = at - cut.begin;
+  cut_slots(
+      slot_of(world_rank), level, levels.size(), [&](int slot) { return bucket.offset_of(slot); },
+      cut);
   return cut;
 }
 

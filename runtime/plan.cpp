@@ -278,6 +278,7 @@ std::string decisions(const Plan& plan) {
   add(plan.micro_batches), add(plan.stage), add(std::string(name_of(plan.gradient_wire)));
   add(plan.max_chunk);
   for (const int level : plan.levels) add(level);
+  if (plan.weights_sharded()) add(plan.working_set);
   for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
     add(describe(plan.parameters[i]));
     add(plan.group_of[i]);
@@ -379,6 +380,9 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   plan.virtual_shards = static_cast<int>(config.virtual_shards);
   plan.micro_batches = config.train.micro_batches;
   plan.stage = static_cast<int>(config.zero_stage);
+  plan.bucket_bytes = config.comm.bucket_bytes;
+  plan.working_set = config.working_set;
+  plan.gathers = config.gathers;
   plan.gradient_wire = config.comm.gradient_dtype == "bf16" ? DType::bf16 : DType::f32;
   plan.max_chunk = max_chunk;
   for (int w = 0; w < ranks; ++w) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <orthrus/communicator.hpp>
 #include <orthrus/config.hpp>
 #include <orthrus/sharded_optimizer.hpp>
@@ -126,20 +127,24 @@ struct WorkSizes {
   std::size_t gradient_send = 0, gradient_receive = 0;  ///< per gradient slot
   std::size_t mine = 0, theirs = 0;                     ///< per meeting slot
   std::size_t weight_gather = 0;                        ///< per weight slot
-  std::size_t rule = 0;                                 ///< LMO and rule scratch
-  std::size_t widened = 0;                              ///< a segment in f32
+  std::size_t gathered =
+      0;                    ///< ZeRO-3: per staging buffer of the working set, of which there are 2
+  std::size_t rule = 0;     ///< LMO and rule scratch
+  std::size_t widened = 0;  ///< a segment in f32
   std::size_t control = 0;
   int meetings = 0;  ///< meeting slots there are
   [[nodiscard]] std::int64_t total() const {
     return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
                                      static_cast<std::size_t>(meetings) * (mine + theirs) +
-                                     weight_slots * weight_gather + rule + widened + control);
+                                     weight_slots * weight_gather + 2 * gathered + rule + widened +
+                                     control);
   }
 };
 
 /// Predictions of one rank for one step.
 struct RankPlan {
   Traffic traffic;  ///< of a step in which all meet
+  Traffic gathers;  ///< of it: whole weights for the trainer (ZeRO-3)
   double flops = 0;
   double seconds = 0;  ///< of computing
   std::int64_t matrices = 0;
@@ -189,8 +194,38 @@ struct Plan {
     Index begin = 0, size = 0;
     std::vector<Index> counts;
     int coordinate = 0;
+    [[nodiscard]] Index own() const { return counts[static_cast<std::size_t>(coordinate)]; }
+    [[nodiscard]] Index own_begin() const {
+      return std::accumulate(counts.begin(), counts.begin() + coordinate, begin);
+    }
   };
   [[nodiscard]] Cut cut_of(const Bucket& bucket, int world_rank, std::size_t level) const;
+  /// The same of anything that lies in slot order over the first `count` levels: `offset(slot)` is
+  /// where a slot's begins (also of the slot after the last).
+  template <class Offset>
+  void cut_slots(int slot, std::size_t level, std::size_t count, Offset&& offset, Cut& cut) const {
+    int stride = 1;  // slots that share all coordinates up to `level`
+    for (std::size_t i = level + 1; i < count; ++i) stride *= levels[i];
+    const int group = stride * levels[level];
+    const int base = slot / group * group;
+    cut.begin = offset(base);
+    cut.coordinate = (slot - base) / stride;
+    cut.counts.clear();
+    Index at = cut.begin;
+    for (int c = 1; c <= levels[level]; ++c) {
+      const Index end = offset(base + c * stride);
+      cut.counts.push_back(end - at);
+      at = end;
+    }
+    cut.size = at - cut.begin;
+  }
+  /// Levels inside the shard group.
+  [[nodiscard]] std::size_t shard_levels() const { return levels.size() - (replicate > 1 ? 1 : 0); }
+  /// ZeRO-3: weights rest in shards, and are whole only while they are used.
+  [[nodiscard]] bool weights_sharded() const { return stage == 3; }
+  std::int64_t bucket_bytes = 0;
+  std::int64_t working_set = 0;  ///< bytes of weights gathered at a time; 0: all
+  std::int64_t gathers = 2;      ///< of each weight per step, for predictions
 
   [[nodiscard]] Leaves leaves_of(int world_rank) const;
   /// Roots `world_rank` sends of each gradient (reproducible).

@@ -7,6 +7,7 @@
 #include "runtime/arena.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/working_set.hpp"
 
 namespace orthrus::runtime {
 namespace {
@@ -96,16 +97,13 @@ void for_each_share(const Plan& plan, const Bucket& bucket, std::size_t levels, 
   }
 }
 
-/// One reduction of bucket b over all levels, or the way back: bytes telescope to all but one's
-/// own.
-Traffic level_traffic(const Plan& plan, const Bucket& b, int w, std::size_t bytes) {
+/// One reduction of bucket b over its levels from `first` on, or the way back.
+Traffic level_traffic(const Plan& plan, const Bucket& b, int w, std::size_t bytes,
+                      std::size_t first) {
   Traffic t;
-  Index before = b.size;
-  for (std::size_t level = 0; level < plan.levels.size(); ++level) {
+  for (std::size_t level = first; level < plan.levels.size(); ++level) {
     const Plan::Cut cut = plan.cut_of(b, w, level);
-    const Index part = cut.counts[static_cast<std::size_t>(cut.coordinate)];
-    t += cost::all_but_own(before, part, bytes, plan.max_chunk);
-    before = part;
+    t += cost::all_but_own(cut.size, cut.own(), bytes, plan.max_chunk);
   }
   return t;
 }
@@ -124,40 +122,38 @@ void add_tree_reduction(const Plan& plan, const Bucket& b, int w, RankPlan& r) {
   at_least(r.work.gradient_receive, room(plan.all_roots * b.count_of(plan.slot_of(w)), 4));
 }
 
-/// Gradients and weights of one bucket on their way: bytes, messages, buffers, for all ranks.
-void add_bucket(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks) {
+/// Calls of a rank cost so much, but for its own part; `calls` messages where none is cut.
+void add_calls(Traffic& t, Index size, std::size_t bytes, std::int64_t calls) {
+  t += {size * static_cast<Index>(bytes), calls};
+}
+
+/// Gradients of one bucket on their way: bytes, messages, buffers, for all ranks.
+void add_reductions(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks) {
+  const bool tree = plan.virtual_shards > 0;
+  const std::int64_t sums = tree ? 0 : plan.reductions();
   const std::size_t wire = bytes_of(plan.gradient_wire);
-  const std::size_t element = bytes_of(b.weights);
-  const bool tree = b.reduced && plan.virtual_shards > 0;
-  const std::int64_t sums = b.reduced && !tree ? plan.reductions() : 0;
   // In one message each, which nearly always holds, only one's own part differs from rank to rank.
   const bool uncut = b.size <= plan.max_chunk;
-  const auto calls = static_cast<std::int64_t>(plan.levels.size());
   for (int w = 0; w < plan.ranks; ++w) {
     RankPlan& r = ranks[static_cast<std::size_t>(w)];
-    if (uncut) {
-      const auto each = static_cast<std::int64_t>(wire) * sums + static_cast<std::int64_t>(element);
-      r.traffic += {b.size * each, calls * (sums + 1)};
-    } else {
-      for (std::int64_t k = 0; k < sums; ++k) r.traffic += level_traffic(plan, b, w, wire);
-      r.traffic += level_traffic(plan, b, w, element);
-    }
-    at_least(r.work.weight_gather, room(b.size, element));
     if (tree) add_tree_reduction(plan, b, w, r);
-    if (sums > 0) {
-      at_least(r.work.gradient_send, room(b.size, wire));
-      if (plan.accumulates_locally()) r.memory.gradients += room(b.size, 4);
+    for (std::int64_t k = 0; k < sums; ++k) {
+      if (uncut) {
+        add_calls(r.traffic, b.size, wire, std::ssize(plan.levels));
+      } else {
+        r.traffic += level_traffic(plan, b, w, wire, 0);
+      }
     }
+    if (tree) continue;
+    at_least(r.work.gradient_send, room(b.size, wire));
+    if (plan.accumulates_locally()) r.memory.gradients += room(b.size, 4);
   }
-  for_each_share(plan, b, plan.levels.size(), [&](int w, Index mine) {
-    RankPlan& r = ranks[static_cast<std::size_t>(w)];
-    r.memory.gradients += room(mine, 4);
-    if (uncut) {
-      const auto each = static_cast<std::int64_t>(wire) * sums + static_cast<std::int64_t>(element);
-      r.traffic.bytes -= mine * each;
-    }
-  });
-  if (sums == 0) return;
+  if (tree) return;
+  if (uncut) {
+    for_each_share(plan, b, plan.levels.size(), [&](int w, Index mine) {
+      ranks[static_cast<std::size_t>(w)].traffic.bytes -= sums * mine * static_cast<Index>(wire);
+    });
+  }
   std::vector<std::int64_t> receive(ranks.size(), 0);
   for (std::size_t level = 1; level <= plan.levels.size(); ++level) {
     for_each_share(plan, b, level, [&](int w, Index part) {
@@ -166,6 +162,115 @@ void add_bucket(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks)
   }
   for (std::size_t w = 0; w < ranks.size(); ++w) {
     at_least(ranks[w].work.gradient_receive, receive[w]);
+  }
+}
+
+/// New weights of one bucket on their way back: to all ranks, or (ZeRO-3) to the replicas only.
+void add_weights(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks) {
+  const std::size_t element = bytes_of(b.weights);
+  const std::size_t first = plan.weights_sharded() ? plan.shard_levels() : 0;
+  const bool uncut = b.size <= plan.max_chunk;
+  const auto levels = std::ssize(plan.levels) - static_cast<std::int64_t>(first);
+  for (int w = 0; w < plan.ranks; ++w) {
+    RankPlan& r = ranks[static_cast<std::size_t>(w)];
+    if (!plan.weights_sharded()) at_least(r.work.weight_gather, room(b.size, element));
+    if (!uncut) {
+      r.traffic += level_traffic(plan, b, w, element, first);
+    } else if (first == 0) {
+      add_calls(r.traffic, b.size, element, levels);
+    } else {
+      r.traffic.messages += levels;
+    }
+  }
+  for_each_share(plan, b, plan.levels.size(), [&](int w, Index mine) {
+    RankPlan& r = ranks[static_cast<std::size_t>(w)];
+    r.memory.gradients += room(mine, 4);
+    if (uncut) r.traffic.bytes -= mine * static_cast<Index>(element);
+  });
+  if (!plan.weights_sharded()) return;
+  for_each_share(plan, b, first, [&](int w, Index shard) {
+    RankPlan& r = ranks[static_cast<std::size_t>(w)];
+    r.memory.weights += room(shard, element);
+    if (uncut && first > 0) r.traffic.bytes += shard * static_cast<Index>(element);
+  });
+}
+
+/// ZeRO-3: whole weights, `gathers` times a step, all in one call.
+void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPlan>& ranks) {
+  std::size_t largest = 0;
+  std::size_t all = 0;
+  std::int64_t whole = 0;
+  const auto at_rest = [&](std::size_t i) {
+    return static_cast<std::size_t>(plan.parameters[i].size()) *
+           bytes_of(plan.group(static_cast<int>(i)).format);
+  };
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
+    const ParameterShape& p = plan.parameters[i];
+    if (p.held()) continue;
+    largest = std::max(largest, at_rest(i));
+    all += at_rest(i);
+    whole += static_cast<std::int64_t>(
+        Reserve::rounded(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
+  }
+  const std::size_t staging =
+      std::max(largest, std::min(all, static_cast<std::size_t>(bucket_bytes)));
+  // Messages: as many parameters as a staging buffer holds, in their order.
+  std::vector<std::vector<std::size_t>> flights(1);
+  std::size_t filled = 0;
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
+    if (plan.parameters[i].held()) continue;
+    if (!flights.back().empty() && filled + at_rest(i) > staging) {
+      flights.emplace_back();
+      filled = 0;
+    }
+    flights.back().push_back(i);
+    filled += at_rest(i);
+  }
+  const auto levels = static_cast<std::int64_t>(plan.shard_levels());
+  const bool uncut = static_cast<Index>(staging) <= plan.max_chunk;
+  for (RankPlan& r : ranks) {
+    r.work.gathered = Arena::rounded(staging);
+    r.memory.weights += plan.working_set > 0 ? std::min(plan.working_set, whole) : whole;
+    if (uncut && levels > 0) {
+      r.gathers += {plan.gathers * static_cast<std::int64_t>(all),
+                    plan.gathers * levels * std::ssize(flights)};
+    }
+  }
+  if (levels == 0) return;
+  if (uncut) {
+    for (const Bucket& b : plan.buckets) {
+      for_each_share(plan, b, plan.shard_levels(), [&](int w, Index shard) {
+        ranks[static_cast<std::size_t>(w)].gathers.bytes -=
+            plan.gathers * shard * static_cast<Index>(bytes_of(b.weights));
+      });
+    }
+    return;
+  }
+  for (const auto& flight : flights) {
+    std::vector<Index> ends(static_cast<std::size_t>(plan.shard) + 1, 0);
+    for (const Bucket& b : plan.buckets) {
+      for (const Segment& s : b.segments) {
+        if (b.held || std::find(flight.begin(), flight.end(),
+                                static_cast<std::size_t>(s.parameter)) == flight.end()) {
+          continue;
+        }
+        ends[static_cast<std::size_t>(plan.slot_of(s.rank) / plan.replicate) + 1] +=
+            s.size() * static_cast<Index>(bytes_of(b.weights));
+      }
+    }
+    std::partial_sum(ends.begin(), ends.end(), ends.begin());
+    for (int w = 0; w < plan.ranks; ++w) {
+      Plan::Cut cut;
+      for (std::size_t level = 0; level < plan.shard_levels(); ++level) {
+        plan.cut_slots(
+            plan.slot_of(w) / plan.replicate, level, plan.shard_levels(),
+            [&](int slot) { return ends[static_cast<std::size_t>(slot)]; }, cut);
+        for (std::int64_t k = 0; k < plan.gathers; ++k) {
+          ranks[static_cast<std::size_t>(w)].gathers +=
+              cost::all_but_own(cut.size, cut.own(), 1, plan.max_chunk);
+        }
+      }
+    }
   }
 }
 
@@ -271,7 +376,7 @@ void predict(const MachineProfile& profile, Plan& plan) {
     r.work.control = Arena::rounded(
         static_cast<std::size_t>(std::max(plan.control_before(), plan.control_after())) *
         sizeof(double));
-    r.memory.weights = whole_weights;
+    r.memory.weights = plan.weights_sharded() ? 0 : whole_weights;
     for (const int id : held) {
       const ParameterShape& p = plan.parameters[static_cast<std::size_t>(id)];
       const Index n = p.part(w % plan.shard, plan.shard).size();
@@ -284,9 +389,13 @@ void predict(const MachineProfile& profile, Plan& plan) {
   }
   for (const Bucket& b : plan.buckets) {
     if (!b.matrices.empty()) add_meeting(plan, b, profile, plan.per_rank);
-    if (!b.held) add_bucket(plan, b, plan.per_rank);
+    if (b.held) continue;
+    if (b.reduced) add_reductions(plan, b, plan.per_rank);
+    add_weights(plan, b, plan.per_rank);
   }
+  if (plan.weights_sharded()) add_gathers(plan, plan.bucket_bytes, plan.per_rank);
   for (RankPlan& r : plan.per_rank) {
+    r.traffic += r.gathers;
     r.work.rule = Arena::rounded(r.work.rule);
     r.memory.work = r.work.total();
   }

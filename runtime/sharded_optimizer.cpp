@@ -248,12 +248,43 @@ void ShardedOptimizer::Impl::open_grid() {
 /// The weights of a segment as the trainer has them, densely.
 void ShardedOptimizer::Impl::read_weights(const runtime::OwnSegment& own, void* to, DType dtype) {
   const Parameter& p = parameter_of(own);
-  if (plan_.buckets[own.bucket].held) {
+  if (rests(plan_.buckets[own.bucket])) {
     backend_->convert(weights_of(own), 1, {to, own.rows, own.cols, own.cols, dtype});
   } else {
-    runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
-                  trainer_weights(own), p.dtype, own.region(), {to, own.size(), dtype}, *backend_);
+    runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)], p.weights,
+                  p.dtype, own.region(), {to, own.size(), dtype}, *backend_);
   }
+}
+
+/// The master copy of what the trainer was constructed with, before it is rounded.
+void ShardedOptimizer::Impl::master_weights(runtime::OwnSegment& own) {
+  if (plan_.buckets[own.bucket].held) return read_weights(own, own.master.data, DType::f32);
+  const Parameter& p = parameter_of(own);
+  runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)], p.weights,
+                p.dtype, own.region(), {own.master.data, own.size(), DType::f32}, *backend_);
+}
+
+/// ZeRO-3: the shards of the weights the trainer was constructed with.
+void ShardedOptimizer::Impl::store_weights() {
+  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    for (const runtime::Segment& s : bucket.segments) {
+      if (bucket.held || s.size() == 0 || s.rank % plan_.shard != mesh_.shard.rank()) continue;
+      const auto p = static_cast<std::size_t>(s.parameter);
+      runtime::pack(
+          plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, s.region,
+          {working_set_->store(b) + static_cast<std::size_t>(s.offset) * bytes_of(bucket.weights),
+           s.size(), bucket.weights},
+          *backend_);
+    }
+  }
+}
+
+void ShardedOptimizer::Impl::gather_weights(std::span<const int> ids) {
+  if (working_set_) working_set_->gather(ids);
+}
+void ShardedOptimizer::Impl::release_weights(std::span<const int> ids) {
+  if (working_set_) working_set_->release(ids);
 }
 
 /// After a load: the norms that the steps until then had bounded.
@@ -288,6 +319,10 @@ void ShardedOptimizer::Impl::allocate() {
     if (g.master) bytes += Arena::rounded(static_cast<std::size_t>(own.size()) * sizeof(float));
   }
   state_arena_ = Arena(bytes);
+  if (plan_.weights_sharded()) {
+    working_set_ = std::make_unique<runtime::WorkingSet>(plan_, mesh_, *backend_);
+    store_weights();
+  }
   for (runtime::OwnSegment& own : own_) {
     const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
     for (const optim::StateSpec& spec : g.rule->state()) {
@@ -298,14 +333,14 @@ void ShardedOptimizer::Impl::allocate() {
     if (g.master) {
       own.master = {state_arena_.take(static_cast<std::size_t>(own.size()) * sizeof(float)).data(),
                     own.rows, own.cols, own.cols, DType::f32};
-      read_weights(own, own.master.data, DType::f32);
+      master_weights(own);
     }
   }
 
   // Weights of a rounded format held in a wider buffer lie on its grid from the start.
   for (std::size_t p = 0; p < parameters_.size(); ++p) {
     const DType format = plan_.groups[static_cast<std::size_t>(plan_.group_of[p])].format;
-    if (format == parameters_[p].dtype) continue;  // held ones always
+    if (format == parameters_[p].dtype || plan_.weights_sharded()) continue;  // held ones always
     const Index n = plan_.parameters[p].size();
     std::vector<BFloat16> rounded(static_cast<std::size_t>(n));
     const Region whole{0, 1, n, n};
@@ -454,6 +489,13 @@ void ShardedOptimizer::micro_batch(std::int64_t index) { impl_->gradients_->micr
 void ShardedOptimizer::gradient_ready(int id) { impl_->gradients_->ready(id); }
 const StepReport& ShardedOptimizer::step() { return impl_->step(); }
 void ShardedOptimizer::parameter_wait(int) {}  // `step` returns with every weight in place
+void ShardedOptimizer::gather(std::span<const int> ids) { impl_->gather_weights(ids); }
+void ShardedOptimizer::release(std::span<const int> ids) { impl_->release_weights(ids); }
+void* ShardedOptimizer::weights(int id) const {
+  const auto i = static_cast<std::size_t>(id);
+  const bool gathered = impl_->working_set_ && !impl_->plan_.parameters[i].held();
+  return gathered ? impl_->working_set_->weights(i) : impl_->parameters_[i].weights;
+}
 std::int64_t ShardedOptimizer::steps() const { return impl_->steps_; }
 void ShardedOptimizer::set_lr_multiplier(double factor) { impl_->set_lr_multiplier(factor); }
 void ShardedOptimizer::save(const std::string& directory,

@@ -75,7 +75,8 @@ void ShardedOptimizer::Impl::walk() {
   // Before anything is overwritten: what this step's gradients were computed with.
   if (replica_check_every_ > 0 && (steps_ - 1) % replica_check_every_ == 0) compare_replicas();
 
-  gradients_->finish();  // 1, 2: what is still on its way
+  if (working_set_) working_set_->release_all();  // what was gathered will be old
+  gradients_->finish();                           // 1, 2: what is still on its way
   ms.reduce = gradients_->wait_ms();
   ms.copy = gradients_->copy_ms();
 
@@ -111,6 +112,7 @@ void ShardedOptimizer::Impl::walk() {
   report_.lr_multiplier = lr_multiplier_;
   gradients_->reset();
   step_began_ = planned_traffic();
+  if (working_set_) working_set_->reset_traffic();
   ms.total = ms_since(start);
   recent_ms_[static_cast<std::size_t>(steps_) % recent_ms_.size()] = ms.total;
   if (skipped_in_a_row_ > 0 && skipped_in_a_row_ >= config_.train.max_skipped) {
@@ -217,13 +219,13 @@ void ShardedOptimizer::Impl::complete(std::size_t b) {
   if (met) {
     wait_for(meeting_slot(b), b, "returning the direction");
   }
-  if (!bucket.held) deliver(weight_slots_[b % runtime::weight_slots]);
+  if (!bucket.held) deliver(weight_slots_[b % runtime::weight_slots]);  // its buffer is needed
   const auto start = Clock::now();
   for (runtime::OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
-    if (!bucket.held && bucket.weights == DType::f32) {
+    if (!rests(bucket) && bucket.weights == DType::f32) {
       runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
-                    trainer_weights(own), parameter_of(own).dtype, own.region(),
+                    parameter_of(own).weights, parameter_of(own).dtype, own.region(),
                     {weights_of(own).data, own.size(), DType::f32}, *backend_);
     }
     const double sum = !met                               ? update_here(own)
@@ -318,9 +320,11 @@ MatrixView ShardedOptimizer::Impl::weights_of(const runtime::OwnSegment& own) {
     return {static_cast<std::byte*>(p.weights) + static_cast<std::size_t>(own.here.first) * element,
             own.rows, own.cols, own.here.distance, p.dtype};
   }
-  WeightSlot& slot = weight_slots_[own.bucket % runtime::weight_slots];
-  return {slot.bytes.data() + static_cast<std::size_t>(own.segment.offset) * element, own.rows,
-          own.cols, own.cols, bucket.weights};
+  std::byte* const bytes = plan_.weights_sharded()
+                               ? working_set_->store(own.bucket)
+                               : weight_slots_[own.bucket % runtime::weight_slots].bytes.data();
+  return {bytes + static_cast<std::size_t>(own.segment.offset) * element, own.rows, own.cols,
+          own.cols, bucket.weights};
 }
 
 /// W of a panel in f32: where it is, if it is f32 there; else beside.
@@ -332,13 +336,13 @@ MatrixView ShardedOptimizer::Impl::open_weights(const runtime::OwnSegment& own,
   const MatrixView place = runtime::block(weights_of(own), panel);
   if (place.dtype == DType::f32) return place;
   const MatrixView wide{widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
-  if (plan_.buckets[own.bucket].held) {
+  if (rests(plan_.buckets[own.bucket])) {
     backend_->convert(place, 1, wide);
   } else {
     const Region& r = own.region();
     runtime::pack(
-        plan_.parameters[static_cast<std::size_t>(own.segment.parameter)], trainer_weights(own),
-        parameter_of(own).dtype,
+        plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
+        parameter_of(own).weights, parameter_of(own).dtype,
         {r.first + panel.row * r.distance + panel.col, panel.rows, panel.cols, r.distance},
         {wide.data, wide.size(), DType::f32}, *backend_);
   }
@@ -379,7 +383,7 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
 void ShardedOptimizer::Impl::gather(std::size_t b) {
   // The bucket before has had this one's update to cross its levels.
   for (WeightSlot& other : weight_slots_) {
-    while (other.bucket >= 0 && other.level > 0) gather_level(other);
+    while (other.bucket >= 0 && other.level > lowest_level()) gather_level(other);
   }
   WeightSlot& slot = weight_slots_[b % runtime::weight_slots];
   slot.bucket = static_cast<int>(b);
@@ -400,28 +404,32 @@ void ShardedOptimizer::Impl::gather_level(WeightSlot& slot) {
                     e.exit_code());
   }
   report_.ms.gather += ms_since(waiting);
-  if (slot.level == 0) return;
+  if (slot.level == lowest_level()) return;
   --slot.level;
   const runtime::Plan::Cut& cut =
       cuts_[static_cast<std::size_t>(slot.bucket) * plan_.levels.size() + slot.level];
   const std::size_t element = bytes_of(bucket.weights);
-  Index begin = cut.begin;
-  for (int c = 0; c < cut.coordinate; ++c) begin += cut.counts[static_cast<std::size_t>(c)];
-  slot.request =
-      mesh_.level(slot.level)
-          .start_all_gather({slot.bytes.data() + static_cast<std::size_t>(begin) * element,
-                             cut.counts[static_cast<std::size_t>(cut.coordinate)], bucket.weights},
-                            cut.counts,
-                            {slot.bytes.data() + static_cast<std::size_t>(cut.begin) * element,
-                             cut.size, bucket.weights});
+  std::byte* const bytes = plan_.weights_sharded()
+                               ? working_set_->store(static_cast<std::size_t>(slot.bucket))
+                               : slot.bytes.data();
+  slot.request = mesh_.level(slot.level)
+                     .start_all_gather({bytes + static_cast<std::size_t>(cut.own_begin()) * element,
+                                        cut.own(), bucket.weights},
+                                       cut.counts,
+                                       {bytes + static_cast<std::size_t>(cut.begin) * element,
+                                        cut.size, bucket.weights});
 }
 
 /// Line 8 ends: what arrived goes to the trainer.
 void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
   if (slot.bucket < 0) return;
-  while (slot.level > 0) gather_level(slot);
+  while (slot.level > lowest_level()) gather_level(slot);
   gather_level(slot);
   const runtime::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(slot.bucket)];
+  if (plan_.weights_sharded()) {  // it stays where it is
+    slot.bucket = -1;
+    return;
+  }
   const auto copying = Clock::now();
   for (const runtime::Segment& s : bucket.segments) {
     if (s.size() == 0) continue;
@@ -444,7 +452,9 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
   const Traffic this_message =
       cost::all_reduce(plan_.control_after(), plan_.ranks, me, sizeof(double), plan_.max_chunk);
   const Traffic sent = planned_traffic() - before + this_message;
-  const Traffic planned = mine.traffic_of(updates_);
+  // The plan assumes so many gathers; how often it was is the trainer's affair.
+  Traffic planned = mine.traffic_of(updates_);
+  if (working_set_) planned = planned - mine.gathers + working_set_->expected();
   const std::int64_t matrices = mine.matrices_of(updates_);
   const bool as_planned = sent == planned && matrices_ == matrices;
   double& differs = sums[plan_.control_after() - 1];
@@ -479,9 +489,11 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
 /// Replicated weights must be the same bits everywhere. @throws NumericError naming parameter and
 /// rank.
 void ShardedOptimizer::Impl::compare_replicas() {
+  if (plan_.weights_sharded()) return compare_stores();
   const TrafficScope scope(mesh_.world, TrafficClass::setup);
   const auto hash = [&](std::size_t p) {
     const runtime::ParameterShape& shape = plan_.parameters[p];
+    if (shape.held()) return std::uint64_t{0};  // not replicated, or by the trainer
     if (shape.strides.empty()) {
       return XXH3_64bits(parameters_[p].weights,
                          static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
@@ -500,6 +512,33 @@ void ShardedOptimizer::Impl::compare_replicas() {
     if (hashes[p] != reference[p]) {
       difference = "step " + std::to_string(steps_) + ": the weights of '" +
                    plan_.parameters[p].name + "' differ from rank 0's";
+    }
+  }
+  runtime::agree(mesh_.world, difference, ExitCode::numeric);
+}
+
+/// The shards of weights that rest on several replicas must be the same bits there.
+void ShardedOptimizer::Impl::compare_stores() {
+  const TrafficScope scope(mesh_.replicate, TrafficClass::setup);
+  std::vector<std::int64_t> hashes;
+  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    const int slot = plan_.slot_of(mesh_.world.rank()) / plan_.replicate * plan_.replicate;
+    const Index begin = bucket.offset_of(slot);
+    const std::size_t element = bytes_of(bucket.weights);
+    hashes.push_back(static_cast<std::int64_t>(XXH3_64bits(
+        working_set_->store(b) + static_cast<std::size_t>(begin) * element,
+        static_cast<std::size_t>(bucket.offset_of(slot + plan_.replicate) - begin) * element)));
+  }
+  std::vector<std::int64_t> reference = hashes;
+  mesh_.replicate.broadcast(std::span(reference), 0);
+  std::string difference;
+  for (std::size_t b = 0; b < hashes.size() && difference.empty(); ++b) {
+    if (hashes[b] != reference[b]) {
+      difference =
+          "step " + std::to_string(steps_) + ": the weights of '" +
+          plan_.parameters[static_cast<std::size_t>(plan_.buckets[b].parameters.front())].name +
+          "' (bucket " + std::to_string(b) + ") differ from the first replica's";
     }
   }
   runtime::agree(mesh_.world, difference, ExitCode::numeric);

@@ -100,6 +100,9 @@ struct Config {
   MeshConfig mesh;
   CommConfig comm;
   std::int64_t zero_stage = 2;
+  std::int64_t working_set =
+      0;                     ///< `zero.working_set`: bytes of weights gathered at a time; 0: all
+  std::int64_t gathers = 2;  ///< `zero.gathers`: of each weight per step, as the plan assumes
   std::int64_t virtual_shards = 0;  ///< `reproducible.virtual_shards`; 0: off
   std::vector<GroupConfig> groups;
   std::string checks = "local";  ///< off | local | collective

@@ -9,6 +9,7 @@
 #include <orthrus/communicator.hpp>
 #include <orthrus/config.hpp>
 #include <orthrus/dtype.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -47,10 +48,12 @@ struct LogicalMatrix {
 /// One tensor of the trainer. The buffers stay the trainer's and must outlive the optimizer.
 struct Parameter {
   std::string name;  ///< unique; not starting with "state/", not ending in ".codes"/".scales"
-  std::vector<Index> shape;        ///< row-major order of dimensions; scalars are {1}
-  std::vector<Index> strides;      ///< elements per dimension; empty: contiguous
-  DType dtype = DType::f32;        ///< of the weights: f32 or bf16
-  void* weights = nullptr;         ///< replicated: the same bits on all ranks
+  std::vector<Index> shape;    ///< row-major order of dimensions; scalars are {1}
+  std::vector<Index> strides;  ///< elements per dimension; empty: contiguous
+  DType dtype = DType::f32;    ///< of the weights: f32 or bf16
+  /// The same bits on all ranks; of a sharded parameter, this rank's part. With `zero.stage: 3`
+  /// only read by the constructor (`ShardedOptimizer::weights` from then on).
+  void* weights = nullptr;
   const void* gradient = nullptr;  ///< same shape and strides
   DType gradient_dtype = DType::f32;
   GradientState gradient_state = GradientState::local;
@@ -130,6 +133,18 @@ class ShardedOptimizer {
   const StepReport& step();
   /// Waits until the weights of `id` are new (with `step` this is so on return).
   void parameter_wait(int id);
+
+  /// Brings the weights of these parameters together, for forward or backward (`zero.stage: 3`;
+  /// otherwise they are where they always are, and this does nothing). All ranks gather and release
+  /// the same parameters in the same order; what followed last time is fetched ahead. `step`
+  /// releases what is still gathered: it would be old.
+  /// @throws ConfigError  more than `zero.working_set` bytes would be gathered.
+  /// @par Cost  an all-gather of the tensors in their format, several in one message.
+  void gather(std::span<const int> ids);
+  void release(std::span<const int> ids);
+  /// The weights of `id`: `Parameter::weights`, or with `zero.stage: 3` a dense tensor at an
+  /// address that never changes, which has them while they are gathered.
+  [[nodiscard]] void* weights(int id) const;
 
   /// The number of steps taken (skipped ones included).
   [[nodiscard]] std::int64_t steps() const;

@@ -1,0 +1,275 @@
+#include "runtime/working_set.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <orthrus/error.hpp>
+#include <utility>
+
+#include "comm/cost.hpp"
+#include "runtime/clock.hpp"
+#include "runtime/region.hpp"
+
+namespace orthrus::runtime {
+
+Reserve::Reserve(std::size_t bytes) : size_(rounded(std::max<std::size_t>(bytes, 1))) {
+  void* const at = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<std::byte*>(at);
+}
+Reserve::Reserve(Reserve&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+Reserve& Reserve::operator=(Reserve&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+Reserve::~Reserve() {
+  if (data_ != nullptr) static_cast<void>(::munmap(data_, size_));
+}
+
+std::size_t Reserve::rounded(std::size_t bytes) {
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page;
+}
+
+void Reserve::drop(std::size_t offset, std::size_t bytes) const noexcept {
+  static_cast<void>(::madvise(data_ + offset, bytes, MADV_DONTNEED));
+}
+
+WorkingSet::WorkingSet(const Plan& plan, Mesh& mesh, kernels::Backend& backend)
+    : plan_(plan),
+      mesh_(mesh),
+      backend_(backend),
+      slot_(plan.slot_of(mesh.world.rank()) / plan.replicate),
+      slots_(plan.shard),
+      levels_(plan.shard_levels()),
+      dense_(plan.parameters),
+      pieces_(plan.parameters.size()),
+      resident_(plan.parameters.size()),
+      under_way_(plan.parameters.size()) {
+  const WorkSizes& sizes = plan.per_rank[static_cast<std::size_t>(mesh.world.rank())].work;
+  std::size_t bytes = 2 * Arena::rounded(sizes.gathered);
+  std::vector<std::pair<Index, std::size_t>> kept;  // first element and bytes, per bucket
+  for (const Bucket& b : plan.buckets) {
+    const Index begin = b.offset_of(slot_ * plan.replicate);
+    const Index end = b.offset_of((slot_ + 1) * plan.replicate);
+    kept.emplace_back(begin, static_cast<std::size_t>(end - begin) * bytes_of(b.weights));
+    bytes += Arena::rounded(kept.back().second);
+  }
+  arena_ = Arena(bytes);
+  for (Flight& flight : flights_) {
+    flight.staging = arena_.take(sizes.gathered);
+    flight.ids.reserve(plan.parameters.size());
+    flight.ends.resize(static_cast<std::size_t>(slots_));
+  }
+  for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
+    const Bucket& bucket = plan.buckets[b];
+    store_.push_back(arena_.take(kept[b].second).data() -
+                     static_cast<std::size_t>(kept[b].first) * bytes_of(bucket.weights));
+    for (const Segment& s : bucket.segments) {
+      if (bucket.held || s.size() == 0) continue;
+      auto& of = pieces_[static_cast<std::size_t>(s.parameter)];
+      of.resize(static_cast<std::size_t>(slots_));
+      of[static_cast<std::size_t>(plan.slot_of(s.rank) / plan.replicate)].push_back({b, &s});
+    }
+  }
+  for (ParameterShape& p : dense_) p.strides.clear();
+  std::size_t at = 0;
+  for (const ParameterShape& p : plan.parameters) {
+    places_.push_back(at);
+    sizes_.push_back(
+        p.held() ? 0 : Reserve::rounded(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
+    at += sizes_.back();
+  }
+  reserve_ = Reserve(at);
+  ahead_.reserve(plan.parameters.size());
+  order_.reserve(4 * plan.parameters.size());
+  last_order_.reserve(4 * plan.parameters.size());
+}
+
+std::size_t WorkingSet::bytes_at_rest(std::size_t i) const {
+  return static_cast<std::size_t>(plan_.parameters[i].size()) *
+         bytes_of(plan_.group(static_cast<int>(i)).format);
+}
+
+/// Sends off as many of `ids` as one staging buffer holds. @return how many.
+std::size_t WorkingSet::start(std::span<const int> ids, Flight& flight) {
+  flight.ids.clear();
+  std::size_t total = 0;
+  std::size_t taken = 0;
+  for (const int id : ids) {
+    const auto i = static_cast<std::size_t>(id);
+    if (!resident_[i] && !under_way_[i] && sizes_[i] > 0) {
+      if (!flight.ids.empty() && total + bytes_at_rest(i) > flight.staging.size()) break;
+      total += bytes_at_rest(i);
+      flight.ids.push_back(id);
+      under_way_[i] = true;
+    }
+    ++taken;
+  }
+  if (flight.ids.empty()) return taken;
+  // Slot after slot; of a slot, its pieces of the parameters one after the other.
+  std::size_t end = 0;
+  for (int slot = 0; slot < slots_; ++slot) {
+    for (const int id : flight.ids) {
+      const auto& of = pieces_[static_cast<std::size_t>(id)];
+      for (const Piece& p : of[static_cast<std::size_t>(slot)]) {
+        const std::size_t element = bytes_of(plan_.buckets[p.bucket].weights);
+        const std::size_t bytes = static_cast<std::size_t>(p.segment->size()) * element;
+        if (slot == slot_) {
+          std::memcpy(flight.staging.data() + end,
+                      store_[p.bucket] + static_cast<std::size_t>(p.segment->offset) * element,
+                      bytes);
+        }
+        end += bytes;
+      }
+    }
+    flight.ends[static_cast<std::size_t>(slot)] = static_cast<Index>(end);
+  }
+  flight.level = levels_;
+  advance(flight);
+  return taken;
+}
+
+void WorkingSet::find_cut(const Flight& flight, std::size_t level) {
+  plan_.cut_slots(
+      slot_, level, levels_,
+      [&](int slot) {
+        return slot == 0 ? Index{0} : flight.ends[static_cast<std::size_t>(slot - 1)];
+      },
+      cut_);
+}
+
+/// Waits for the level on its way and starts the next one inward.
+void WorkingSet::advance(Flight& flight) {
+  const auto start = Clock::now();
+  try {
+    flight.request.wait();
+  } catch (const CommError& e) {
+    throw CommError(std::string(e.what()) + "; gathering the weights of '" +
+                        plan_.parameters[static_cast<std::size_t>(flight.ids.front())].name +
+                        "' (" + std::to_string(flight.ids.size()) + " parameters)",
+                    e.exit_code());
+  }
+  wait_ms_ += ms_since(start);
+  if (flight.level == 0) return;
+  find_cut(flight, --flight.level);
+  const Index own = cut_.own();
+  flight.request =
+      mesh_.level(flight.level)
+          .start_all_gather({flight.staging.data() + cut_.own_begin(), own, DType::u8}, cut_.counts,
+                            {flight.staging.data() + cut_.begin, cut_.size, DType::u8});
+  expected_ += cost::all_but_own(cut_.size, own, 1, plan_.max_chunk);
+}
+
+/// What has arrived becomes whole tensors.
+void WorkingSet::land(Flight& flight) {
+  if (flight.ids.empty()) return;
+  while (flight.level > 0) advance(flight);
+  advance(flight);
+  std::size_t at = 0;
+  for (int slot = 0; slot < slots_; ++slot) {
+    for (const int id : flight.ids) {
+      const auto i = static_cast<std::size_t>(id);
+      for (const Piece& p : pieces_[i][static_cast<std::size_t>(slot)]) {
+        const DType format = plan_.buckets[p.bucket].weights;
+        unpack({flight.staging.data() + at, p.segment->size(), format}, dense_[i], weights(i),
+               dense_[i].dtype, p.segment->region, backend_);
+        at += static_cast<std::size_t>(p.segment->size()) * bytes_of(format);
+      }
+    }
+  }
+  for (const int id : flight.ids) {
+    const auto i = static_cast<std::size_t>(id);
+    under_way_[i] = false;
+    resident_[i] = true;
+  }
+  flight.ids.clear();
+}
+
+void WorkingSet::gather(std::span<const int> ids) {
+  const auto needed = [&] {
+    std::int64_t more = 0;
+    for (const int id : ids) {
+      const auto i = static_cast<std::size_t>(id);
+      if (!resident_[i] && !under_way_[i]) more += static_cast<std::int64_t>(sizes_[i]);
+    }
+    return more;
+  };
+  std::int64_t more = needed();
+  if (plan_.working_set > 0 && resident_bytes_ + more > plan_.working_set &&
+      !flights_[1].ids.empty()) {
+    // What was fetched ahead and is not wanted after all makes room.
+    ahead_.assign(flights_[1].ids.begin(), flights_[1].ids.end());
+    land(flights_[1]);
+    for (const int id : ahead_) {
+      if (std::find(ids.begin(), ids.end(), id) == ids.end()) release({&id, 1});
+    }
+    more = needed();
+  }
+  if (plan_.working_set > 0 && resident_bytes_ + more > plan_.working_set) {
+    throw ConfigError("zero.working_set: gathering '" +
+                      plan_.parameters[static_cast<std::size_t>(ids.front())].name + "' and " +
+                      std::to_string(ids.size() - 1) + " more would make " +
+                      std::to_string(resident_bytes_ + more) + " bytes, the working set has " +
+                      std::to_string(plan_.working_set) + "; release first what is not used");
+  }
+  resident_bytes_ += more;
+  order_.insert(order_.end(), ids.begin(), ids.end());
+  land(flights_[1]);
+  while (!ids.empty()) {
+    ids = ids.subspan(start(ids, flights_[0]));
+    land(flights_[0]);
+  }
+  fetch_ahead();
+}
+
+/// The next parameters of the last step's order, if it was the same until here and there is room.
+void WorkingSet::fetch_ahead() {
+  const std::size_t n = order_.size();
+  if (last_order_.size() <= n || !std::equal(order_.begin(), order_.end(), last_order_.begin())) {
+    return;
+  }
+  std::int64_t room = plan_.working_set > 0 ? plan_.working_set - resident_bytes_ : INT64_MAX;
+  std::size_t count = 0;
+  std::size_t total = 0;
+  for (std::size_t k = n; k < last_order_.size(); ++k, ++count) {
+    const auto i = static_cast<std::size_t>(last_order_[k]);
+    if (resident_[i] || under_way_[i]) break;  // still in use: it comes later
+    if (static_cast<std::int64_t>(sizes_[i]) > room ||
+        total + bytes_at_rest(i) > flights_[1].staging.size()) {
+      break;
+    }
+    room -= static_cast<std::int64_t>(sizes_[i]);
+    total += bytes_at_rest(i);
+    resident_bytes_ += static_cast<std::int64_t>(sizes_[i]);
+  }
+  if (count > 0) static_cast<void>(start(std::span(last_order_).subspan(n, count), flights_[1]));
+}
+
+void WorkingSet::release(std::span<const int> ids) {
+  for (const int id : ids) {
+    const auto i = static_cast<std::size_t>(id);
+    if (!resident_[i]) continue;
+    resident_[i] = false;
+    resident_bytes_ -= static_cast<std::int64_t>(sizes_[i]);
+    reserve_.drop(places_[i], sizes_[i]);
+  }
+}
+
+void WorkingSet::release_all() {
+  for (Flight& flight : flights_) land(flight);
+  for (std::size_t i = 0; i < resident_.size(); ++i) {
+    const int id = static_cast<int>(i);
+    release({&id, 1});
+  }
+  std::swap(order_, last_order_);
+  order_.clear();
+}
+
+}  // namespace orthrus::runtime

@@ -1,0 +1,109 @@
+#pragma once
+/// @file
+/// WorkingSet: weights under ZeRO-3. Between uses each rank keeps its shard of every bucket; what
+/// the trainer gathers is whole until it is released.
+
+#include <orthrus/communicator.hpp>
+#include <span>
+#include <vector>
+
+#include "comm/mesh.hpp"
+#include "kernels/backend.hpp"
+#include "runtime/arena.hpp"
+#include "runtime/plan.hpp"
+
+namespace orthrus::runtime {
+
+/// Address space for whole tensors, without memory behind it until it is written.
+class Reserve {
+ public:
+  Reserve() = default;
+  explicit Reserve(std::size_t bytes);
+  Reserve(Reserve&& other) noexcept;
+  Reserve& operator=(Reserve&& other) noexcept;
+  ~Reserve();
+
+  static std::size_t rounded(std::size_t bytes);  ///< to whole pages
+  [[nodiscard]] std::byte* data() const { return data_; }
+  /// Gives the memory of a page-aligned range back.
+  void drop(std::size_t offset, std::size_t bytes) const noexcept;
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// All ranks of a shard group gather and release the same parameters in the same order. A step
+/// makes what is gathered stale: it is released.
+class WorkingSet {
+ public:
+  /// @param sizes  what the plan promised: `WorkSizes::gathered` is the size of a staging buffer.
+  WorkingSet(const Plan& plan, Mesh& mesh, kernels::Backend& backend);
+
+  /// Where bucket b's weights of this shard rest: an address such that element `offset` of the
+  /// bucket is at `+ offset` elements.
+  [[nodiscard]] std::byte* store(std::size_t bucket) const { return store_[bucket]; }
+  /// Whole weights of parameter i, dense and of its dtype: the same address for ever, with the
+  /// weights there from `gather` to `release`.
+  [[nodiscard]] void* weights(std::size_t i) const { return reserve_.data() + places_[i]; }
+  [[nodiscard]] bool holds(std::size_t i) const { return resident_[i]; }
+
+  /// Collective over the shard group. What was gathered next in the step before is fetched ahead.
+  /// @throws ConfigError  the gathered tensors would be larger than the working set.
+  void gather(std::span<const int> ids);
+  void release(std::span<const int> ids);
+  /// A step begins: nothing may be under way.
+  void release_all();
+
+  /// What the calls since the last `reset_traffic` should have sent.
+  [[nodiscard]] Traffic expected() const { return expected_; }
+  void reset_traffic() { expected_ = {}; }
+  [[nodiscard]] double wait_ms() const { return wait_ms_; }
+  void reset_wait() { wait_ms_ = 0; }
+
+ private:
+  /// Several parameters on their way in one message.
+  struct Flight {
+    std::span<std::byte> staging;
+    std::vector<int> ids;
+    std::vector<Index> ends;  ///< per slot of the shard group: where its bytes end
+    Request request;
+    std::size_t level = 0;  ///< levels it still has to cross
+  };
+  struct Piece {
+    std::size_t bucket;
+    const Segment* segment;
+  };
+
+  [[nodiscard]] std::size_t bytes_at_rest(std::size_t i) const;
+  /// What the ranks that share this one's coordinates below `level` bring, by coordinate at
+  /// `level`: in `cut_`.
+  void find_cut(const Flight& flight, std::size_t level);
+  std::size_t start(std::span<const int> ids, Flight& flight);
+  void advance(Flight& flight);
+  void land(Flight& flight);
+  void fetch_ahead();
+
+  const Plan& plan_;
+  Mesh& mesh_;
+  kernels::Backend& backend_;
+  int slot_;            ///< in the shard group
+  int slots_;           ///< ranks of the shard group
+  std::size_t levels_;  ///< of the shard group
+  Plan::Cut cut_;
+  std::vector<ParameterShape> dense_;  ///< as they are when gathered
+  Arena arena_;
+  std::vector<std::byte*> store_;
+  std::vector<std::vector<std::vector<Piece>>> pieces_;  ///< per parameter and slot
+  Reserve reserve_;
+  std::vector<std::size_t> places_, sizes_;  ///< per parameter, in the reserve
+  std::vector<bool> resident_, under_way_;
+  std::int64_t resident_bytes_ = 0;
+  Flight flights_[2];                    ///< asked for; fetched ahead
+  std::vector<int> order_, last_order_;  ///< as gathered in this step, and in the one before
+  std::vector<int> ahead_;
+  Traffic expected_;
+  double wait_ms_ = 0;
+};
+
+}  // namespace orthrus::runtime
