@@ -96,7 +96,9 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
   // From here on every rank decides alike; what only one can see is agreed on.
   std::vector<runtime::ParameterShape> shapes;
   for (const Parameter& p : parameters_) shapes.push_back(runtime::shape_of(p));
-  plan_ = runtime::make_plan(config_, std::move(shapes), mesh_.world.size(), {},
+  runtime::MachineProfile profile;
+  runtime::agree(setup_, [&] { profile = runtime::load_profile(config_.profile); });
+  plan_ = runtime::make_plan(config_, std::move(shapes), mesh_.world.size(), profile,
                              mesh_.world.options().max_chunk);
   std::string first = plan_.hash;
   setup_.broadcast(first, 0);

@@ -15,7 +15,7 @@ namespace {
 
 struct Options {
   std::string config, params, model;
-  std::string profile = runtime::MachineProfile{}.name;
+  std::string profile;
   int ranks = 1;
   std::vector<std::string> set;
 };
@@ -32,8 +32,9 @@ runtime::ParameterShape shape(std::string name, std::vector<Index> dims) {
 int plan(const Options& o, Context& context) {
   if (context.rank() != 0) return 0;
   if (o.ranks < 1) throw ConfigError("--ranks must be at least 1", ExitCode::usage);
-  const Config config = load_config(o.config, o.set);
-  const runtime::MachineProfile profile = runtime::load_profile(o.profile);
+  Config config = load_config(o.config, o.set);
+  const runtime::MachineProfile profile =
+      runtime::load_profile(o.profile.empty() ? config.profile : o.profile);
   Shapes shapes;
   if (!o.params.empty()) {
     const runtime::SafetensorsReader file(o.params);
@@ -51,6 +52,7 @@ int plan(const Options& o, Context& context) {
       }
     }
   } else if (!config.workload.empty()) {
+    config.gathers = 1;  // as `train` does
     for (const Parameter& p : workloads::open_workload(config)->parameters()) {
       shapes.push_back(runtime::shape_of(p));
     }
@@ -74,8 +76,8 @@ Run add_plan(CLI::App& app) {
   app.add_option("--model", options->model, "Shapes of a known model: " + known_models());
   app.add_option("--ranks", options->ranks, "Number of ranks (not this launch's)")->required();
   app.add_option("--profile", options->profile,
-                 "Machine to predict for: a file of `orthrus bench --profile`, or a known name")
-      ->capture_default_str();
+                 "Machine to predict for: a file of `orthrus bench --profile`, or a known name "
+                 "(else the config's)");
   app.add_option("--set", options->set, "key.path=value, over the file")->allow_extra_args(false);
   return [options](Context& context) { return plan(*options, context); };
 }

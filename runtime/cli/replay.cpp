@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <orthrus/error.hpp>
 #include <orthrus/orthrus.hpp>
 
@@ -210,6 +211,9 @@ int replay(const Options& options, Context& context) {
   Communicator control = world.duplicate("replay");
   ShardedOptimizer optimizer{config, std::move(world), parameters};
 
+  std::vector<int> ids(model.size());
+  std::iota(ids.begin(), ids.end(), 0);
+
   // Leaves are fed one by one; without them this rank's mean counts as 1 of `ranks`.
   const runtime::Leaves mine = runtime::leaf_run(count, ranks, rank);
   const bool leaves = config.virtual_shards > 0;
@@ -243,6 +247,11 @@ int replay(const Options& options, Context& context) {
     if (mine.size() == 0) {
       for (Tensor& t : model) std::fill(t.gradient.begin(), t.gradient.end(), 0.0F);
     }
+    // As often as the plan assumes of a trainer.
+    for (std::int64_t k = 0; k < config.gathers && config.zero_stage == 3; ++k) {
+      optimizer.gather(ids);
+      optimizer.release(ids);
+    }
     const StepReport& report = optimizer.step();
     totals[0] += report.bytes_sent;
     totals[1] += report.messages;
@@ -254,6 +263,13 @@ int replay(const Options& options, Context& context) {
     times.lmo += report.ms.lmo;
   }
   control.all_reduce(std::span<std::int64_t>(totals.data(), 2), ReduceOp::sum);
+  for (int id = 0; id < std::ssize(model) && config.zero_stage == 3; ++id) {
+    Tensor& t = model[static_cast<std::size_t>(id)];
+    optimizer.gather({&id, 1});
+    std::copy_n(static_cast<const float*>(optimizer.weights(id)), t.weights.size(),
+                t.weights.begin());
+    optimizer.release({&id, 1});
+  }
   const auto state = optimizer.gather_state();
   const nlohmann::ordered_json summary = {{"schema", 1},
                                           {"steps", files.size()},

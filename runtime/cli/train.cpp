@@ -258,13 +258,19 @@ struct Shared {
   double bytes = 0, bytes_max = 0, messages = 0, exceptional = 0, matrices = 0;
 };
 
+/// Under ZeRO-3 a step's forward and backward use what was gathered once.
+Config with_one_gather(Config config) {
+  config.gathers = 1;
+  return config;
+}
+
 class Trainer {
  public:
   Trainer(const Options& options, Context& context, Config config, Communicator world,
           Communicator control)
       : options_(options),
         context_(context),
-        config_(std::move(config)),
+        config_(with_one_gather(std::move(config))),
         rank_(world.rank()),
         size_(world.size()),
         control_(std::move(control)),
@@ -273,6 +279,10 @@ class Trainer {
     runtime::agree(control_, [&] { workload_ = workloads::open_workload(config_); });
     parameters_ = workload_->parameters();
     optimizer_.emplace(config_, std::move(world), parameters_);
+    for (int id = 0; id < std::ssize(parameters_); ++id) {
+      ids_.push_back(id);
+      if (config_.zero_stage == 3) workload_->place_weights(id, optimizer_->weights(id));
+    }
     // What cannot be run as given has ended here, and left nothing behind.
     open_directory();
     if (options_.resume) resume();
@@ -420,6 +430,7 @@ class Trainer {
     const std::int64_t index = optimizer_->steps();
     const auto ready = [this](int id) { optimizer_->gradient_ready(id); };
     losses_.clear();
+    optimizer_->gather(ids_);
     for (std::size_t k = 0; k < deal_.parts.size(); ++k) {
       if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
         optimizer_->micro_batch(static_cast<std::int64_t>(k));
@@ -482,7 +493,9 @@ class Trainer {
 
   /// Means over the held-out data of all ranks.
   std::map<std::string, double> evaluate() {
+    optimizer_->gather(ids_);
     const workloads::Workload::Evaluation mine = workload_->evaluate(rank_, size_);
+    optimizer_->release(ids_);
     std::vector<double> sums{mine.count};
     for (const auto& [key, value] : mine.sums) sums.push_back(value);
     control_.all_reduce(std::span<double>(sums));
@@ -711,6 +724,7 @@ class Trainer {
   std::unique_ptr<workloads::Workload> workload_;
   std::vector<Parameter> parameters_;
   std::optional<ShardedOptimizer> optimizer_;
+  std::vector<int> ids_;  // of all parameters
 
   std::int64_t first_step_ = 0;
   std::int64_t saved_step_ = -1;

@@ -59,7 +59,8 @@ class MatrixSensing final : public Workload {
     Options(config, "data", config.data).done();
 
     const std::int64_t size = rows_ * cols_;
-    weights_.assign(static_cast<std::size_t>(size), 0.0F);
+    own_.assign(static_cast<std::size_t>(size), 0.0F);
+    weights_ = own_;
     gradient_.assign(static_cast<std::size_t>(size), 0.0F);
 
     const Draws left(seed_, Purpose::target, {0}), right(seed_, Purpose::target, {1});
@@ -94,6 +95,11 @@ class MatrixSensing final : public Workload {
     p.weights = weights_.data();
     p.gradient = gradient_.data();
     return {p};
+  }
+
+  void place_weights(int, void* data) override {
+    weights_ = {static_cast<float*>(data), weights_.size()};
+    own_ = {};
   }
 
   double gradient(const Slice& slice, const std::function<void(int)>& ready) override {
@@ -163,7 +169,8 @@ class MatrixSensing final : public Workload {
 
   std::uint64_t seed_;
   std::int64_t batch_, rows_ = 0, cols_ = 0, count_ = 0;
-  std::vector<float> weights_, gradient_;
+  std::vector<float> own_, gradient_;
+  std::span<float> weights_;  // where they are
   std::vector<double> target_, measurements_, answers_;
 };
 

@@ -33,7 +33,8 @@ class NoisyQuadratic final : public Workload {
       for (std::int64_t e = 0; e < rows_ * cols_; ++e) {
         w.push_back(static_cast<float>(draws.normal(e)));
       }
-      weights_.push_back(std::move(w));
+      own_.push_back(std::move(w));
+      weights_.push_back(own_.back().data());
       gradient_.emplace_back(curvature_.size(), 0.0F);
     }
   }
@@ -44,11 +45,17 @@ class NoisyQuadratic final : public Workload {
       Parameter p;
       p.name = "layers." + std::to_string(k) + ".weight";
       p.shape = {rows_, cols_};
-      p.weights = weights_[k].data();
+      p.weights = weights_[k];
       p.gradient = gradient_[k].data();
       list.push_back(std::move(p));
     }
     return list;
+  }
+
+  void place_weights(int id, void* data) override {
+    const auto k = static_cast<std::size_t>(id);
+    weights_[k] = static_cast<float*>(data);
+    own_[k] = {};
   }
 
   double gradient(const Slice& slice, const std::function<void(int)>& ready) override {
@@ -93,7 +100,8 @@ class NoisyQuadratic final : public Workload {
   std::int64_t rows_ = 0, cols_ = 0, matrices_ = 0;
   double noise_ = 0;
   std::vector<double> curvature_;
-  std::vector<std::vector<float>> weights_, gradient_;
+  std::vector<std::vector<float>> own_, gradient_;
+  std::vector<float*> weights_;  // where they are
 };
 
 }  // namespace

@@ -21,6 +21,7 @@ class TorchModel : public Workload {
  public:
   ~TorchModel() override;
   std::vector<Parameter> parameters() final { return list_; }
+  void place_weights(int id, void* data) final;
   double gradient(const Slice& slice, const std::function<void(int)>& ready) final;
   Evaluation evaluate(int rank, int size) final;
 

@@ -109,6 +109,11 @@ at::Tensor& TorchModel::add_constant(const std::string& name, std::vector<std::i
   return keep(name, at::full(shape, value, at::kFloat));
 }
 
+void TorchModel::place_weights(int id, void* data) {
+  at::Tensor& w = *weights_[static_cast<std::size_t>(id)];
+  w.set_data(torch::from_blob(data, w.sizes(), at::kFloat));
+}
+
 double TorchModel::gradient(const Slice& slice, const std::function<void(int)>& ready) {
   const Threads threads(threads_);
   for (const auto& w : weights_) w->mutable_grad().zero_();

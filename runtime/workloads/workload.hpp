@@ -25,6 +25,9 @@ class Workload {
   virtual ~Workload() = default;
   /// Names, shapes, buffers. Initial weights depend on config.seed alone.
   [[nodiscard]] virtual std::vector<Parameter> parameters() = 0;
+  /// From now on the weights of parameter `id` are at `data`, dense (`zero.stage: 3`: gathered
+  /// before each use). The buffer of `parameters()` is used no more.
+  virtual void place_weights(int id, void* data) = 0;
   /// Forward and backward on `slice`; every gradient is the mean over the slice. Calls `ready(id)`
   /// (position in `parameters()`) as soon as a gradient is in place. @return the mean loss of the
   /// slice.

@@ -96,7 +96,8 @@ struct Config {
   std::string name = "run";
   std::uint64_t seed = 1;
   std::string device = "cpu";
-  std::int64_t memory_cap = 0;  ///< bytes per rank over all planned categories; 0: none
+  std::string profile = "default-cpu";  ///< machine the planner predicts for: a name, or a file
+  std::int64_t memory_cap = 0;          ///< bytes per rank over all planned categories; 0: none
   MeshConfig mesh;
   CommConfig comm;
   std::int64_t zero_stage = 2;
