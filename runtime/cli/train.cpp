@@ -491,6 +491,18 @@ class Trainer {
     return shared;
   }
 
+  std::string hash_gathered_weights() {
+    optimizer_->gather(ids_);
+    std::vector<Parameter> gathered = parameters_;
+    for (std::size_t i = 0; i < gathered.size() && config_.zero_stage == 3; ++i) {
+      gathered[i].weights = optimizer_->weights(static_cast<int>(i));
+      gathered[i].strides.clear();
+    }
+    const std::string hash = hash_weights(gathered);
+    optimizer_->release(ids_);
+    return hash;
+  }
+
   /// Means over the held-out data of all ranks.
   std::map<std::string, double> evaluate() {
     optimizer_->gather(ids_);
@@ -626,7 +638,7 @@ class Trainer {
   /// Collective.
   void finish(const char* status, Clock::time_point start) {
     const MemoryPlan m = optimizer_->memory();
-    const std::string hash = hash_weights(parameters_);
+    const std::string hash = hash_gathered_weights();
     const json mine{{"rank", rank_},    {"weights", m.weights}, {"gradients", m.gradients},
                     {"state", m.state}, {"work", m.work},       {"total", m.total()},
                     {"hash", hash}};
