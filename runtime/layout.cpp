@@ -94,11 +94,11 @@ std::vector<Region> intersection(const Region& m, const Region& part) {
 
 /// Hands the element-wise units of each bucket to slots so that after every bucket each slot has
 /// its share of all elements so far, to within one unit. A unit is at most `norm_block` elements of
-/// one parameter.
+/// one parameter; the first of a parameter counts as at least `least`, what a call costs.
 class ElementDealer {
  public:
-  explicit ElementDealer(std::vector<double> shares)
-      : share_(std::move(shares)), got_(share_.size(), 0) {
+  ElementDealer(std::vector<double> shares, double least)
+      : share_(std::move(shares)), got_(share_.size(), 0), least_(least) {
     const double sum = std::accumulate(share_.begin(), share_.end(), 0.0);
     for (double& s : share_) s = sum > 0 ? s / sum : 1.0 / static_cast<double>(share_.size());
   }
@@ -107,10 +107,13 @@ class ElementDealer {
   /// ascending: f(slot, parameter, begin, size).
   template <class F>
   void deal(const std::vector<std::pair<int, Index>>& parameters, F&& f) {
-    Index total = 0;
-    for (const auto& [id, size] : parameters) total += size;
-    if (total == 0) return;
-    dealt_ += static_cast<double>(total);
+    double total = 0;
+    for (const auto& [id, size] : parameters) {
+      const Index first = std::min(size, Plan::norm_block);
+      total += weight(first, true) + static_cast<double>(size - first);
+    }
+    if (parameters.empty()) return;
+    dealt_ += total;
     std::vector<double> want(share_.size());
     double sum = 0;
     for (std::size_t r = 0; r < share_.size(); ++r) {
@@ -119,30 +122,34 @@ class ElementDealer {
     }
     double at = 0;
     std::size_t slot = 0;
-    double cut = want[0] * static_cast<double>(total) / sum;  // where this slot's part should end
+    double cut = want[0] * total / sum;  // where this slot's part should end
     for (const auto& [id, size] : parameters) {
       Index run = 0;
       for (Index begin = 0; begin < size; begin += Plan::norm_block) {
-        const Index n = std::min(Plan::norm_block, size - begin);
+        const double n = weight(std::min(Plan::norm_block, size - begin), begin == 0);
         // The unit goes to the slot its middle falls on.
-        if (slot + 1 < share_.size() && at + static_cast<double>(n) / 2 > cut) {
+        if (slot + 1 < share_.size() && at + n / 2 > cut) {
           if (begin > run) f(static_cast<int>(slot), id, run, begin - run);
           run = begin;
-          while (slot + 1 < share_.size() && at + static_cast<double>(n) / 2 > cut) {
+          while (slot + 1 < share_.size() && at + n / 2 > cut) {
             ++slot;
-            cut += want[slot] * static_cast<double>(total) / sum;
+            cut += want[slot] * total / sum;
           }
         }
-        got_[slot] += static_cast<double>(n);
-        at += static_cast<double>(n);
+        got_[slot] += n;
+        at += n;
       }
       f(static_cast<int>(slot), id, run, size - run);
     }
   }
 
  private:
+  [[nodiscard]] double weight(Index n, bool first) const {
+    return first ? std::max(static_cast<double>(n), least_) : static_cast<double>(n);
+  }
+
   std::vector<double> share_, got_;
-  double dealt_ = 0;
+  double least_, dealt_ = 0;
 };
 
 /// What travels together must agree in all of this; what meets, in its group too.
@@ -321,7 +328,7 @@ Plan::Cut Plan::cut_of(const Bucket& bucket, int world_rank, std::size_t level) 
   return cut;
 }
 
-void lay_out(const Config& config, const std::vector<double>& shares, Plan& plan) {
+void lay_out(const Config& config, const Placement& placement, Plan& plan) {
   std::vector<std::vector<int>> matrices_of(plan.parameters.size());
   for (std::size_t m = 0; m < plan.matrices.size(); ++m) {
     matrices_of[static_cast<std::size_t>(plan.matrices[m].parameter)].push_back(
@@ -356,7 +363,7 @@ void lay_out(const Config& config, const std::vector<double>& shares, Plan& plan
     plan.buckets[open[kind]].parameters.push_back(i);
     filled[kind] += bytes;
   }
-  ElementDealer dealer(shares);
+  ElementDealer dealer(placement.shares, placement.least_unit);
   for (Bucket& bucket : plan.buckets) {
     SegmentList list(plan);
     std::vector<std::pair<int, Index>> elements;

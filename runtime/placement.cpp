@@ -380,41 +380,56 @@ Loads assign_owners(const MachineProfile& profile, Plan& plan) {
   }
   std::stable_sort(tasks.begin(), tasks.end(),
                    [](const Task& a, const Task& b) { return a.seconds > b.seconds; });
-  std::set<std::tuple<double, double, int>> ranks;
-  for (int r = 0; r < plan.ranks; ++r) ranks.emplace(0.0, 0.0, r);
+  using Ranks = std::set<std::tuple<double, double, int>>;  // seconds, bytes at rest, rank
+  std::vector<Ranks> replicas(static_cast<std::size_t>(plan.replicate));
+  for (int r = 0; r < plan.ranks; ++r) {
+    replicas[static_cast<std::size_t>(r / plan.shard)].emplace(0.0, 0.0, r);
+  }
+  std::vector<double> replica_bytes(replicas.size(), 0);
   const double fair = 1.3 * all_bytes / plan.ranks;
-  constexpr int tries = 32;
+  constexpr int tries = 64;
   for (const Task& task : tasks) {
     MatrixPlan& m = plan.matrices[task.matrix];
     const ParameterShape& p = plan.parameters[static_cast<std::size_t>(m.parameter)];
     const double more = static_cast<double>(state_bytes(plan.group(m.parameter), m.rows, m.cols));
     const bool rests = m.mode == Mode::owner;
+    // Of the ranks that would be done about as early as the first: one in the replica that has
+    // least, and where the matrix rests on it, one whose state is within its share.
+    double first = std::get<0>(*replicas[0].begin());
+    for (const Ranks& ranks : replicas) first = std::min(first, std::get<0>(*ranks.begin()));
+    const double late = first + 0.1 * task.seconds;
+    std::size_t replica = replicas.size();
+    for (std::size_t k = 0; k < replicas.size(); ++k) {
+      if (std::get<0>(*replicas[k].begin()) > late) continue;
+      if (replica == replicas.size() || replica_bytes[k] < replica_bytes[replica]) replica = k;
+    }
+    Ranks& ranks = replicas[replica];
     auto best = ranks.begin();
-    if (rests) {
-      auto at = best;
-      for (int k = 0; k < tries && at != ranks.end(); ++k, ++at) {
-        // Never later than the least loaded rank would be done with it.
-        if (std::get<0>(*at) > std::get<0>(*ranks.begin()) + 0.1 * task.seconds) break;
-        if (std::get<1>(*at) + more <= fair) {
-          best = at;
-          break;
-        }
+    auto at = best;
+    for (int k = 0; rests && k < tries && at != ranks.end(); ++k, ++at) {
+      if (std::get<0>(*at) > late) break;
+      if (std::get<1>(*at) + more <= fair) {
+        best = at;
+        break;
       }
     }
     const auto [seconds, bytes, rank] = *best;
     ranks.erase(best);
     m.owner = p.held() ? rank % plan.shard : rank;
     ranks.emplace(seconds + task.seconds, bytes + (rests ? more : 0), rank);
+    replica_bytes[replica] += more;
     if (rests) continue;
-    // Pieces lie on the ranks of the owner's replica.
+    // Pieces lie on all ranks of the replica.
     for (int s = 0; s < plan.shard; ++s) {
-      loads.bytes[static_cast<std::size_t>(m.owner / plan.shard * plan.shard + s)] +=
+      loads.bytes[replica * static_cast<std::size_t>(plan.shard) + static_cast<std::size_t>(s)] +=
           more / plan.shard;
     }
   }
-  for (const auto& [seconds, bytes, rank] : ranks) {
-    loads.seconds[static_cast<std::size_t>(rank)] += seconds;
-    loads.bytes[static_cast<std::size_t>(rank)] += bytes;
+  for (const Ranks& ranks : replicas) {
+    for (const auto& [seconds, bytes, rank] : ranks) {
+      loads.seconds[static_cast<std::size_t>(rank)] += seconds;
+      loads.bytes[static_cast<std::size_t>(rank)] += bytes;
+    }
   }
   return loads;
 }
@@ -442,6 +457,14 @@ std::vector<double> fill(const std::vector<double>& levels, const std::vector<do
     shares[r] = std::clamp(high - levels[r], 0.0, most[r]);
   }
   return shares;
+}
+
+/// Bytes an element-wise update moves per element, in the first group that has one.
+double pass_bytes_of_elements(const Plan& plan) {
+  for (const Group& g : plan.groups) {
+    if (g.lmo == nullptr) return pass_bytes(g);
+  }
+  return 1;
 }
 
 }  // namespace
@@ -560,6 +583,14 @@ Placement place(const MachineProfile& profile, Preference preference, Plan& plan
     const auto n = static_cast<double>(plan.parameters[i].size());
     seconds += pass_seconds(profile, pass_bytes(g) * n);
     bytes += static_cast<double>(state_bytes_per_element(g)) * n;
+  }
+  if (seconds > 0) {
+    // How many elements of a long pass take as long as the shortest pass there is.
+    const double each = pass_bytes_of_elements(plan);
+    constexpr double shortest = 4096;
+    constexpr double longest = 1e9;
+    placement.least_unit =
+        pass_seconds(profile, shortest) / (pass_seconds(profile, longest) / longest) / each;
   }
   bytes = std::max(bytes, 1.0);
   const double mean =

@@ -311,7 +311,7 @@ std::string decisions(const Plan& plan) {
 bool complete_plan(const Config& config, const MachineProfile& profile, Preference preference,
                    Plan& plan) {
   const Placement placement = place(profile, preference, plan);
-  lay_out(config, placement.shares, plan);
+  lay_out(config, placement, plan);
   check_exchange_sizes(plan);
   predict(profile, plan);
   const std::string text = decisions(plan);

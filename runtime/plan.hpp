@@ -180,7 +180,7 @@ struct Plan {
   std::vector<Bucket> buckets;   ///< in the global order of collectives
   std::vector<RankPlan> per_rank;  ///< by world rank
   double imbalance = 1;            ///< max/mean of predicted seconds of computing
-  double memory_imbalance = 1;
+  double memory_imbalance = 1;     ///< max/mean of weights, gradients and state
   double load_bound = 1;  ///< (largest unsplittable matrix or the mean) / mean: what is reachable
   std::string hash;       ///< 32 hex digits over all of the above
 

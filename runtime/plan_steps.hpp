@@ -18,6 +18,7 @@ enum class Preference : std::uint8_t {
 
 struct Placement {
   std::vector<double> shares;  ///< of the element-wise parameters, per slot
+  double least_unit = 0;       ///< elements that take as long as one call of none
   bool had_choice = false;     ///< did any matrix have more than one mode to choose from?
 };
 /// Mode and owner of every matrix.
@@ -25,7 +26,7 @@ struct Placement {
 Placement place(const MachineProfile& profile, Preference preference, Plan& plan);
 
 /// Buckets, their parts and segments, in the global order of collectives.
-void lay_out(const Config& config, const std::vector<double>& shares, Plan& plan);
+void lay_out(const Config& config, const Placement& placement, Plan& plan);
 
 /// Bytes, messages, memory and seconds of every rank.
 void predict(const MachineProfile& profile, Plan& plan);

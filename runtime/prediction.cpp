@@ -406,8 +406,10 @@ void predict(const MachineProfile& profile, Plan& plan) {
   for (const RankPlan& r : plan.per_rank) {
     most = std::max(most, r.seconds);
     sum += r.seconds;
-    most_memory = std::max(most_memory, static_cast<double>(r.memory.total()));
-    sum_memory += static_cast<double>(r.memory.total());
+    // What rests. Scratch is as large as the largest matrix a rank computes, which nothing splits.
+    const auto rests = static_cast<double>(r.memory.total() - r.memory.work);
+    most_memory = std::max(most_memory, rests);
+    sum_memory += rests;
   }
   const double mean = sum / plan.ranks;
   double largest = mean;

@@ -230,8 +230,9 @@ json describe_groups(const Config& config, const std::vector<Parameter>& paramet
 }
 
 json to_json(const StepTimes& ms) {
-  return {{"reduce", ms.reduce}, {"control", ms.control}, {"update", ms.update}, {"lmo", ms.lmo},
-          {"gather", ms.gather}, {"copy", ms.copy},       {"total", ms.total}};
+  return {{"reduce", ms.reduce}, {"control", ms.control}, {"update", ms.update},
+          {"lmo", ms.lmo},       {"gather", ms.gather},   {"meet", ms.meet},
+          {"copy", ms.copy},     {"total", ms.total}};
 }
 
 std::string replace_all(std::string text, const std::string& what, const std::string& by) {

@@ -1,0 +1,1127 @@
+// A step walked without taking it: call by call what bucket.cpp, step.cpp, meet.cpp and
+// working_set.cpp do, on the clocks of all ranks.
+#include "runtime/timeline.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "comm/cost.hpp"
+#include "kernels/gram.hpp"
+#include "runtime/meeting.hpp"
+#include "runtime/plan_steps.hpp"
+
+namespace orthrus::runtime {
+namespace {
+
+using optim::Mode;
+
+double real(Index n) { return static_cast<double>(n); }
+std::size_t at(int i) { return static_cast<std::size_t>(i); }
+
+/// Ranks that talk: first, first + stride, …, `size` of them.
+struct Group {
+  int stride = 1, size = 1;
+};
+
+/// One call of a group.
+struct Call {
+  bool made = true;
+  Collective kind = Collective::send;
+  double most = 0;      ///< bytes the rank with most sends
+  double messages = 1;  ///< of a rank
+  std::int64_t all = 0;  ///< bytes all its ranks send
+};
+
+/// The same call of all groups, on its way. Waited for before its next one starts.
+struct Flight {
+  bool active = false;
+  Phase phase = Phase::meet;
+  int bucket = -1;
+  Group group;
+  Lane lane = Lane::node;
+  std::vector<double> duration, end;   ///< per rank; end −1: its group makes no call
+  std::vector<TimelineEvent> of_shown;  ///< per shown rank
+};
+
+/// Seconds of work on some ranks.
+class Work {
+ public:
+  explicit Work(int ranks) : seconds_(at(ranks), 0) {}
+  void add(int rank, double seconds) {
+    if (seconds <= 0) return;
+    if (seconds_[at(rank)] == 0) touched_.push_back(rank);
+    seconds_[at(rank)] += seconds;
+  }
+  /// f(rank, seconds), and forgets them.
+  template <class F>
+  void drain(F&& f) {
+    for (const int rank : touched_) f(rank, std::exchange(seconds_[at(rank)], 0));
+    touched_.clear();
+  }
+
+ private:
+  std::vector<double> seconds_;
+  std::vector<int> touched_;
+};
+
+/// The largest of `size` numbers `stride` apart. Eight at a time: one after the other each would
+/// wait for the one before, and this is where most of the walk's time goes.
+double largest(const double* x, int stride, int size) {
+  double most = x[0];
+  int i = 0;
+  if (stride == 1) {
+    std::array<double, 8> lanes;
+    lanes.fill(most);
+    for (; i + 8 <= size; i += 8) {
+      for (int k = 0; k < 8; ++k) lanes[at(k)] = lanes[at(k)] < x[i + k] ? x[i + k] : lanes[at(k)];
+    }
+    most = *std::max_element(lanes.begin(), lanes.end());
+  }
+  for (; i < size; ++i) most = std::max(most, x[Index{i} * stride]);
+  return most;
+}
+
+void fill(std::vector<double>& x, int first, Group group, double value) {
+  if (group.stride == 1) {
+    std::fill_n(x.begin() + first, group.size, value);
+    return;
+  }
+  for (int i = 0; i < group.size; ++i) x[at(first + i * group.stride)] = value;
+}
+
+/// What all ranks have done until when.
+class Clocks {
+ public:
+  Clocks(const MachineProfile& profile, const TimelineOptions& options, std::vector<int> shown,
+         int ranks)
+      : profile_(profile),
+        ranks_(ranks),
+        blocking_(options.blocking),
+        progress_(!options.blocking && options.progress.value_or(profile.ranks_per_node > 0)),
+        now_(at(ranks), 0),
+        shown_(std::move(shown)),
+        shown_at_(at(ranks), -1) {
+    for (auto& free : free_) free.assign(at(ranks), 0);
+    for (PhaseClock& phase : phases_) {
+      for (auto* seconds : {&phase.compute, &phase.communication, &phase.exposed, &phase.waiting}) {
+        seconds->assign(at(ranks), 0);
+      }
+    }
+    for (std::size_t i = 0; i < shown_.size(); ++i) shown_at_[at(shown_[i])] = static_cast<int>(i);
+  }
+
+  void compute(Phase phase, int bucket, Work& work) {
+    PhaseClock& clock = phases_[static_cast<std::size_t>(phase)];
+    work.drain([&](int rank, double seconds) {
+      const double start = now_[at(rank)];
+      now_[at(rank)] += seconds;
+      clock.compute[at(rank)] += seconds;
+      if (shown_at_[at(rank)] >= 0) computed(rank, phase, bucket, start);
+    });
+  }
+  /// The same on all ranks.
+  void compute_all(Phase phase, int bucket, double seconds) {
+    if (seconds <= 0) return;
+    phases_[static_cast<std::size_t>(phase)].compute_all += seconds;
+    for (double& now : now_) now += seconds;
+    for (const int rank : shown_) computed(rank, phase, bucket, now_[at(rank)] - seconds);
+  }
+
+  /// All ranks make a call. @param call  call(first): of the group whose first rank that is.
+  /// @param sent  sent(rank): its bytes.
+  template <class OfGroup, class OfRank>
+  void start(Flight& f, Phase phase, int bucket, Group group, OfGroup&& call, OfRank&& sent) {
+    f.active = true;
+    f.phase = phase;
+    f.bucket = bucket;
+    f.group = group;
+    f.duration.resize(now_.size());
+    f.end.resize(now_.size());
+    const int per_node =
+        profile_.ranks_per_node > 0 ? std::max(1, profile_.ranks_per_node / group.stride) : 0;
+    f.lane = per_node > 0 && per_node < group.size ? Lane::network : Lane::node;
+    const bool both = f.lane == Lane::network && per_node > 1;
+    for_each_group(group, [&](int first) {
+      const Call c = call(first);
+      bytes_sent_[static_cast<std::size_t>(phase)] += c.all;
+      const double seconds = c.made ? seconds_of(c, group, per_node) : 0;
+      double end = -1;
+      if (c.made) {
+        double begin = largest(&now_[at(first)], group.stride, group.size);
+        for (const Lane lane : {Lane::node, Lane::network}) {
+          if (lane != f.lane && !both) continue;
+          begin = std::max(begin, largest(&free(lane)[at(first)], group.stride, group.size));
+        }
+        end = begin + seconds;
+        for (const Lane lane : {Lane::node, Lane::network}) {
+          if (progress_ && (lane == f.lane || both)) fill(free(lane), first, group, end);
+        }
+      }
+      fill(f.duration, first, group, seconds);
+      fill(f.end, first, group, end);
+    });
+    f.of_shown.clear();
+    for (const int rank : shown_) {
+      const int first = rank / (group.stride * group.size) * (group.stride * group.size) +
+                        rank % group.stride;
+      const double end = f.end[at(rank)];
+      f.of_shown.push_back({rank, f.lane, phase, call(first).kind, bucket,
+                            end - f.duration[at(rank)], end, end < 0 ? 0 : sent(rank)});
+      if (progress_) happened(f.of_shown.back());
+    }
+    if (blocking_) wait(f);
+  }
+
+  /// Is it over on all ranks, seen from the one that is furthest?
+  [[nodiscard]] bool is_over(const Flight& f) const {
+    const int n = ranks_;
+    return !f.active || (progress_ && largest(f.end.data(), 1, n) <= largest(now_.data(), 1, n));
+  }
+
+  void wait(Flight& f) {
+    if (!f.active) return;
+    f.active = false;
+    PhaseClock& clock = phases_[static_cast<std::size_t>(f.phase)];
+    if (!progress_) {
+      // It takes place now that all of its ranks are here.
+      for_each_group(f.group, [&](int first) {
+        if (f.end[at(first)] < 0) return;
+        const double begin = largest(&now_[at(first)], f.group.stride, f.group.size);
+        fill(f.end, first, f.group, begin + f.duration[at(first)]);
+      });
+      for (TimelineEvent& e : f.of_shown) {
+        e.end = f.end[at(e.rank)];
+        e.start = e.end - f.duration[at(e.rank)];
+        happened(e);
+      }
+    }
+    for (std::size_t r = 0; r < now_.size(); ++r) {
+      const double rest = std::max(0.0, f.end[r] - now_[r]);
+      const double exposed = std::min(rest, f.duration[r]);
+      clock.communication[r] += f.duration[r];
+      clock.exposed[r] += exposed;
+      clock.waiting[r] += rest - exposed;
+      now_[r] += rest;
+    }
+  }
+
+  [[nodiscard]] Timeline result() {
+    Timeline t;
+    t.progress = progress_;
+    t.seconds = *std::max_element(now_.begin(), now_.end());
+    t.bytes_sent = bytes_sent_;
+    t.shown = shown_;
+    t.ranks.resize(now_.size());
+    double most = -1;
+    for (std::size_t r = 0; r < now_.size(); ++r) {
+      double compute = 0;
+      for (std::size_t p = 0; p < phase_count; ++p) {
+        const PhaseClock& clock = phases_[p];
+        t.ranks[r][p] = {clock.compute[r] + clock.compute_all, clock.communication[r],
+                         clock.exposed[r], clock.waiting[r]};
+        compute += t.ranks[r][p].compute;
+      }
+      if (compute > most) {
+        most = compute;
+        t.busiest = static_cast<int>(r);
+      }
+    }
+    std::stable_sort(events_.begin(), events_.end(),
+                     [](const TimelineEvent& a, const TimelineEvent& b) {
+                       return std::tie(a.rank, a.lane, a.start) < std::tie(b.rank, b.lane, b.start);
+                     });
+    t.events = std::move(events_);
+    return t;
+  }
+
+  [[nodiscard]] int ranks() const { return ranks_; }
+
+ private:
+  struct PhaseClock {
+    std::vector<double> compute, communication, exposed, waiting;
+    double compute_all = 0;  ///< on every rank
+  };
+
+  [[nodiscard]] std::vector<double>& free(Lane lane) {
+    return free_[static_cast<std::size_t>(lane) - 1];
+  }
+  template <class F>
+  void for_each_group(Group group, F&& f) const {
+    for (int base = 0; base < ranks_; base += group.stride * group.size) {
+      for (int i = 0; i < group.stride; ++i) f(base + i);
+    }
+  }
+  double seconds_of(const Call& c, Group group, int per_node) {
+    // Nearly always the same as of the group before.
+    if (c.kind != last_.kind || c.most != last_.most || c.messages != last_.messages ||
+        group.size != last_group_.size || group.stride != last_group_.stride) {
+      last_ = c;
+      last_group_ = group;
+      last_seconds_ =
+          collective_seconds(profile_, c.kind, c.most, c.messages, group.size, per_node);
+    }
+    return last_seconds_;
+  }
+  void computed(int rank, Phase phase, int bucket, double start) {
+    events_.push_back(
+        {rank, Lane::compute, phase, Collective::send, bucket, start, now_[at(rank)], 0});
+  }
+  void happened(const TimelineEvent& call) {
+    if (call.end > call.start || call.bytes > 0) events_.push_back(call);
+  }
+
+  const MachineProfile& profile_;
+  int ranks_;
+  bool blocking_, progress_;
+  std::vector<double> now_;
+  std::array<std::vector<double>, lane_count - 1> free_;  ///< per link and rank: from when on
+  std::array<PhaseClock, phase_count> phases_;
+  std::array<std::int64_t, phase_count> bytes_sent_{};
+  std::vector<int> shown_;
+  std::vector<int> shown_at_;  ///< per rank: its place in `shown_`, or −1
+  std::vector<TimelineEvent> events_;
+  Call last_;
+  Group last_group_{0, 0};
+  double last_seconds_ = 0;
+};
+
+/// What the rank of a piece does with it: the parts of `piece_seconds`.
+struct PieceSeconds {
+  double begin_update = 0, begin_lmo = 0;  ///< momentum; the first Gram matrix
+  double compute_lmo = 0;                  ///< gram_steps: per iteration
+  double finish_update = 0, finish_lmo = 0;
+};
+
+/// The plan's part of the step.
+class Walk {
+ public:
+  Walk(const Plan& plan, const MachineProfile& profile, const TimelineOptions& options,
+       Clocks& clocks)
+      : plan_(plan),
+        profile_(profile),
+        backward_s_(options.backward_s),
+        clocks_(clocks),
+        work_(plan.ranks),
+        lmo_(plan.ranks) {
+    for (int w = 0; w < plan.ranks; ++w) slot_of_.push_back(plan.slot_of(w));
+    rank_of_.resize(slot_of_.size());
+    for (int w = 0; w < plan.ranks; ++w) rank_of_[at(slot_of_[at(w)])] = w;
+  }
+
+  void step() {
+    for (std::int64_t k = 0; k < plan_.gathers && plan_.weights_sharded(); ++k) gather_all();
+    reduce();
+    control();
+    const int buckets = static_cast<int>(std::ssize(plan_.buckets));
+    begin(0);
+    int completed = 0;
+    for (int b = 0; b < buckets; ++b) {
+      if (b + 1 < buckets) begin(b + 1);
+      compute(b);
+      const int ready = meets(b) && b + 1 < buckets ? b : b + 1;
+      while (completed < ready) complete(completed++);
+    }
+    for (WeightSlot& slot : weights_) deliver(slot);
+    all_reduce(Phase::audit, plan_.control_after());
+  }
+
+ private:
+  [[nodiscard]] const Bucket& bucket(int b) const { return plan_.buckets[at(b)]; }
+  [[nodiscard]] const MatrixPlan& matrix(int m) const { return plan_.matrices[at(m)]; }
+  [[nodiscard]] const ParameterShape& parameter(int i) const { return plan_.parameters[at(i)]; }
+  [[nodiscard]] bool keeps_locally() const {
+    return plan_.virtual_shards > 0 || plan_.accumulates_locally();
+  }
+  [[nodiscard]] bool meets(int b) const { return !bucket(b).matrices.empty(); }
+  [[nodiscard]] std::size_t lowest_level() const {
+    return plan_.weights_sharded() ? plan_.shard_levels() : 0;
+  }
+  [[nodiscard]] Group shard_group() const { return {1, plan_.shard}; }
+
+  /// A pass, remembered: neighbours are alike.
+  double pass(double bytes) {
+    if (bytes != last_bytes_) {
+      last_bytes_ = bytes;
+      last_pass_ = bytes > 0 ? pass_seconds(profile_, bytes) : 0;
+    }
+    return last_pass_;
+  }
+
+  // ---- calls of a level -------------------------------------------------------------------------
+
+  /// How a bucket is cut at a level, by what is cut (the ranks that share all coordinates below).
+  void find_shares(const Bucket& b, std::size_t level, std::size_t levels) {
+    int stride = 1;  // slots that share a part
+    for (std::size_t i = level + 1; i < levels; ++i) stride *= plan_.levels[i];
+    const int size = plan_.levels[level];
+    for (const int g : cut_) whole_[at(g)] = most_[at(g)] = 0;
+    cut_.clear();
+    whole_.resize(slot_of_.size(), 0);
+    most_.resize(slot_of_.size(), 0);
+    for (std::size_t p = 0; p < b.parts.size();) {
+      const int g = b.parts[p].slot / (stride * size);
+      Index sum = 0;
+      Index least = INT64_MAX;
+      int parts = 0;
+      while (p < b.parts.size() && b.parts[p].slot / (stride * size) == g) {
+        const int part = b.parts[p].slot / stride;
+        Index own = 0;
+        for (; p < b.parts.size() && b.parts[p].slot / stride == part; ++p) own += b.parts[p].size;
+        sum += own;
+        least = std::min(least, own);
+        ++parts;
+      }
+      cut_.push_back(g);
+      whole_[at(g)] = sum;
+      most_[at(g)] = parts == size ? sum - least : sum;
+    }
+  }
+
+  /// All ranks reduce-scatter or all-gather their cut of `b` over one of the first `levels` levels.
+  void start_level(Flight& flight, Phase phase, int index, const Bucket& b, std::size_t level,
+                   std::size_t levels, Collective kind, std::size_t element) {
+    find_shares(b, level, levels);
+    Group group{1, plan_.levels[level]};
+    for (std::size_t i = 0; i < level; ++i) group.stride *= plan_.levels[i];
+    int outer = 1;  // slots per slot of these levels
+    for (std::size_t i = levels; i < plan_.levels.size(); ++i) outer *= plan_.levels[i];
+    int stride = 1;
+    for (std::size_t i = level + 1; i < levels; ++i) stride *= plan_.levels[i];
+    const auto bytes = static_cast<std::int64_t>(element);
+    clocks_.start(
+        flight, phase, index, group,
+        [&](int first) {
+          const auto g = at(slot_of_[at(first)] / outer / (stride * group.size));
+          return Call{true, kind, real(most_[g] * bytes),
+                      real(cost::chunks(whole_[g], plan_.max_chunk)),
+                      (group.size - 1) * whole_[g] * bytes};
+        },
+        [&](int rank) {
+          const int slot = slot_of_[at(rank)] / outer;
+          const int begin = slot / stride * stride;
+          const auto g = at(slot / (stride * group.size));
+          return (whole_[g] - (b.offset_of(begin + stride) - b.offset_of(begin))) * bytes;
+        });
+  }
+
+  /// Of the whole model, waited for.
+  void all_reduce(Phase phase, Index count) {
+    const auto traffic = [&](int rank) {
+      return cost::all_reduce(count, plan_.ranks, rank, sizeof(double), plan_.max_chunk);
+    };
+    clocks_.start(
+        control_, phase, -1, {1, plan_.ranks},
+        [&](int) {
+          const Traffic most = traffic(plan_.ranks - 1);  // its own part is the smallest
+          return Call{true, Collective::all_reduce, real(most.bytes), real(most.messages),
+                      2 * (plan_.ranks - 1) * count * static_cast<std::int64_t>(sizeof(double))};
+        },
+        [&](int rank) { return traffic(rank).bytes; });
+    clocks_.wait(control_);
+  }
+
+  // ---- bucket.cpp -------------------------------------------------------------------------------
+
+  [[nodiscard]] Index elements(const Bucket& b) const {
+    return std::accumulate(b.parameters.begin(), b.parameters.end(), Index{0},
+                           [&](Index n, int id) { return n + parameter(id).size(); });
+  }
+  /// Micro-batches of `rank` that are added up where they are.
+  [[nodiscard]] std::int64_t local_rounds(int rank) const {
+    if (plan_.virtual_shards > 0) return std::max<Index>(plan_.leaves_of(rank).size() - 1, 0);
+    return plan_.accumulates_locally() ? plan_.micro_batches - 1 : 0;
+  }
+
+  void reduce() {
+    if (keeps_locally()) accumulate();
+    for (round_ = 0; round_ < plan_.reductions(); ++round_) {
+      ready_ = packed_ = next_ = arrived_ = 0;
+      const auto buckets = std::ssize(plan_.buckets);
+      if (backward_s_ > 0) {
+        double all = 0;
+        for (const Bucket& b : plan_.buckets) all += real(elements(b));
+        for (ready_ = 1; ready_ <= buckets; ++ready_) {
+          const int b = static_cast<int>(ready_) - 1;
+          clocks_.compute_all(Phase::backward, b, backward_s_ * real(elements(bucket(b))) / all);
+          advance(/*wait=*/false);
+        }
+      }
+      ready_ = buckets;
+      advance(/*wait=*/true);
+    }
+  }
+
+  /// All micro-batches but the last, where only sums travel.
+  void accumulate() {
+    double packing = 0;
+    for (int b = 0; b < std::ssize(plan_.buckets); ++b) {
+      if (bucket(b).reduced && !bucket(b).held) packing += pack_seconds(b);
+    }
+    for (int w = 0; w < plan_.ranks; ++w) work_.add(w, real(local_rounds(w)) * backward_s_);
+    clocks_.compute(Phase::backward, -1, work_);
+    for (int w = 0; w < plan_.ranks; ++w) work_.add(w, real(local_rounds(w)) * packing);
+    clocks_.compute(Phase::pack, -1, work_);
+  }
+
+  /// As `GradientBuckets::advance`. Without `wait` what has arrived is what has on the rank that is
+  /// furthest, so that all ranks do the same.
+  void advance(bool wait) {
+    const auto buckets = std::ssize(plan_.buckets);
+    for (;;) {
+      const auto window =
+          keeps_locally() ? buckets : std::min<Index>(buckets, arrived_ + gradient_slots);
+      for (; packed_ < std::min(window, ready_); ++packed_) pack(static_cast<int>(packed_));
+      while (next_ < std::min<Index>(packed_, arrived_ + gradient_slots)) {
+        launch(static_cast<int>(next_++));
+      }
+      bool moved = false;
+      while (arrived_ < next_ && has_arrived(static_cast<int>(arrived_), wait)) {
+        take_in(static_cast<int>(arrived_++));
+        moved = true;
+        if (wait) break;
+      }
+      if (arrived_ == buckets || (!moved && !wait)) return;
+    }
+  }
+
+  double pack_seconds(int b) {
+    double bytes = 0;
+    const std::size_t to = keeps_locally() ? 4 : bytes_of(plan_.gradient_wire);
+    // What is added to is read and written once more, beside a wide copy.
+    const std::size_t added = plan_.accumulates_locally() ? 12 : 0;
+    for (const int id : bucket(b).parameters) {
+      bytes += real(parameter(id).size()) *
+               static_cast<double>(bytes_of(parameter(id).gradient_dtype) + to + added);
+    }
+    return pass(bytes);
+  }
+
+  void pack(int index) {
+    const Bucket& b = bucket(index);
+    if (b.held) return;
+    if (!b.reduced) {
+      for (const Segment& s : b.segments) {
+        work_.add(s.rank, pass(real(s.size()) * static_cast<double>(
+                                                    4 + bytes_of(parameter(s.parameter).gradient_dtype))));
+      }
+      clocks_.compute(Phase::pack, index, work_);
+    } else if (plan_.virtual_shards > 0) {
+      const double copy = pack_seconds(index);
+      for (int w = 0; w < plan_.ranks; ++w) {
+        const Index leaves = plan_.leaves_of(w).size();
+        if (leaves == 0) continue;
+        work_.add(w, copy + real(leaves - plan_.roots_of(w)) * pass(12 * real(b.size)));
+      }
+      clocks_.compute(Phase::pack, index, work_);
+    } else {
+      clocks_.compute_all(Phase::pack, index, pack_seconds(index));
+    }
+  }
+
+  void launch(int index) {
+    const Bucket& b = bucket(index);
+    level_[at(index % gradient_slots)] = 0;
+    if (!b.reduced || b.held) return;
+    Flight& flight = gradients_[at(index % gradient_slots)];
+    if (plan_.virtual_shards == 0) {
+      if (plan_.accumulates_locally()) {
+        clocks_.compute_all(
+            Phase::pack, index,
+            pass(real(b.size) * static_cast<double>(4 + bytes_of(plan_.gradient_wire))));
+      }
+      return start_reduction(flight, index, 0);
+    }
+    for (int w = 0; w < plan_.ranks; ++w) {
+      const Index roots = plan_.roots_of(w);
+      if (roots > 1 || plan_.levels.size() > 1) {
+        work_.add(w, real(roots) * pass(8 * real(b.size)));
+      }
+    }
+    clocks_.compute(Phase::pack, index, work_);
+    const auto sent = [&](int rank) {
+      return 4 * plan_.roots_of(rank) * (b.size - b.count_of(slot_of_[at(rank)]));
+    };
+    clocks_.start(
+        flight, Phase::reduce, index, {1, plan_.ranks},
+        [&](int) {
+          Call c{true, Collective::all_to_all, 0, 1, 0};
+          for (int w = 0; w < plan_.ranks; ++w) {
+            c.most = std::max(c.most, real(sent(w)));
+            c.all += sent(w);
+          }
+          return c;
+        },
+        sent);
+  }
+
+  void start_reduction(Flight& flight, int index, std::size_t level) {
+    start_level(flight, Phase::reduce, index, bucket(index), level, plan_.levels.size(),
+                Collective::reduce_scatter, bytes_of(plan_.gradient_wire));
+  }
+
+  bool has_arrived(int index, bool wait) {
+    Flight& flight = gradients_[at(index % gradient_slots)];
+    const bool levelled =
+        plan_.virtual_shards == 0 && bucket(index).reduced && !bucket(index).held;
+    std::size_t& level = level_[at(index % gradient_slots)];
+    for (;;) {
+      if (!wait && !clocks_.is_over(flight)) return false;
+      clocks_.wait(flight);
+      if (!levelled || level + 1 >= plan_.levels.size()) return true;
+      start_reduction(flight, index, ++level);
+    }
+  }
+
+  void take_in(int index) {
+    const Bucket& b = bucket(index);
+    if (b.held) return;
+    const bool last = round_ + 1 >= plan_.reductions();
+    const auto wire = static_cast<double>(bytes_of(plan_.gradient_wire));
+    for (const Bucket::Part& part : b.parts) {
+      const double n = real(part.size);
+      double seconds = 0;
+      if (!b.reduced) {
+        if (last && plan_.micro_batches > 1) seconds = pass(8 * n);
+      } else if (plan_.virtual_shards > 0) {
+        seconds = real(plan_.all_roots - 1) * pass(12 * n) + pass(8 * n);
+      } else {
+        seconds = pass((wire + 4) * n);
+        if (round_ > 0) seconds += pass(12 * n) + (last ? pass(8 * n) : 0);
+      }
+      work_.add(rank_of_[at(part.slot)], seconds);
+    }
+    clocks_.compute(Phase::reduce, index, work_);
+  }
+
+  // ---- step.cpp ---------------------------------------------------------------------------------
+
+  void control() {
+    std::vector<double> bytes(slot_of_.size(), 0);
+    for (const Bucket& b : plan_.buckets) {
+      for (const Bucket::Part& part : b.parts) {
+        bytes[at(rank_of_[at(part.slot)])] += 4 * real(part.size);
+      }
+      if (!b.held) continue;
+      for (const Segment& s : b.segments) {
+        for_each_rank(b, s, [&](int w) {
+          bytes[at(w)] +=
+              real(s.size()) * static_cast<double>(bytes_of(parameter(s.parameter).gradient_dtype));
+        });
+      }
+    }
+    for (int w = 0; w < plan_.ranks; ++w) work_.add(w, pass(bytes[at(w)]));
+    clocks_.compute(Phase::control, -1, work_);
+    all_reduce(Phase::control, plan_.control_before());
+  }
+
+  template <class F>
+  void for_each_rank(const Bucket& b, const Segment& s, F&& f) const {
+    for (int w = s.rank; w < plan_.ranks; w += plan_.shard) {
+      f(w);
+      if (!b.held) return;
+    }
+  }
+
+  void complete(int index) {
+    const Bucket& b = bucket(index);
+    const bool met = meets(index);
+    if (met) {
+      clocks_.wait(meeting(index).flight);
+      if (b.mode == Mode::gram) unpack_polynomials(index);
+    }
+    if (!b.held) deliver(weights_[at(index % weight_slots)]);
+    copy_weights(index);
+    for (const Segment& s : b.segments) {
+      if (s.size() == 0) continue;
+      double update = 0;
+      double lmo = 0;
+      if (met) {
+        const PieceSeconds& piece = of_piece(b, s);
+        update = piece.finish_update;
+        lmo = piece.finish_lmo;
+      } else {
+        const Group_& group = plan_.group(s.parameter);
+        update = pass(pass_bytes(group) * real(s.size()));
+        if (s.matrix >= 0) lmo = of_whole(group, s.region.rows, s.region.cols);
+      }
+      for_each_rank(b, s, [&](int w) {
+        lmo_.add(w, lmo);
+        work_.add(w, update);
+      });
+    }
+    clocks_.compute(Phase::lmo, index, lmo_);
+    clocks_.compute(Phase::update, index, work_);
+    if (!b.held) gather(index);
+  }
+
+  /// The weights of what a rank updates, on their way into f32 and out of it.
+  void copy_weights(int index) {
+    const Bucket& b = bucket(index);
+    const bool rests = b.held || plan_.weights_sharded();
+    const std::size_t format = bytes_of(b.weights);
+    for (const Segment& s : b.segments) {
+      const Group_& group = plan_.group(s.parameter);
+      const std::size_t theirs = rests ? format : bytes_of(parameter(s.parameter).dtype);
+      std::size_t bytes = 0;
+      if (b.weights == DType::f32) {
+        bytes = rests ? 0 : theirs + 4;
+      } else {
+        bytes = (group.master ? 0 : theirs + 4) + 4 + format;
+      }
+      const double seconds = pass(real(s.size()) * static_cast<double>(bytes));
+      for_each_rank(b, s, [&](int w) { work_.add(w, seconds); });
+    }
+    clocks_.compute(Phase::pack, index, work_);
+  }
+
+  struct WeightSlot {
+    Flight flight;
+    int bucket = -1;
+    std::size_t level = 0;
+  };
+
+  void gather(int index) {
+    for (WeightSlot& other : weights_) {
+      while (other.bucket >= 0 && other.level > lowest_level()) gather_level(other);
+    }
+    WeightSlot& slot = weights_[at(index % weight_slots)];
+    slot.bucket = index;
+    slot.level = plan_.levels.size();
+    gather_level(slot);
+  }
+
+  void gather_level(WeightSlot& slot) {
+    clocks_.wait(slot.flight);
+    if (slot.level == lowest_level()) return;
+    --slot.level;
+    const Bucket& b = bucket(slot.bucket);
+    start_level(slot.flight, Phase::gather, slot.bucket, b, slot.level, plan_.levels.size(),
+                Collective::all_gather, bytes_of(b.weights));
+  }
+
+  void deliver(WeightSlot& slot) {
+    if (slot.bucket < 0) return;
+    while (slot.level > lowest_level()) gather_level(slot);
+    gather_level(slot);
+    if (!plan_.weights_sharded()) {
+      const Bucket& b = bucket(slot.bucket);
+      double bytes = 0;
+      for (const int id : b.parameters) {
+        bytes += real(parameter(id).size()) *
+                 static_cast<double>(bytes_of(b.weights) + bytes_of(parameter(id).dtype));
+      }
+      clocks_.compute_all(Phase::unpack, slot.bucket, pass(bytes));
+    }
+    slot.bucket = -1;
+  }
+
+  // ---- meet.cpp ---------------------------------------------------------------------------------
+
+  struct MeetingSlot {
+    Flight flight;
+    std::vector<MeetingSize> sizes;  ///< per rank
+  };
+  MeetingSlot& meeting(int index) { return meetings_[at(index % meeting_slots)]; }
+
+  /// Calls of the shard groups in which something meets. @param kind  kind(size of a rank)
+  /// @param sent  sent(rank, its size): bytes
+  template <class Kind, class Sent>
+  void start_meeting(int index, Kind&& kind, Sent&& sent) {
+    MeetingSlot& slot = meeting(index);
+    const std::size_t wire = uses_gram(bucket(index).mode) ? 4 : bytes_of(bucket(index).wire);
+    clocks_.start(
+        slot.flight, Phase::meet, index, shard_group(),
+        [&](int first) {
+          const MeetingSize& size = slot.sizes[at(first)];
+          Call c{size.matrices > 0, kind(size), 0, 1, 0};
+          for (int w = first; w < first + plan_.shard && c.made; ++w) {
+            const std::int64_t bytes = sent(w, slot.sizes[at(w)]);
+            c.most = std::max(c.most, real(bytes));
+            c.all += bytes;
+          }
+          if (c.made && c.kind != Collective::all_to_all) {
+            c.messages = real(cost::chunks(std::max(size.mine, size.theirs), plan_.max_chunk));
+          }
+          c.most = std::max(c.most, c.most);
+          static_cast<void>(wire);
+          return c;
+        },
+        [&](int rank) { return sent(rank, slot.sizes[at(rank)]); });
+  }
+  std::int64_t all_reduce_bytes(int rank, Index count) const {
+    return cost::all_reduce(count, plan_.shard, rank % plan_.shard, 4, plan_.max_chunk).bytes;
+  }
+
+  void begin(int index) {
+    if (!meets(index)) return;
+    const Bucket& b = bucket(index);
+    MeetingSlot& slot = meeting(index);
+    slot.sizes = meeting_sizes(plan_, b);
+    for (const Segment& s : b.segments) {
+      if (s.size() == 0) continue;
+      const PieceSeconds& piece = of_piece(b, s);
+      for_each_rank(b, s, [&](int w) {
+        work_.add(w, piece.begin_update);
+        lmo_.add(w, piece.begin_lmo);
+      });
+    }
+    clocks_.compute(Phase::update, index, work_);
+    clocks_.compute(Phase::lmo, index, lmo_);
+    if (uses_gram(b.mode)) {
+      for (int w = 0; w < plan_.ranks; ++w) work_.add(w, pass(8 * real(slot.sizes[at(w)].mine)));
+      clocks_.compute(Phase::pack, index, work_);
+    }
+    send_pieces(index);
+  }
+
+  /// The first call of a meeting.
+  void send_pieces(int index) {
+    const Bucket& b = bucket(index);
+    const auto wire = static_cast<std::int64_t>(bytes_of(b.wire));
+    switch (b.mode) {
+      case Mode::gather:
+        return start_meeting(
+            index, [](const MeetingSize&) { return Collective::all_gather; },
+            [=](int, const MeetingSize& n) { return (n.theirs - n.mine) * wire; });
+      case Mode::gram:
+        return start_meeting(
+            index,
+            [&](const MeetingSize& n) {
+              return is_lone(plan_, b, n.matrices) ? Collective::all_reduce
+                                                   : Collective::reduce_scatter;
+            },
+            [&](int w, const MeetingSize& n) {
+              return is_lone(plan_, b, n.matrices) ? all_reduce_bytes(w, n.mine)
+                                                   : (n.mine - n.theirs) * 4;
+            });
+      case Mode::gram_steps:
+        return start_meeting(
+            index, [](const MeetingSize&) { return Collective::all_reduce; },
+            [&](int w, const MeetingSize& n) { return all_reduce_bytes(w, n.mine); });
+      case Mode::block_cyclic:
+        return;
+      default:
+        return start_meeting(
+            index, [](const MeetingSize&) { return Collective::all_to_all; },
+            [=](int, const MeetingSize& n) { return (n.mine - n.own) * wire; });
+    }
+  }
+
+  void compute(int index) {
+    if (!meets(index)) return;
+    const Bucket& b = bucket(index);
+    const auto wire = static_cast<std::int64_t>(bytes_of(b.wire));
+    clocks_.wait(meeting(index).flight);
+    switch (b.mode) {
+      case Mode::gram:
+        compute_polynomials(index);
+        return start_meeting_back(index);
+      case Mode::gram_steps:
+        return iterate_grams(index);
+      case Mode::block_cyclic:
+        return compute_on_grid(index);
+      case Mode::gather:
+        return compute_whole(index);
+      default:
+        compute_whole(index);
+        start_meeting(
+            index, [](const MeetingSize&) { return Collective::all_to_all; },
+            [=](int, const MeetingSize& n) { return (n.theirs - n.own) * wire; });
+    }
+  }
+
+  /// f(rank) for those that compute matrix m.
+  template <class F>
+  void for_each_computing(const Bucket& b, const MatrixPlan& m, bool all, F&& f) const {
+    for (int first = 0; first < plan_.ranks; first += plan_.shard) {
+      if (!plan_.meets_in(b, m, first)) continue;
+      if (!all) {
+        f(first + m.owner % plan_.shard);
+        continue;
+      }
+      for (int w = first; w < first + plan_.shard; ++w) f(w);
+    }
+  }
+
+  void compute_whole(int index) {
+    const Bucket& b = bucket(index);
+    for (const int i : b.matrices) {
+      const MatrixPlan& m = matrix(i);
+      const double lmo = of_whole(plan_.group(m.parameter), m.rows, m.cols);
+      const double copies = pass(16 * real(m.rows) * real(m.cols));
+      for_each_computing(b, m, b.mode == Mode::gather, [&](int w) {
+        lmo_.add(w, lmo);
+        work_.add(w, copies);
+      });
+    }
+    clocks_.compute(Phase::meet, index, work_);
+    clocks_.compute(Phase::lmo, index, lmo_);
+  }
+
+  void compute_polynomials(int index) {
+    const Bucket& b = bucket(index);
+    const std::vector<MeetingSize>& sizes = meeting(index).sizes;
+    for (const int i : b.matrices) {
+      const MatrixPlan& m = matrix(i);
+      const double lmo = compute_seconds(plan_, profile_, m);
+      const double copies = pass(unpack_bytes(m)) + pass(8 * triangle(m));
+      for (int first = 0; first < plan_.ranks; first += plan_.shard) {
+        if (!plan_.meets_in(b, m, first)) continue;
+        const bool all = is_lone(plan_, b, sizes[at(first)].matrices);
+        for (int s = 0; s < plan_.shard; ++s) {
+          if (!all && s != m.owner % plan_.shard) continue;
+          lmo_.add(first + s, lmo);
+          work_.add(first + s, copies);
+        }
+      }
+    }
+    clocks_.compute(Phase::pack, index, work_);
+    clocks_.compute(Phase::lmo, index, lmo_);
+  }
+
+  void start_meeting_back(int index) {
+    const Bucket& b = bucket(index);
+    MeetingSlot& slot = meeting(index);
+    const auto lone = [&](const MeetingSize& n) { return is_lone(plan_, b, n.matrices); };
+    clocks_.start(
+        slot.flight, Phase::meet, index, shard_group(),
+        [&](int first) {
+          const MeetingSize& size = slot.sizes[at(first)];
+          Call c{size.matrices > 0 && !lone(size), Collective::all_gather, 0,
+                 real(cost::chunks(size.back, plan_.max_chunk)), 0};
+          for (int w = first; w < first + plan_.shard && c.made; ++w) {
+            const MeetingSize& n = slot.sizes[at(w)];
+            c.most = std::max(c.most, real((n.back - n.own_back) * 4));
+            c.all += (n.back - n.own_back) * 4;
+          }
+          return c;
+        },
+        [&](int rank) { return (slot.sizes[at(rank)].back - slot.sizes[at(rank)].own_back) * 4; });
+  }
+
+  void unpack_polynomials(int index) {
+    const Bucket& b = bucket(index);
+    for (const Segment& s : b.segments) {
+      if (s.size() == 0) continue;
+      const double seconds = pass(unpack_bytes(matrix(s.matrix)));
+      for_each_rank(b, s, [&](int w) { work_.add(w, seconds); });
+    }
+    clocks_.compute(Phase::unpack, index, work_);
+  }
+
+  void iterate_grams(int index) {
+    const Bucket& b = bucket(index);
+    const Group_& group = plan_.group(matrix(b.matrices.front()).parameter);
+    const auto iterations = std::ssize(group.lmo->iterations());
+    for (std::ptrdiff_t t = 0; t < iterations; ++t) {
+      if (t > 0) {
+        send_pieces(index);
+        clocks_.wait(meeting(index).flight);
+      }
+      for (const int i : b.matrices) {
+        const MatrixPlan& m = matrix(i);
+        const double lmo = compute_seconds(plan_, profile_, m) / static_cast<double>(iterations);
+        const double copies = pass(unpack_bytes(m)) + (t + 1 < iterations ? pass(8 * triangle(m)) : 0);
+        for_each_computing(b, m, /*all=*/true, [&](int w) {
+          lmo_.add(w, lmo);
+          work_.add(w, copies);
+        });
+      }
+      for (const Segment& s : b.segments) {
+        if (s.size() == 0) continue;
+        const PieceSeconds& piece = of_piece(b, s);
+        const double gram = t + 1 < iterations ? piece.begin_lmo : 0;
+        for_each_rank(b, s, [&](int w) { lmo_.add(w, piece.compute_lmo + gram); });
+      }
+      clocks_.compute(Phase::unpack, index, work_);
+      clocks_.compute(Phase::lmo, index, lmo_);
+    }
+  }
+
+  /// All of a grid's messages at once: they overlap nothing.
+  void compute_on_grid(int index) {
+    const Bucket& b = bucket(index);
+    MeetingSlot& slot = meeting(index);
+    clocks_.start(
+        slot.flight, Phase::meet, index, shard_group(),
+        [&](int first) {
+          Call c{slot.sizes[at(first)].matrices > 0, Collective::broadcast, 0, 0, 0};
+          for (int w = first; w < first + plan_.shard && c.made; ++w) {
+            const Traffic& sent = slot.sizes[at(w)].grid;
+            c.most = std::max(c.most, real(sent.bytes));
+            c.messages = std::max(c.messages, real(sent.messages));
+            c.all += sent.bytes;
+          }
+          return c;
+        },
+        [&](int rank) { return slot.sizes[at(rank)].grid.bytes; });
+    clocks_.wait(slot.flight);
+    for (const int i : b.matrices) {
+      const double lmo = compute_seconds(plan_, profile_, matrix(i));
+      for_each_computing(b, matrix(i), /*all=*/true, [&](int w) { lmo_.add(w, lmo); });
+    }
+    clocks_.compute(Phase::lmo, index, lmo_);
+  }
+
+  static double triangle(const MatrixPlan& m) { return real(kernels::packed_size(m.gram_side())); }
+  static double unpack_bytes(const MatrixPlan& m) {
+    return 4 * triangle(m) + 4 * real(m.gram_side()) * real(m.gram_side());
+  }
+
+  // ---- seconds ----------------------------------------------------------------------------------
+
+  using Group_ = runtime::Group;
+
+  double of_whole(const Group_& group, Index rows, Index cols) {
+    if (&group != last_whole_.group || rows != last_whole_.rows || cols != last_whole_.cols) {
+      last_whole_ = {&group, rows, cols, lmo_seconds(profile_, group, rows, cols)};
+    }
+    return last_whole_.seconds;
+  }
+
+  /// `piece_seconds` by where it is spent. Passes are divided by their bytes: of the update's the
+  /// weights are read and written when the direction is there, the rest with the gradient.
+  const PieceSeconds& of_piece(const Bucket& b, const Segment& s) {
+    const Index rows = s.region.rows;
+    const Index cols = s.region.cols;
+    if (s.matrix == last_piece_.matrix && rows == last_piece_.rows && cols == last_piece_.cols) {
+      return last_piece_.seconds;
+    }
+    const MatrixPlan& m = matrix(s.matrix);
+    const Group_& group = plan_.group(m.parameter);
+    const double state = pass_bytes(group) - 8;  // and the gradient
+    const auto iterations = static_cast<double>(group.lmo->iterations().size());
+    const double all = piece_seconds(plan_, profile_, m, s);
+    PieceSeconds piece;
+    double copied = 4;   // bytes per element beside them, before what meets has met…
+    double finish = 12;  // …and all that come after
+    double passes = all;
+    if (uses_gram(b.mode)) {
+      const Index lines = m.gram_of_rows ? cols : rows;
+      const double gram = syrk_seconds(profile_, DType::f32, m.gram_side(), lines);
+      const double product =
+          gemm_seconds(profile_, DType::f32, m.gram_side(), lines, m.gram_side());
+      piece.begin_lmo = gram;
+      if (b.mode == Mode::gram) {
+        piece.finish_lmo = product;
+        passes -= gram + product;
+        finish = 20;
+      } else {
+        const double update = pass_seconds(profile_, pass_bytes(group) * real(s.size()));
+        piece.compute_lmo = (all - update) / iterations - gram;
+        passes = update;
+        copied = 0;
+        finish = 8;
+      }
+    }
+    piece.begin_update = passes * (state + copied) / (state + copied + finish);
+    piece.finish_update = passes - piece.begin_update;
+    last_piece_ = {s.matrix, rows, cols, piece};
+    return last_piece_.seconds;
+  }
+
+  // ---- working_set.cpp --------------------------------------------------------------------------
+
+  /// All weights once, as `WorkingSet::gather` of all of them brings them.
+  void gather_all() {
+    if (shards_.empty()) find_shards();
+    const std::size_t levels = plan_.shard_levels();
+    for (const Shards& shards : shards_) {
+      for (const Bucket::Part& part : shards.pieces.parts) {
+        const double copy = pass(2 * real(part.size));
+        for (int k = 0; k < plan_.replicate; ++k) {
+          work_.add(rank_of_[at(part.slot * plan_.replicate + k)], copy);
+        }
+      }
+      clocks_.compute(Phase::pack, shards.bucket, work_);
+      for (std::size_t level = levels; level-- > 0;) {
+        start_level(gathers_, Phase::gather, shards.bucket, shards.pieces, level, levels,
+                    Collective::all_gather, 1);
+        clocks_.wait(gathers_);
+      }
+      clocks_.compute_all(Phase::unpack, shards.bucket, pass(shards.unpacked));
+    }
+  }
+
+  /// What travels in one message: parameters in their order, as many as a staging buffer holds.
+  void find_shards() {
+    const std::size_t staging = plan_.per_rank.front().work.gathered;
+    std::vector<int> message_of(plan_.parameters.size(), -1);
+    std::size_t filled = 0;
+    for (std::size_t i = 0; i < plan_.parameters.size(); ++i) {
+      const ParameterShape& p = plan_.parameters[i];
+      if (p.held()) continue;
+      const DType format = plan_.group(static_cast<int>(i)).format;
+      const std::size_t bytes = static_cast<std::size_t>(p.size()) * bytes_of(format);
+      if (shards_.empty() || filled + bytes > staging) {
+        shards_.emplace_back();
+        filled = 0;
+      }
+      filled += bytes;
+      shards_.back().unpacked += real(p.size()) * static_cast<double>(bytes_of(format) + bytes_of(p.dtype));
+      message_of[i] = static_cast<int>(shards_.size()) - 1;
+    }
+    for (int b = 0; b < std::ssize(plan_.buckets); ++b) {
+      for (const Segment& s : bucket(b).segments) {
+        const int message = message_of[at(s.parameter)];
+        if (message < 0 || s.size() == 0) continue;
+        Shards& shards = shards_[at(message)];
+        if (shards.bucket < 0) shards.bucket = b;
+        shards.pieces.parts.push_back({slot_of_[at(s.rank)] / plan_.replicate, 0,
+                                       s.size() * static_cast<Index>(bytes_of(bucket(b).weights))});
+      }
+    }
+    for (Shards& shards : shards_) {
+      auto& parts = shards.pieces.parts;
+      std::stable_sort(parts.begin(), parts.end(),
+                       [](const auto& x, const auto& y) { return x.slot < y.slot; });
+      std::size_t last = 0;
+      for (std::size_t i = 1; i < parts.size(); ++i) {
+        if (parts[i].slot == parts[last].slot) {
+          parts[last].size += parts[i].size;
+        } else {
+          parts[++last] = parts[i];
+        }
+      }
+      if (!parts.empty()) parts.resize(last + 1);
+      for (Bucket::Part& part : parts) {
+        part.offset = shards.pieces.size;
+        shards.pieces.size += part.size;
+      }
+    }
+  }
+
+  struct Shards {
+    Bucket pieces;  ///< in bytes, by slot of the shard group
+    int bucket = -1;
+    double unpacked = 0;  ///< bytes read and written where it becomes whole
+  };
+
+  const Plan& plan_;
+  const MachineProfile& profile_;
+  double backward_s_;
+  Clocks& clocks_;
+  std::vector<int> slot_of_, rank_of_;
+  Work work_, lmo_;
+  std::vector<int> cut_;             ///< what `find_shares` found
+  std::vector<Index> whole_, most_;  ///< elements cut, and the most that one part lacks of them
+  std::array<Flight, gradient_slots> gradients_;
+  std::array<std::size_t, gradient_slots> level_{};
+  std::array<MeetingSlot, meeting_slots> meetings_;
+  std::array<WeightSlot, weight_slots> weights_;
+  Flight control_, gathers_;
+  std::vector<Shards> shards_;  ///< messages of `gather_all`
+  std::int64_t round_ = 0;      ///< of reductions
+  Index ready_ = 0, packed_ = 0, next_ = 0, arrived_ = 0;  ///< buckets of it
+  double last_bytes_ = 0, last_pass_ = 0;
+  struct {
+    const Group_* group = nullptr;
+    Index rows = 0, cols = 0;
+    double seconds = 0;
+  } last_whole_;
+  struct {
+    int matrix = -1;
+    Index rows = 0, cols = 0;
+    PieceSeconds seconds;
+  } last_piece_;
+};
