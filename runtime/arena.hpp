@@ -11,6 +11,11 @@
 
 namespace orthrus::runtime {
 
+/// Fills what nobody may read any more: every f32 and bf16 in it is NaN.
+inline void poison(std::span<std::byte> free) {
+  std::fill(free.begin(), free.end(), std::byte{0xff});
+}
+
 class Arena {
  public:
   static constexpr std::size_t alignment = 256;

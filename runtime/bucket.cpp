@@ -375,6 +375,10 @@ void GradientBuckets::take_in(std::size_t b) {
       if (last) backend_.convert(part, mean, part);
     }
   }
+  if (poisons_ && bucket.reduced) {
+    poison(slot.send);
+    poison(slot.receive);
+  }
   copy_ms_ += ms_since(start);
 }
 

@@ -37,6 +37,8 @@ class GradientBuckets {
   /// Reported by the next step, on all ranks.
   void misuse(const std::string& what);
   void abandon() noexcept { arena_.abandon(); }
+  /// From now on what is free is filled with NaN: who still reads it shows (`checks: collective`).
+  void poison_what_is_free() { poisons_ = true; }
   /// Forgets the step: the next `ready` belongs to a new one.
   void reset();
 
@@ -101,6 +103,7 @@ class GradientBuckets {
   std::size_t next_ = 0;       ///< the bucket that leaves next
   std::size_t completed_ = 0;  ///< buckets of this micro-batch that have arrived
   double copy_ms_ = 0, wait_ms_ = 0;
+  bool poisons_ = false;
 };
 
 }  // namespace orthrus::runtime

@@ -131,7 +131,7 @@ std::span<const Row<Config>> config_rows() {
       {.path = "checks",
        .kind = Kind::word,
        .at = [](Config& c) -> Slot { return &c.checks; },
-       .doc = "of numbers while running; collective ones cost a message",
+       .doc = "while running; collective: replicas are compared, free buffers filled with NaN",
        .noun = "a level of checks",
        .words = {"off", "local", "collective"}},
       {.path = "checks_every_steps",

@@ -156,6 +156,7 @@ struct ShardedOptimizer::Impl {
   double deadline_s_ = 0;
   bool in_step_ = false;  ///< also after a step that failed midway: no other follows it
   std::int64_t replica_check_every_ = 0;
+  bool poisons_ = false;  ///< `checks: collective`: what is free is filled with NaN
 
  private:
   void walk();

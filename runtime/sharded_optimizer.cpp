@@ -392,6 +392,8 @@ void ShardedOptimizer::Impl::allocate() {
   bounds_.assign(static_cast<std::size_t>(plan_.bound_slots), 0);
   gradients_ =
       std::make_unique<runtime::GradientBuckets>(plan_, parameters_, mesh_, *backend_, widened_);
+  poisons_ = config_.checks == "collective";
+  if (poisons_) gradients_->poison_what_is_free();
 
   const std::size_t groups = plan_.groups.size();
   elements_of_group_.assign(groups, 0);

@@ -233,6 +233,14 @@ void ShardedOptimizer::Impl::complete(std::size_t b) {
                                                           : finish_piece(own);
     if (counts(own)) sums[own.group] += sum;
   }
+  if (poisons_) {
+    runtime::poison(scratch_);
+    runtime::poison(widened_);
+    if (met) {
+      runtime::poison(meeting_slot(b).mine);
+      runtime::poison(meeting_slot(b).theirs);
+    }
+  }
   report_.ms.update += ms_since(start);
   if (!bucket.held) gather(b);
 }
@@ -441,6 +449,7 @@ void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
   }
   report_.ms.copy += ms_since(copying);
   slot.bucket = -1;
+  if (poisons_) runtime::poison(slot.bytes);
 }
 
 /// Reality against the plan, on all ranks at once: bytes, messages, matrices; and the update's

@@ -235,7 +235,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "gradient_dtype, "
                 "blocking (did you mean 'timeout_s'?)"},
         Refused{"unknown_top_key", with("sede: 3"),
-                "a.yaml:2:1: sede: unknown key; known: schema, name, seed, device, memory_cap, "
+                "a.yaml:2:1: sede: unknown key; known: schema, name, seed, device, profile, memory_cap, "
                 "mesh, comm, zero, "
                 "reproducible, checks, checks_every_steps, telemetry, train, diagnostics, groups, "
                 "workload, data "
