@@ -605,9 +605,10 @@ class Reader {
       if (g.matrix.period != 1 && g.matrix.mode != "periodic") {
         conflict(scope + "matrix.period", "other than 1 needs matrix.mode periodic");
       }
-      if (g.matrix.wire == "bf16" && g.matrix.accuracy == "bitwise") {
+      if (g.matrix.wire == "bf16" && g.matrix.accuracy != "fast") {
         conflict(scope + "matrix.wire",
-                 "bf16 rounds what is exchanged, which matrix.accuracy bitwise does not allow");
+                 "bf16 rounds what is exchanged, which needs matrix.accuracy fast (it is " +
+                     g.matrix.accuracy + ")");
       }
       if (g.schedule.kind == "constant" && (g.schedule.decay_steps != 0 || g.schedule.final != 0)) {
         conflict(scope + (g.schedule.decay_steps != 0 ? "schedule.decay_steps" : "schedule.final"),

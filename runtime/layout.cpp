@@ -291,7 +291,11 @@ bool cut_along_lines(const Plan& plan, const MatrixPlan& m, bool& of_rows) {
     columns = columns && found[0].rows == m.rows;
     rows = rows && found[0].cols == m.cols;
   }
-  if (columns && rows) return true;  // one rank has all of it
+  if (columns && rows) {  // one rank has all of it: as if there were more
+    if (p.sharding.along == Sharding::Along::rows) of_rows = false;
+    if (p.sharding.along == Sharding::Along::columns) of_rows = true;
+    return true;
+  }
   of_rows = columns;
   return columns || rows;
 }

@@ -48,6 +48,8 @@ Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
 
 bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s) {
   const MatrixPlan& m = matrix_of(plan, s.matrix);
+  // Of several pieces on one rank, the first.
+  if (b.held && s.size() > 0 && pieces(plan, m, s.rank).front() != s.region) return false;
   if (b.mode == Mode::owner || b.mode == Mode::gather) return true;
   return b.held ? m.owner % plan.shard == s.rank : m.owner == s.rank;
 }

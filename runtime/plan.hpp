@@ -283,9 +283,10 @@ struct Plan {
 Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int ranks,
                const MachineProfile& profile = {}, Index max_chunk = 0x7fffffff);
 
-/// The document of `orthrus plan --json`. @param indent  -1: one line.
-std::string plan_json(const Plan& plan, int indent = -1);
-/// The table of `orthrus plan`.
-std::string plan_table(const Plan& plan);
+/// The document of `orthrus plan --json`. @param indent  -1: one line. @param step_seconds  of
+/// `make_timeline`; 0: not predicted.
+std::string plan_json(const Plan& plan, int indent = -1, double step_seconds = 0);
+/// The table of `orthrus plan`: equal matrices in one line.
+std::string plan_table(const Plan& plan, double step_seconds = 0);
 
 }  // namespace orthrus::runtime

@@ -1,26 +1,22 @@
 // The plan as its readers see it: a table for people, JSON for scripts.
+#include "runtime/plan_text.hpp"
+
 #include <algorithm>
+#include <array>
+#include <cctype>
+#include <cstdarg>
 #include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <tuple>
 
 #include "runtime/plan.hpp"
 
 namespace orthrus::runtime {
 namespace {
 
-std::string bytes_text(double bytes) {
-  const char* units[] = {"B", "KB", "MB", "GB", "TB", "PB"};
-  int u = 0;
-  while (bytes >= 1000 && u < 5) {
-    bytes /= 1000;
-    ++u;
-  }
-  char text[32];
-  std::snprintf(text, sizeof text, u == 0 ? "%.0f %s" : "%.2f %s", bytes, units[u]);
-  return text;
-}
-
-nlohmann::ordered_json plan_document(const Plan& plan) {
+nlohmann::ordered_json plan_document(const Plan& plan, double step_seconds) {
   nlohmann::ordered_json doc;
   doc["ranks"] = plan.ranks;
   doc["plan_hash"] = plan.hash;
@@ -69,61 +65,196 @@ nlohmann::ordered_json plan_document(const Plan& plan) {
   doc["imbalance"] = plan.imbalance;
   doc["memory_imbalance"] = plan.memory_imbalance;
   doc["load_bound"] = plan.load_bound;
+  if (step_seconds > 0) doc["step_seconds"] = step_seconds;
   return doc;
+}
+
+/// Matrices that differ in numbers of their names only.
+struct MatrixClass {
+  const MatrixPlan* first = nullptr;
+  std::vector<std::string> name;  ///< in pieces; numbers that differ are "*"
+  std::int64_t count = 0;
+  std::set<int> owners;
+};
+
+/// "layers.12.up" → "layers.", "12", ".up": whole numbers apart.
+std::vector<std::string> name_pieces(const std::string& name) {
+  const auto is_digit = [](char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; };
+  std::vector<std::string> pieces{""};
+  for (std::size_t i = 0; i < name.size(); ++i) {
+    const bool starts = i == 0 || is_digit(name[i]) != is_digit(name[i - 1]);
+    if (starts && i > 0) pieces.emplace_back();
+    pieces.back() += name[i];
+  }
+  return pieces;
+}
+
+std::vector<MatrixClass> classes_of(const Plan& plan) {
+  using Key = std::tuple<std::string, Index, Index, optim::Mode, double>;
+  std::map<Key, std::size_t> found;
+  std::vector<MatrixClass> classes;
+  for (const MatrixPlan& m : plan.matrices) {
+    const std::vector<std::string> pieces = name_pieces(m.name);
+    std::string pattern;
+    for (const std::string& piece : pieces) {
+      pattern += std::isdigit(static_cast<unsigned char>(piece[0])) != 0 ? "*" : piece;
+    }
+    const auto [it, fresh] =
+        found.try_emplace({pattern, m.rows, m.cols, m.mode, m.seconds}, classes.size());
+    if (fresh) classes.push_back({&m, pieces, 0, {}});
+    MatrixClass& c = classes[it->second];
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      if (c.name[i] != pieces[i]) c.name[i] = "*";
+    }
+    ++c.count;
+    c.owners.insert(m.owner);
+  }
+  return classes;
+}
+
+std::string matrix_table(const Plan& plan) {
+  const std::vector<MatrixClass> classes = classes_of(plan);
+  std::vector<std::string> names;
+  std::size_t width = 8;
+  for (const MatrixClass& c : classes) {
+    std::string& name = names.emplace_back();
+    for (const std::string& piece : c.name) name += piece;
+    width = std::max(width, std::min<std::size_t>(name.size(), 44));
+  }
+  const int columns = static_cast<int>(width);
+  std::string out = formatted("\n%7s %-*s %9s %9s  %-12s %11s %11s\n", "", columns, "matrices",
+                              "rows", "cols", "mode", "each", "computed by");
+  const std::size_t shown = classes.size() > 48 ? 40 : classes.size();
+  for (std::size_t i = 0; i < shown; ++i) {
+    const MatrixClass& c = classes[i];
+    const std::string count = c.count > 1 ? std::to_string(c.count) + " x" : "";
+    const bool one = c.owners.size() == 1;
+    const std::string by = c.first->mode == optim::Mode::gather ||
+                                   c.first->mode == optim::Mode::gram_steps ||
+                                   c.first->mode == optim::Mode::block_cyclic ||
+                                   c.first->mode == optim::Mode::block_local
+                               ? "all ranks"
+                           : one ? "rank " + std::to_string(*c.owners.begin())
+                                 : std::to_string(c.owners.size()) + " ranks";
+    out += formatted("%7s %-*.*s %9lld %9lld  %-12s %11s %11s\n", count.c_str(), columns, columns,
+                     names[i].c_str(), static_cast<long long>(c.first->rows),
+                     static_cast<long long>(c.first->cols),
+                     std::string(optim::name_of(c.first->mode)).c_str(),
+                     seconds_text(c.first->seconds).c_str(), by.c_str());
+  }
+  if (shown < classes.size()) out += formatted("… and %zu more\n", classes.size() - shown);
+  return out;
+}
+
+std::string rank_row(const std::string& name, const RankPlan& r) {
+  const auto bytes = [](std::int64_t n) { return bytes_text(static_cast<double>(n)); };
+  return formatted("%12s %10s %9lld %9lld %11s %10s %10s %10s %10s %10s\n", name.c_str(),
+                   bytes(r.traffic.bytes).c_str(), static_cast<long long>(r.traffic.messages),
+                   static_cast<long long>(r.matrices), seconds_text(r.seconds).c_str(),
+                   bytes(r.memory.weights).c_str(), bytes(r.memory.gradients).c_str(),
+                   bytes(r.memory.state).c_str(), bytes(r.memory.work).c_str(),
+                   bytes(r.memory.total()).c_str());
+}
+
+/// Every rank where there are few, else the least, the mean and the most of each column.
+std::string rank_table(const Plan& plan) {
+  std::string out = formatted("\n%12s %10s %9s %9s %11s %10s %10s %10s %10s %10s\n", "rank",
+                              "sent/step", "messages", "matrices", "compute", "weights",
+                              "gradients", "state", "work", "memory");
+  if (plan.ranks <= 16) {
+    for (std::size_t w = 0; w < plan.per_rank.size(); ++w) {
+      out += rank_row(std::to_string(w), plan.per_rank[w]);
+    }
+    return out;
+  }
+  // The columns of each line are of different ranks: they need not add up to its total.
+  const auto column = [&](auto&& of) {
+    std::array<double, 3> values{1e300, 0, 0};
+    for (const RankPlan& r : plan.per_rank) {
+      const auto x = static_cast<double>(of(r));
+      values = {std::min(values[0], x), values[1] + x / plan.ranks, std::max(values[2], x)};
+    }
+    return values;
+  };
+  const auto bytes = column([](const RankPlan& r) { return r.traffic.bytes; });
+  const auto messages = column([](const RankPlan& r) { return r.traffic.messages; });
+  const auto matrices = column([](const RankPlan& r) { return r.matrices; });
+  const auto seconds = column([](const RankPlan& r) { return r.seconds; });
+  const std::array memory{column([](const RankPlan& r) { return r.memory.weights; }),
+                          column([](const RankPlan& r) { return r.memory.gradients; }),
+                          column([](const RankPlan& r) { return r.memory.state; }),
+                          column([](const RankPlan& r) { return r.memory.work; }),
+                          column([](const RankPlan& r) { return r.memory.total(); })};
+  constexpr std::array names{"least", "mean", "most"};
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    out += formatted("%12s %10s %9.0f %9.4g %11s", names[i], bytes_text(bytes[i]).c_str(),
+                     messages[i], matrices[i], seconds_text(seconds[i]).c_str());
+    for (const auto& m : memory) out += formatted(" %10s", bytes_text(m[i]).c_str());
+    out += "\n";
+  }
+  return out;
 }
 
 }  // namespace
 
-std::string plan_json(const Plan& plan, int indent) { return plan_document(plan).dump(indent); }
+std::string bytes_text(double bytes) {
+  const char* units[] = {"B", "KB", "MB", "GB", "TB", "PB"};
+  int u = 0;
+  while (bytes >= 1000 && u < 5) {
+    bytes /= 1000;
+    ++u;
+  }
+  return formatted(u == 0 ? "%.0f %s" : "%.2f %s", bytes, units[u]);
+}
 
-std::string plan_table(const Plan& plan) {
-  std::string out;
-  char line[256];
-  const auto print = [&](auto... args) {
-    std::snprintf(line, sizeof line, args...);
-    out += line;
-  };
-  print("plan %s: %d ranks = shard %d x replicate %d, ZeRO-%d%s\n", plan.hash.substr(0, 12).c_str(),
-        plan.ranks, plan.shard, plan.replicate, plan.stage,
-        plan.virtual_shards > 0 ? ", reproducible" : "");
-  std::size_t longest = 6;
-  for (const MatrixPlan& m : plan.matrices) longest = std::max(longest, m.name.size());
-  const int width = static_cast<int>(std::min<std::size_t>(longest, 48));
-  if (!plan.matrices.empty()) {
-    print("\n%-*s %9s %9s  %-8s %6s %11s\n", width, "matrix", "rows", "cols", "mode", "owner",
-          "predicted");
-  }
-  const std::size_t shown = plan.matrices.size() > 48 ? 40 : plan.matrices.size();
-  for (std::size_t i = 0; i < shown; ++i) {
-    const MatrixPlan& m = plan.matrices[i];
-    print("%-*.*s %9lld %9lld  %-8s %6d %8.3f ms\n", width, width, m.name.c_str(),
-          static_cast<long long>(m.rows), static_cast<long long>(m.cols),
-          std::string(optim::name_of(m.mode)).c_str(), m.owner, m.seconds * 1e3);
-  }
-  if (shown < plan.matrices.size()) print("… and %zu more\n", plan.matrices.size() - shown);
-  for (const int i : plan.passed_over) {
+std::string seconds_text(double seconds) {
+  if (seconds >= 1) return formatted("%.3f s", seconds);
+  return seconds >= 1e-3 ? formatted("%.3f ms", seconds * 1e3)
+                         : formatted("%.1f us", seconds * 1e6);
+}
+
+std::string formatted(const char* format, ...) {
+  char text[512];
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  return text;
+}
+
+std::string plan_json(const Plan& plan, int indent, double step_seconds) {
+  return plan_document(plan, step_seconds).dump(indent);
+}
+
+std::string plan_table(const Plan& plan, double step_seconds) {
+  std::string out =
+      formatted("plan %s: %d ranks = shard %d x replicate %d, ZeRO-%d%s\n",
+                plan.hash.substr(0, 12).c_str(), plan.ranks, plan.shard, plan.replicate, plan.stage,
+                plan.virtual_shards > 0 ? ", reproducible" : "");
+  if (!plan.matrices.empty()) out += matrix_table(plan);
+  if (!plan.passed_over.empty()) {
     out +=
-        "passed over by a matrix rule: " + plan.parameters[static_cast<std::size_t>(i)].name + "\n";
+        formatted("\nno matrices, so updated by a later group: %zu parameters, such as %s\n",
+                  plan.passed_over.size(),
+                  plan.parameters[static_cast<std::size_t>(plan.passed_over.front())].name.c_str());
   }
-  print("\n%6s %12s %9s %9s %11s %11s %11s %11s %11s\n", "rank", "sent/step", "messages",
-        "matrices", "predicted", "weights", "gradients", "state", "work");
-  const std::size_t rows = plan.per_rank.size() > 20 ? 16 : plan.per_rank.size();
-  for (std::size_t w = 0; w < rows; ++w) {
-    const RankPlan& r = plan.per_rank[w];
-    print("%6zu %12s %9lld %9lld %8.3f ms %11s %11s %11s %11s\n", w,
-          bytes_text(static_cast<double>(r.traffic.bytes)).c_str(),
-          static_cast<long long>(r.traffic.messages), static_cast<long long>(r.matrices),
-          r.seconds * 1e3, bytes_text(static_cast<double>(r.memory.weights)).c_str(),
-          bytes_text(static_cast<double>(r.memory.gradients)).c_str(),
-          bytes_text(static_cast<double>(r.memory.state)).c_str(),
-          bytes_text(static_cast<double>(r.memory.work)).c_str());
-  }
-  if (rows < plan.per_rank.size()) print("… and %zu more\n", plan.per_rank.size() - rows);
+  out += rank_table(plan);
   std::int64_t bytes = 0;
-  for (const RankPlan& r : plan.per_rank) bytes += r.traffic.bytes;
-  print("\nall ranks: %s per step in %zu buckets; imbalance %.3f (reachable: %.3f), memory %.3f\n",
-        bytes_text(static_cast<double>(bytes)).c_str(), plan.buckets.size(), plan.imbalance,
-        std::max(1.0, plan.load_bound), plan.memory_imbalance);
+  double most = 0;
+  for (const RankPlan& r : plan.per_rank) {
+    bytes += r.traffic.bytes;
+    most = std::max(most, r.seconds);
+  }
+  out += formatted("\nall ranks send %s per step in %zu buckets\n",
+                   bytes_text(static_cast<double>(bytes)).c_str(), plan.buckets.size());
+  out += formatted("compute: %s on the busiest rank, %.3f of the mean (%.3f can be reached: %s)\n",
+                   seconds_text(most).c_str(), plan.imbalance, std::max(1.0, plan.load_bound),
+                   plan.load_bound > 1 ? "one matrix alone takes that" : "the mean");
+  out += formatted("memory: %.3f of the mean on the fullest rank\n", plan.memory_imbalance);
+  if (step_seconds > 0) {
+    out += formatted("predicted step: %s (when and why: orthrus simulate)\n",
+                     seconds_text(step_seconds).c_str());
+  }
   return out;
 }
 

@@ -153,7 +153,7 @@ std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int world_r
       own.cols = s.region.cols;
       own.offset_in_part = bucket.held ? 0 : s.offset - part;
       own.norm_slot = plan_.parameter_slot[static_cast<std::size_t>(s.parameter)];
-      if (bucket.held) {
+      if (bucket.held && s.size() > 0) {
         const runtime::ParameterShape& p = plan_.parameters[static_cast<std::size_t>(s.parameter)];
         const Region all = p.part(world_rank % plan_.shard, plan_.shard);
         const auto place = [&](Index flat) {
@@ -168,8 +168,9 @@ std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int world_r
       if (s.matrix >= 0) {
         const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(s.matrix)];
         own.keeps_lines = runtime::keeps_lines_here(plan_, bucket, s);
-        own.saves_lines = bucket.held ? m.owner % plan_.shard == world_rank && first_replica
-                                      : m.owner == world_rank;
+        own.saves_lines = !own.keeps_lines ? false
+                          : bucket.held    ? m.owner % plan_.shard == world_rank && first_replica
+                                           : m.owner == world_rank;
       }
       if (plan_.blocked[static_cast<std::size_t>(own.group)]) {
         own.norm_slot += s.matrix >= 0 ? place_in_parameter(plan_, s.matrix)

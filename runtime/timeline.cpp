@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <tuple>
+#include <utility>
 
 #include "comm/cost.hpp"
 #include "kernels/gram.hpp"
@@ -19,27 +21,30 @@ double real(Index n) { return static_cast<double>(n); }
 std::size_t at(int i) { return static_cast<std::size_t>(i); }
 
 /// Ranks that talk: first, first + stride, …, `size` of them.
-struct Group {
+struct Peers {
   int stride = 1, size = 1;
+  [[nodiscard]] int first_of(int rank) const {
+    return rank / (stride * size) * (stride * size) + rank % stride;
+  }
 };
 
-/// One call of a group.
+/// One call of some peers.
 struct Call {
   bool made = true;
   Collective kind = Collective::send;
-  double most = 0;      ///< bytes the rank with most sends
-  double messages = 1;  ///< of a rank
+  double most = 0;       ///< bytes the rank with most sends
+  double messages = 1;   ///< of a rank
   std::int64_t all = 0;  ///< bytes all its ranks send
 };
 
-/// The same call of all groups, on its way. Waited for before its next one starts.
+/// The call of all ranks, peers with peers, on its way.
 struct Flight {
   bool active = false;
   Phase phase = Phase::meet;
   int bucket = -1;
-  Group group;
+  Peers peers;
   Lane lane = Lane::node;
-  std::vector<double> duration, end;   ///< per rank; end −1: its group makes no call
+  std::vector<double> duration, end;    ///< per rank; end −1: its peers make no call
   std::vector<TimelineEvent> of_shown;  ///< per shown rank
 };
 
@@ -64,29 +69,29 @@ class Work {
   std::vector<int> touched_;
 };
 
-/// The largest of `size` numbers `stride` apart. Eight at a time: one after the other each would
-/// wait for the one before, and this is where most of the walk's time goes.
-double largest(const double* x, int stride, int size) {
+/// The largest of the peers' numbers, of which `x` is the first. Eight at a time: one after the
+/// other each would wait for the one before, and this is where most of the walk's time goes.
+double largest(const double* x, Peers peers) {
   double most = x[0];
   int i = 0;
-  if (stride == 1) {
+  if (peers.stride == 1) {
     std::array<double, 8> lanes;
     lanes.fill(most);
-    for (; i + 8 <= size; i += 8) {
+    for (; i + 8 <= peers.size; i += 8) {
       for (int k = 0; k < 8; ++k) lanes[at(k)] = lanes[at(k)] < x[i + k] ? x[i + k] : lanes[at(k)];
     }
     most = *std::max_element(lanes.begin(), lanes.end());
   }
-  for (; i < size; ++i) most = std::max(most, x[Index{i} * stride]);
+  for (; i < peers.size; ++i) most = std::max(most, x[Index{i} * peers.stride]);
   return most;
 }
 
-void fill(std::vector<double>& x, int first, Group group, double value) {
-  if (group.stride == 1) {
-    std::fill_n(x.begin() + first, group.size, value);
+void fill(std::vector<double>& x, int first, Peers peers, double value) {
+  if (peers.stride == 1) {
+    std::fill_n(x.begin() + first, peers.size, value);
     return;
   }
-  for (int i = 0; i < group.size; ++i) x[at(first + i * group.stride)] = value;
+  for (int i = 0; i < peers.size; ++i) x[at(first + i * peers.stride)] = value;
 }
 
 /// What all ranks have done until when.
@@ -99,9 +104,10 @@ class Clocks {
         blocking_(options.blocking),
         progress_(!options.blocking && options.progress.value_or(profile.ranks_per_node > 0)),
         now_(at(ranks), 0),
+        node_free_(at(ranks), 0),
+        network_free_(at(ranks), 0),
         shown_(std::move(shown)),
         shown_at_(at(ranks), -1) {
-    for (auto& free : free_) free.assign(at(ranks), 0);
     for (PhaseClock& phase : phases_) {
       for (auto* seconds : {&phase.compute, &phase.communication, &phase.exposed, &phase.waiting}) {
         seconds->assign(at(ranks), 0);
@@ -127,46 +133,44 @@ class Clocks {
     for (const int rank : shown_) computed(rank, phase, bucket, now_[at(rank)] - seconds);
   }
 
-  /// All ranks make a call. @param call  call(first): of the group whose first rank that is.
+  /// All ranks make a call. @param call  call(first): of the peers whose first rank that is.
   /// @param sent  sent(rank): its bytes.
-  template <class OfGroup, class OfRank>
-  void start(Flight& f, Phase phase, int bucket, Group group, OfGroup&& call, OfRank&& sent) {
+  template <class OfPeers, class OfRank>
+  void start(Flight& f, Phase phase, int bucket, Peers peers, OfPeers&& call, OfRank&& sent) {
     f.active = true;
     f.phase = phase;
     f.bucket = bucket;
-    f.group = group;
+    f.peers = peers;
     f.duration.resize(now_.size());
     f.end.resize(now_.size());
+    // Of ranks that lie s apart a node has fewer.
     const int per_node =
-        profile_.ranks_per_node > 0 ? std::max(1, profile_.ranks_per_node / group.stride) : 0;
-    f.lane = per_node > 0 && per_node < group.size ? Lane::network : Lane::node;
-    const bool both = f.lane == Lane::network && per_node > 1;
-    for_each_group(group, [&](int first) {
+        profile_.ranks_per_node > 0 ? std::max(1, profile_.ranks_per_node / peers.stride) : 0;
+    f.lane = per_node > 0 && per_node < peers.size ? Lane::network : Lane::node;
+    const bool uses_node = f.lane == Lane::node || per_node > 1;
+    const bool uses_network = f.lane == Lane::network;
+    for_each_peers(peers, [&](int first) {
       const Call c = call(first);
       bytes_sent_[static_cast<std::size_t>(phase)] += c.all;
-      const double seconds = c.made ? seconds_of(c, group, per_node) : 0;
+      const double seconds = c.made ? seconds_of(c, peers, per_node) : 0;
       double end = -1;
       if (c.made) {
-        double begin = largest(&now_[at(first)], group.stride, group.size);
-        for (const Lane lane : {Lane::node, Lane::network}) {
-          if (lane != f.lane && !both) continue;
-          begin = std::max(begin, largest(&free(lane)[at(first)], group.stride, group.size));
-        }
-        end = begin + seconds;
-        for (const Lane lane : {Lane::node, Lane::network}) {
-          if (progress_ && (lane == f.lane || both)) fill(free(lane), first, group, end);
-        }
+        end = largest(&now_[at(first)], peers);
+        if (uses_node) end = std::max(end, largest(&node_free_[at(first)], peers));
+        if (uses_network) end = std::max(end, largest(&network_free_[at(first)], peers));
+        end += seconds;
+        if (progress_ && uses_node) fill(node_free_, first, peers, end);
+        if (progress_ && uses_network) fill(network_free_, first, peers, end);
       }
-      fill(f.duration, first, group, seconds);
-      fill(f.end, first, group, end);
+      fill(f.duration, first, peers, seconds);
+      fill(f.end, first, peers, end);
     });
     f.of_shown.clear();
     for (const int rank : shown_) {
-      const int first = rank / (group.stride * group.size) * (group.stride * group.size) +
-                        rank % group.stride;
       const double end = f.end[at(rank)];
-      f.of_shown.push_back({rank, f.lane, phase, call(first).kind, bucket,
-                            end - f.duration[at(rank)], end, end < 0 ? 0 : sent(rank)});
+      if (end < 0) continue;
+      f.of_shown.push_back({rank, f.lane, phase, call(peers.first_of(rank)).kind, bucket,
+                            end - f.duration[at(rank)], end, sent(rank)});
       if (progress_) happened(f.of_shown.back());
     }
     if (blocking_) wait(f);
@@ -174,8 +178,8 @@ class Clocks {
 
   /// Is it over on all ranks, seen from the one that is furthest?
   [[nodiscard]] bool is_over(const Flight& f) const {
-    const int n = ranks_;
-    return !f.active || (progress_ && largest(f.end.data(), 1, n) <= largest(now_.data(), 1, n));
+    const Peers all{1, ranks_};
+    return !f.active || (progress_ && largest(f.end.data(), all) <= largest(now_.data(), all));
   }
 
   void wait(Flight& f) {
@@ -184,10 +188,9 @@ class Clocks {
     PhaseClock& clock = phases_[static_cast<std::size_t>(f.phase)];
     if (!progress_) {
       // It takes place now that all of its ranks are here.
-      for_each_group(f.group, [&](int first) {
+      for_each_peers(f.peers, [&](int first) {
         if (f.end[at(first)] < 0) return;
-        const double begin = largest(&now_[at(first)], f.group.stride, f.group.size);
-        fill(f.end, first, f.group, begin + f.duration[at(first)]);
+        fill(f.end, first, f.peers, largest(&now_[at(first)], f.peers) + f.duration[at(first)]);
       });
       for (TimelineEvent& e : f.of_shown) {
         e.end = f.end[at(e.rank)];
@@ -234,31 +237,25 @@ class Clocks {
     return t;
   }
 
-  [[nodiscard]] int ranks() const { return ranks_; }
-
  private:
   struct PhaseClock {
     std::vector<double> compute, communication, exposed, waiting;
     double compute_all = 0;  ///< on every rank
   };
 
-  [[nodiscard]] std::vector<double>& free(Lane lane) {
-    return free_[static_cast<std::size_t>(lane) - 1];
-  }
   template <class F>
-  void for_each_group(Group group, F&& f) const {
-    for (int base = 0; base < ranks_; base += group.stride * group.size) {
-      for (int i = 0; i < group.stride; ++i) f(base + i);
+  void for_each_peers(Peers peers, F&& f) const {
+    for (int base = 0; base < ranks_; base += peers.stride * peers.size) {
+      for (int i = 0; i < peers.stride; ++i) f(base + i);
     }
   }
-  double seconds_of(const Call& c, Group group, int per_node) {
-    // Nearly always the same as of the group before.
-    if (c.kind != last_.kind || c.most != last_.most || c.messages != last_.messages ||
-        group.size != last_group_.size || group.stride != last_group_.stride) {
-      last_ = c;
-      last_group_ = group;
+  double seconds_of(const Call& c, Peers peers, int per_node) {
+    // Nearly always the same as of the peers before.
+    const auto key = std::tuple(c.kind, c.most, c.messages, peers.size, per_node);
+    if (key != last_call_) {
+      last_call_ = key;
       last_seconds_ =
-          collective_seconds(profile_, c.kind, c.most, c.messages, group.size, per_node);
+          collective_seconds(profile_, c.kind, c.most, c.messages, peers.size, per_node);
     }
     return last_seconds_;
   }
@@ -274,14 +271,13 @@ class Clocks {
   int ranks_;
   bool blocking_, progress_;
   std::vector<double> now_;
-  std::array<std::vector<double>, lane_count - 1> free_;  ///< per link and rank: from when on
+  std::vector<double> node_free_, network_free_;  ///< from when on
   std::array<PhaseClock, phase_count> phases_;
   std::array<std::int64_t, phase_count> bytes_sent_{};
   std::vector<int> shown_;
   std::vector<int> shown_at_;  ///< per rank: its place in `shown_`, or −1
   std::vector<TimelineEvent> events_;
-  Call last_;
-  Group last_group_{0, 0};
+  std::tuple<Collective, double, double, int, int> last_call_;
   double last_seconds_ = 0;
 };
 
@@ -336,7 +332,6 @@ class Walk {
   [[nodiscard]] std::size_t lowest_level() const {
     return plan_.weights_sharded() ? plan_.shard_levels() : 0;
   }
-  [[nodiscard]] Group shard_group() const { return {1, plan_.shard}; }
 
   /// A pass, remembered: neighbours are alike.
   double pass(double bytes) {
@@ -381,25 +376,25 @@ class Walk {
   void start_level(Flight& flight, Phase phase, int index, const Bucket& b, std::size_t level,
                    std::size_t levels, Collective kind, std::size_t element) {
     find_shares(b, level, levels);
-    Group group{1, plan_.levels[level]};
-    for (std::size_t i = 0; i < level; ++i) group.stride *= plan_.levels[i];
+    Peers peers{1, plan_.levels[level]};
+    for (std::size_t i = 0; i < level; ++i) peers.stride *= plan_.levels[i];
     int outer = 1;  // slots per slot of these levels
     for (std::size_t i = levels; i < plan_.levels.size(); ++i) outer *= plan_.levels[i];
     int stride = 1;
     for (std::size_t i = level + 1; i < levels; ++i) stride *= plan_.levels[i];
     const auto bytes = static_cast<std::int64_t>(element);
     clocks_.start(
-        flight, phase, index, group,
+        flight, phase, index, peers,
         [&](int first) {
-          const auto g = at(slot_of_[at(first)] / outer / (stride * group.size));
+          const auto g = at(slot_of_[at(first)] / outer / (stride * peers.size));
           return Call{true, kind, real(most_[g] * bytes),
                       real(cost::chunks(whole_[g], plan_.max_chunk)),
-                      (group.size - 1) * whole_[g] * bytes};
+                      (peers.size - 1) * whole_[g] * bytes};
         },
         [&](int rank) {
           const int slot = slot_of_[at(rank)] / outer;
           const int begin = slot / stride * stride;
-          const auto g = at(slot / (stride * group.size));
+          const auto g = at(slot / (stride * peers.size));
           return (whole_[g] - (b.offset_of(begin + stride) - b.offset_of(begin))) * bytes;
         });
   }
@@ -501,8 +496,9 @@ class Walk {
     if (b.held) return;
     if (!b.reduced) {
       for (const Segment& s : b.segments) {
-        work_.add(s.rank, pass(real(s.size()) * static_cast<double>(
-                                                    4 + bytes_of(parameter(s.parameter).gradient_dtype))));
+        work_.add(s.rank,
+                  pass(real(s.size()) *
+                       static_cast<double>(4 + bytes_of(parameter(s.parameter).gradient_dtype))));
       }
       clocks_.compute(Phase::pack, index, work_);
     } else if (plan_.virtual_shards > 0) {
@@ -561,8 +557,7 @@ class Walk {
 
   bool has_arrived(int index, bool wait) {
     Flight& flight = gradients_[at(index % gradient_slots)];
-    const bool levelled =
-        plan_.virtual_shards == 0 && bucket(index).reduced && !bucket(index).held;
+    const bool levelled = plan_.virtual_shards == 0 && bucket(index).reduced && !bucket(index).held;
     std::size_t& level = level_[at(index % gradient_slots)];
     for (;;) {
       if (!wait && !clocks_.is_over(flight)) return false;
@@ -640,7 +635,7 @@ class Walk {
         update = piece.finish_update;
         lmo = piece.finish_lmo;
       } else {
-        const Group_& group = plan_.group(s.parameter);
+        const Group& group = plan_.group(s.parameter);
         update = pass(pass_bytes(group) * real(s.size()));
         if (s.matrix >= 0) lmo = of_whole(group, s.region.rows, s.region.cols);
       }
@@ -660,7 +655,7 @@ class Walk {
     const bool rests = b.held || plan_.weights_sharded();
     const std::size_t format = bytes_of(b.weights);
     for (const Segment& s : b.segments) {
-      const Group_& group = plan_.group(s.parameter);
+      const Group& group = plan_.group(s.parameter);
       const std::size_t theirs = rests ? format : bytes_of(parameter(s.parameter).dtype);
       std::size_t bytes = 0;
       if (b.weights == DType::f32) {
@@ -723,30 +718,31 @@ class Walk {
   };
   MeetingSlot& meeting(int index) { return meetings_[at(index % meeting_slots)]; }
 
-  /// Calls of the shard groups in which something meets. @param kind  kind(size of a rank)
-  /// @param sent  sent(rank, its size): bytes
-  template <class Kind, class Sent>
-  void start_meeting(int index, Kind&& kind, Sent&& sent) {
+  /// What a rank gives to a call of a meeting.
+  struct Sent {
+    Collective kind = Collective::send;
+    std::int64_t bytes = 0;
+    Index elements = 0;  ///< that make up messages
+    bool made = true;
+  };
+  /// A call of every shard group in which something meets. @param sent  sent(rank, its size)
+  template <class OfRank>
+  void start_meeting(int index, OfRank&& sent) {
     MeetingSlot& slot = meeting(index);
-    const std::size_t wire = uses_gram(bucket(index).mode) ? 4 : bytes_of(bucket(index).wire);
     clocks_.start(
-        slot.flight, Phase::meet, index, shard_group(),
+        slot.flight, Phase::meet, index, {1, plan_.shard},
         [&](int first) {
-          const MeetingSize& size = slot.sizes[at(first)];
-          Call c{size.matrices > 0, kind(size), 0, 1, 0};
+          const Sent one = sent(first, slot.sizes[at(first)]);
+          Call c{slot.sizes[at(first)].matrices > 0 && one.made, one.kind, 0,
+                 real(cost::chunks(one.elements, plan_.max_chunk)), 0};
           for (int w = first; w < first + plan_.shard && c.made; ++w) {
-            const std::int64_t bytes = sent(w, slot.sizes[at(w)]);
+            const std::int64_t bytes = sent(w, slot.sizes[at(w)]).bytes;
             c.most = std::max(c.most, real(bytes));
             c.all += bytes;
           }
-          if (c.made && c.kind != Collective::all_to_all) {
-            c.messages = real(cost::chunks(std::max(size.mine, size.theirs), plan_.max_chunk));
-          }
-          c.most = std::max(c.most, c.most);
-          static_cast<void>(wire);
           return c;
         },
-        [&](int rank) { return sent(rank, slot.sizes[at(rank)]); });
+        [&](int rank) { return sent(rank, slot.sizes[at(rank)]).bytes; });
   }
   std::int64_t all_reduce_bytes(int rank, Index count) const {
     return cost::all_reduce(count, plan_.shard, rank % plan_.shard, 4, plan_.max_chunk).bytes;
@@ -771,40 +767,28 @@ class Walk {
       for (int w = 0; w < plan_.ranks; ++w) work_.add(w, pass(8 * real(slot.sizes[at(w)].mine)));
       clocks_.compute(Phase::pack, index, work_);
     }
-    send_pieces(index);
+    if (b.mode != Mode::block_cyclic) send_pieces(index);
   }
 
   /// The first call of a meeting.
   void send_pieces(int index) {
     const Bucket& b = bucket(index);
     const auto wire = static_cast<std::int64_t>(bytes_of(b.wire));
-    switch (b.mode) {
-      case Mode::gather:
-        return start_meeting(
-            index, [](const MeetingSize&) { return Collective::all_gather; },
-            [=](int, const MeetingSize& n) { return (n.theirs - n.mine) * wire; });
-      case Mode::gram:
-        return start_meeting(
-            index,
-            [&](const MeetingSize& n) {
-              return is_lone(plan_, b, n.matrices) ? Collective::all_reduce
-                                                   : Collective::reduce_scatter;
-            },
-            [&](int w, const MeetingSize& n) {
-              return is_lone(plan_, b, n.matrices) ? all_reduce_bytes(w, n.mine)
-                                                   : (n.mine - n.theirs) * 4;
-            });
-      case Mode::gram_steps:
-        return start_meeting(
-            index, [](const MeetingSize&) { return Collective::all_reduce; },
-            [&](int w, const MeetingSize& n) { return all_reduce_bytes(w, n.mine); });
-      case Mode::block_cyclic:
-        return;
-      default:
-        return start_meeting(
-            index, [](const MeetingSize&) { return Collective::all_to_all; },
-            [=](int, const MeetingSize& n) { return (n.mine - n.own) * wire; });
-    }
+    start_meeting(index, [&](int w, const MeetingSize& n) {
+      switch (b.mode) {
+        case Mode::gather:
+          return Sent{Collective::all_gather, (n.theirs - n.mine) * wire, n.theirs};
+        case Mode::gram:
+          if (!is_lone(plan_, b, n.matrices)) {
+            return Sent{Collective::reduce_scatter, (n.mine - n.theirs) * 4, n.mine};
+          }
+          [[fallthrough]];
+        case Mode::gram_steps:
+          return Sent{Collective::all_reduce, all_reduce_bytes(w, n.mine), n.mine};
+        default:
+          return Sent{Collective::all_to_all, (n.mine - n.own) * wire, 0};
+      }
+    });
   }
 
   void compute(int index) {
@@ -815,7 +799,10 @@ class Walk {
     switch (b.mode) {
       case Mode::gram:
         compute_polynomials(index);
-        return start_meeting_back(index);
+        return start_meeting(index, [&](int, const MeetingSize& n) {
+          return Sent{Collective::all_gather, (n.back - n.own_back) * 4, n.back,
+                      !is_lone(plan_, b, n.matrices)};
+        });
       case Mode::gram_steps:
         return iterate_grams(index);
       case Mode::block_cyclic:
@@ -824,9 +811,9 @@ class Walk {
         return compute_whole(index);
       default:
         compute_whole(index);
-        start_meeting(
-            index, [](const MeetingSize&) { return Collective::all_to_all; },
-            [=](int, const MeetingSize& n) { return (n.theirs - n.own) * wire; });
+        start_meeting(index, [&](int, const MeetingSize& n) {
+          return Sent{Collective::all_to_all, (n.theirs - n.own) * wire, 0};
+        });
     }
   }
 
@@ -879,26 +866,6 @@ class Walk {
     clocks_.compute(Phase::lmo, index, lmo_);
   }
 
-  void start_meeting_back(int index) {
-    const Bucket& b = bucket(index);
-    MeetingSlot& slot = meeting(index);
-    const auto lone = [&](const MeetingSize& n) { return is_lone(plan_, b, n.matrices); };
-    clocks_.start(
-        slot.flight, Phase::meet, index, shard_group(),
-        [&](int first) {
-          const MeetingSize& size = slot.sizes[at(first)];
-          Call c{size.matrices > 0 && !lone(size), Collective::all_gather, 0,
-                 real(cost::chunks(size.back, plan_.max_chunk)), 0};
-          for (int w = first; w < first + plan_.shard && c.made; ++w) {
-            const MeetingSize& n = slot.sizes[at(w)];
-            c.most = std::max(c.most, real((n.back - n.own_back) * 4));
-            c.all += (n.back - n.own_back) * 4;
-          }
-          return c;
-        },
-        [&](int rank) { return (slot.sizes[at(rank)].back - slot.sizes[at(rank)].own_back) * 4; });
-  }
-
   void unpack_polynomials(int index) {
     const Bucket& b = bucket(index);
     for (const Segment& s : b.segments) {
@@ -911,7 +878,7 @@ class Walk {
 
   void iterate_grams(int index) {
     const Bucket& b = bucket(index);
-    const Group_& group = plan_.group(matrix(b.matrices.front()).parameter);
+    const Group& group = plan_.group(matrix(b.matrices.front()).parameter);
     const auto iterations = std::ssize(group.lmo->iterations());
     for (std::ptrdiff_t t = 0; t < iterations; ++t) {
       if (t > 0) {
@@ -921,7 +888,8 @@ class Walk {
       for (const int i : b.matrices) {
         const MatrixPlan& m = matrix(i);
         const double lmo = compute_seconds(plan_, profile_, m) / static_cast<double>(iterations);
-        const double copies = pass(unpack_bytes(m)) + (t + 1 < iterations ? pass(8 * triangle(m)) : 0);
+        const double copies =
+            pass(unpack_bytes(m)) + (t + 1 < iterations ? pass(8 * triangle(m)) : 0);
         for_each_computing(b, m, /*all=*/true, [&](int w) {
           lmo_.add(w, lmo);
           work_.add(w, copies);
@@ -943,7 +911,7 @@ class Walk {
     const Bucket& b = bucket(index);
     MeetingSlot& slot = meeting(index);
     clocks_.start(
-        slot.flight, Phase::meet, index, shard_group(),
+        slot.flight, Phase::meet, index, {1, plan_.shard},
         [&](int first) {
           Call c{slot.sizes[at(first)].matrices > 0, Collective::broadcast, 0, 0, 0};
           for (int w = first; w < first + plan_.shard && c.made; ++w) {
@@ -970,9 +938,7 @@ class Walk {
 
   // ---- seconds ----------------------------------------------------------------------------------
 
-  using Group_ = runtime::Group;
-
-  double of_whole(const Group_& group, Index rows, Index cols) {
+  double of_whole(const Group& group, Index rows, Index cols) {
     if (&group != last_whole_.group || rows != last_whole_.rows || cols != last_whole_.cols) {
       last_whole_ = {&group, rows, cols, lmo_seconds(profile_, group, rows, cols)};
     }
@@ -988,7 +954,7 @@ class Walk {
       return last_piece_.seconds;
     }
     const MatrixPlan& m = matrix(s.matrix);
-    const Group_& group = plan_.group(m.parameter);
+    const Group& group = plan_.group(m.parameter);
     const double state = pass_bytes(group) - 8;  // and the gradient
     const auto iterations = static_cast<double>(group.lmo->iterations().size());
     const double all = piece_seconds(plan_, profile_, m, s);
@@ -1058,7 +1024,8 @@ class Walk {
         filled = 0;
       }
       filled += bytes;
-      shards_.back().unpacked += real(p.size()) * static_cast<double>(bytes_of(format) + bytes_of(p.dtype));
+      shards_.back().unpacked +=
+          real(p.size()) * static_cast<double>(bytes_of(format) + bytes_of(p.dtype));
       message_of[i] = static_cast<int>(shards_.size()) - 1;
     }
     for (int b = 0; b < std::ssize(plan_.buckets); ++b) {
@@ -1110,12 +1077,12 @@ class Walk {
   std::array<MeetingSlot, meeting_slots> meetings_;
   std::array<WeightSlot, weight_slots> weights_;
   Flight control_, gathers_;
-  std::vector<Shards> shards_;  ///< messages of `gather_all`
-  std::int64_t round_ = 0;      ///< of reductions
+  std::vector<Shards> shards_;                             ///< messages of `gather_all`
+  std::int64_t round_ = 0;                                 ///< of reductions
   Index ready_ = 0, packed_ = 0, next_ = 0, arrived_ = 0;  ///< buckets of it
   double last_bytes_ = 0, last_pass_ = 0;
   struct {
-    const Group_* group = nullptr;
+    const Group* group = nullptr;
     Index rows = 0, cols = 0;
     double seconds = 0;
   } last_whole_;
@@ -1125,3 +1092,50 @@ class Walk {
     PieceSeconds seconds;
   } last_piece_;
 };
+
+/// The rank that computes most by the plan, rank 0, and more at equal distances.
+std::vector<int> choose_shown(const Plan& plan, int count) {
+  if (count <= 0) return {};
+  const auto busiest =
+      std::max_element(plan.per_rank.begin(), plan.per_rank.end(),
+                       [](const RankPlan& a, const RankPlan& b) { return a.seconds < b.seconds; });
+  std::vector<int> shown{static_cast<int>(busiest - plan.per_rank.begin())};
+  count = std::min(count, plan.ranks);
+  const auto add = [&](int rank) {
+    const bool there = std::find(shown.begin(), shown.end(), rank) != shown.end();
+    if (!there && std::ssize(shown) < count) shown.push_back(rank);
+  };
+  for (int i = 0; i < count; ++i) add(static_cast<int>(Index{i} * plan.ranks / count));
+  for (int w = 0; w < plan.ranks; ++w) add(w);  // where the busiest was among them
+  std::sort(shown.begin(), shown.end());
+  return shown;
+}
+
+}  // namespace
+
+PhaseTime Timeline::total(int rank) const {
+  PhaseTime sum;
+  for (const PhaseTime& t : ranks[at(rank)]) {
+    sum.compute += t.compute;
+    sum.communication += t.communication;
+    sum.exposed += t.exposed;
+    sum.waiting += t.waiting;
+  }
+  return sum;
+}
+
+Timeline make_timeline(const Plan& plan, const MachineProfile& profile,
+                       const TimelineOptions& options) {
+  Clocks clocks(profile, options, choose_shown(plan, options.ranks_shown), plan.ranks);
+  Walk(plan, profile, options, clocks).step();
+  return clocks.result();
+}
+
+std::string label_of(const Plan& plan, const TimelineEvent& event) {
+  if (event.bucket < 0) return {};
+  const Bucket& b = plan.buckets[at(event.bucket)];
+  return b.matrices.empty() ? plan.parameters[at(b.parameters.front())].name
+                            : plan.matrices[at(b.matrices.front())].name;
+}
+
+}  // namespace orthrus::runtime

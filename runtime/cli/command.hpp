@@ -36,6 +36,7 @@ using Run = std::function<int(Context&)>;
 Run add_train(CLI::App& app);
 Run add_replay(CLI::App& app);
 Run add_plan(CLI::App& app);
+Run add_simulate(CLI::App& app);
 Run add_bench(CLI::App& app);
 Run add_ckpt(CLI::App& app);
 Run add_data(CLI::App& app);

@@ -40,6 +40,7 @@ constexpr std::array commands{
     Command{"train", "Train a bundled workload", add_train},
     Command{"replay", "Run the optimizer alone on recorded weights and gradients", add_replay},
     Command{"plan", "What a run will cost on any number of ranks", add_plan},
+    Command{"simulate", "When each rank does what in a step, on any machine", add_simulate},
     Command{"bench", "Speeds of this machine", add_bench},
     Command{"ckpt", "List, verify, export and compare checkpoints", add_ckpt},
     Command{"data", "Prepare text and image data", add_data},
