@@ -10,7 +10,7 @@ packages=(
   openmpi-bin libopenmpi-dev libscalapack-openmpi-dev libopenblas-dev libdnnl-dev libyaml-cpp-dev libcli11-dev
   libspdlog-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libssl-dev zlib1g-dev libtorch-dev
   # tests
-  libgtest-dev libgmock-dev python3 python3-numpy clang-format clang-tidy
+  libgtest-dev libgmock-dev libsimgrid-dev libboost-dev python3 python3-numpy clang-format clang-tidy
   # data
   bible-kjv bible-kjv-text dataset-fashion-mnist
 )

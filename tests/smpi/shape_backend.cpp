@@ -1,0 +1,131 @@
+// A device that knows shapes only, in the place of kernels/open.cpp: what a simulated program
+// opens, whatever device its configuration names. Arguments are checked as on any device; the time
+// a verb would take on the machine of the profile goes to the rank's clock; of the data only the
+// first element of what is written becomes 1, so that no trace or norm is zero.
+#include "kernels/check.hpp"
+#include "smpi/rank_clock.hpp"
+
+namespace orthrus::kernels {
+namespace {
+
+using smpi::rank_clock;
+
+void mark(MatrixView v) {
+  if (v.size() == 0) return;
+  switch (v.dtype) {
+    case DType::f32:
+      *static_cast<float*>(v.data) = 1;
+      break;
+    case DType::bf16:
+      static_cast<BFloat16*>(v.data)->bits = 0x3f80;
+      break;
+    default:
+      *static_cast<double*>(v.data) = 1;
+  }
+}
+
+/// One element-wise pass over views that are read or written.
+void pass(std::initializer_list<ConstMatrixView> views) {
+  double bytes = 0;
+  for (const ConstMatrixView v : views) {
+    bytes += static_cast<double>(v.size()) * static_cast<double>(bytes_of(v.dtype));
+  }
+  if (bytes > 0) rank_clock().compute(runtime::pass_seconds(rank_clock().profile, bytes));
+}
+
+/// As if every element were 1.
+double sum_of(ConstMatrixView x) { return static_cast<double>(x.size()); }
+
+class ShapeBackend final : public Backend {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "shape"; }
+
+  void gemm(double, ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b, double,
+            MatrixView c) override {
+    const ProductShape s = check_gemm(a, op_a, b, op_b, c);
+    mark(c);
+    if (s.m * s.n * s.k == 0) return;
+    rank_clock().compute(runtime::gemm_seconds(rank_clock().profile, c.dtype, s.m, s.n, s.k));
+  }
+
+  void syrk(double, ConstMatrixView a, Transpose op_a, double, MatrixView c) override {
+    const ProductShape s = check_syrk(a, op_a, c);
+    mark(c);
+    if (s.n * s.k == 0) return;
+    rank_clock().compute(runtime::syrk_seconds(rank_clock().profile, c.dtype, s.n, s.k));
+  }
+
+  void convert(ConstMatrixView from, double scale, MatrixView to) override {
+    check_same_shape("convert", {from, to});
+    mark(to);
+    if (from.data != to.data || scale != 1) pass({from, to});
+  }
+
+  void round_stochastic(ConstMatrixView from, MatrixView to, std::uint64_t, std::uint64_t,
+                        std::uint64_t, Index) override {
+    check_same_shape("round_stochastic", {from, to});
+    check_dtype("round_stochastic", from, DType::f32);
+    check_dtype("round_stochastic", to, DType::bf16);
+    mark(to);
+    pass({from, to});
+  }
+
+  void axpby(double, ConstMatrixView x, double b, MatrixView y) override {
+    check_same("axpby", {x, y});
+    mark(y);
+    b == 0 ? pass({x, y}) : pass({x, y, y});
+  }
+
+  void sign(ConstMatrixView from, MatrixView to) override {
+    check_same("sign", {from, to});
+    mark(to);
+    pass({from, to});
+  }
+
+  double decay_step(double, double, ConstMatrixView u, MatrixView w) override {
+    check_same("decay_step", {w, u});
+    check_dtype("decay_step", w, DType::f32);
+    mark(w);
+    pass({u, w, w});
+    return sum_of(u);
+  }
+
+  double adamw(const AdamWScalars&, ConstMatrixView g, MatrixView m, MatrixView v,
+               MatrixView w) override {
+    check_same("adamw", {w, g, m, v});
+    check_dtype("adamw", w, DType::f32);
+    for (const MatrixView& written : {m, v, w}) mark(written);
+    pass({g, m, m, v, v, w, w});
+    return sum_of(w);
+  }
+
+  double sum_squares(ConstMatrixView x) override {
+    check_view("sum_squares", x);
+    pass({x});
+    return sum_of(x);
+  }
+
+  void line_sum_squares(ConstMatrixView x, bool of_columns, MatrixView out) override {
+    check_lines("line_sum_squares", x, of_columns, out);
+    mark(out);
+    pass({x});
+  }
+
+  double abs_max(ConstMatrixView x) override {
+    check_view("abs_max", x);
+    pass({x});
+    return x.size() > 0 ? 1 : 0;
+  }
+
+  void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) override {
+    check_lines("scale_lines", x, of_columns, s);
+    mark(x);
+    pass({x, x});
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_backend(std::string_view) { return std::make_unique<ShapeBackend>(); }
+
+}  // namespace orthrus::kernels
