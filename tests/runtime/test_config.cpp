@@ -235,7 +235,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "gradient_dtype, "
                 "blocking (did you mean 'timeout_s'?)"},
         Refused{"unknown_top_key", with("sede: 3"),
-                "a.yaml:2:1: sede: unknown key; known: schema, name, seed, device, profile, memory_cap, "
+                "a.yaml:2:1: sede: unknown key; known: schema, name, seed, device, profile, "
+                "memory_cap, "
                 "mesh, comm, zero, "
                 "reproducible, checks, checks_every_steps, telemetry, train, diagnostics, groups, "
                 "workload, data "
@@ -279,8 +280,9 @@ INSTANTIATE_TEST_SUITE_P(
                 "a.yaml:1:1: expects `schema: 1` and more keys, found a list"},
         Refused{"section_is_a_scalar", with("zero: 2"),
                 "a.yaml:2:7: zero: expects a mapping with stage, working_set, gathers; found '2'"},
-        Refused{"section_is_empty", with("zero:"),
-                "a.yaml:2:1: zero: expects a mapping with stage, working_set, gathers; found nothing"},
+        Refused{
+            "section_is_empty", with("zero:"),
+            "a.yaml:2:1: zero: expects a mapping with stage, working_set, gathers; found nothing"},
         Refused{"mapping_for_scalar", with("seed: {a: 1}"),
                 "a.yaml:2:7: seed: expects a whole number, found a mapping"},
         Refused{"list_for_scalar", with("train: {steps: [1, 2]}"),
