@@ -29,6 +29,7 @@ Core::Core(std::unique_ptr<CommunicatorBackend> body_, Communicator::Options opt
            std::shared_ptr<Family> family_)
     : body(std::move(body_)), family(std::move(family_)) {
   set_options(std::move(options_));
+  calls.stock(calls_in_flight);
 }
 
 void Core::set_options(Communicator::Options o) {

@@ -128,6 +128,7 @@ class MpiBody final : public CommunicatorBackend {
     mpi_check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     mpi_check(MPI_Comm_rank(comm, &rank_), "MPI_Comm_rank");
     mpi_check(MPI_Comm_size(comm, &size_), "MPI_Comm_size");
+    pending_.stock(comm::calls_in_flight, *this);
   }
 
   int rank() const override { return rank_; }

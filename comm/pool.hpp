@@ -9,6 +9,10 @@
 
 namespace orthrus::comm {
 
+/// Calls of one communicator that may be on their way at once: more than any user of ours has. How
+/// many are depends on how fast other ranks are; that alone should not allocate.
+inline constexpr std::size_t calls_in_flight = 16;
+
 /// Owns every object it ever made. One thread at a time.
 template <class T>
 class Pool {

@@ -434,6 +434,7 @@ class ThreadBody final : public CommunicatorBackend {
  public:
   ThreadBody(std::shared_ptr<Group> group, int rank) : group_(std::move(group)), rank_(rank) {
     bytes_.reserve(group_->world_ranks.size());
+    pending_.stock(comm::calls_in_flight, *this);
   }
 
   int rank() const override { return rank_; }

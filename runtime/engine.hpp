@@ -33,6 +33,8 @@ struct OwnSegment {
   Index norm_slot = 0;            ///< the first of its sums of squares among the plan's
   bool keeps_lines = false;       ///< the state per line of its matrix is here…
   bool saves_lines = false;       ///< …and written from here
+  bool updated = false;           ///< in this step, before its bucket's turn
+  double update_squares = 0;      ///< Σ U²
   std::vector<MatrixView> state;  ///< in the order of the rule's `state()`
   MatrixView master;              ///< f32 weights; empty without
 
@@ -123,7 +125,7 @@ struct ShardedOptimizer::Impl {
   runtime::Arena state_arena_, work_arena_;
   std::vector<runtime::OwnSegment> own_;  ///< ascending bucket, then offset
   std::vector<std::size_t> first_own_;    ///< of each bucket, and the end
-  std::span<std::byte> scratch_, widened_, control_;
+  std::span<std::byte> scratch_, widened_, narrowed_, control_;
   struct WeightSlot {
     std::span<std::byte> bytes;
     Request request;
@@ -191,7 +193,15 @@ struct ShardedOptimizer::Impl {
   double finish_piece(runtime::OwnSegment& own);
   double finish_gram(runtime::OwnSegment& own);
   // One segment, whatever the mode.
+  void update(runtime::OwnSegment& own);
   double update_here(runtime::OwnSegment& own);
+  bool run_ahead();
+  void wait_ahead(Request& request);
+  template <class F>
+  void for_each_block(const runtime::OwnSegment& own, F&& f);
+  [[nodiscard]] static Region region_of(const runtime::OwnSegment& own,
+                                        const runtime::Panel& panel);
+  double apply(const runtime::OwnSegment& own, MatrixView direction);
   [[nodiscard]] const Parameter& parameter_of(const runtime::OwnSegment& own) const {
     return parameters_[static_cast<std::size_t>(own.segment.parameter)];
   }
@@ -238,6 +248,8 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] Traffic planned_traffic() const;
   Traffic step_began_;         ///< what had been sent before this step's first bucket
   std::int64_t matrices_ = 0;  ///< orthogonalized in this step
+  std::size_t completed_ = 0;  ///< buckets of this step
+  std::size_t ahead_ = 0;      ///< segments before this one are not looked at again
 };
 
 }  // namespace orthrus

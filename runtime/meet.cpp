@@ -80,8 +80,9 @@ std::span<OwnSegment> ShardedOptimizer::Impl::segments(std::size_t b) {
 
 void ShardedOptimizer::Impl::wait_for(MeetingSlot& slot, std::size_t b, const char* what) {
   const auto start = Clock::now();
+  const double updating = report_.ms.update;
   try {
-    slot.request.wait();
+    wait_ahead(slot.request);
   } catch (const CommError& e) {
     const int first = plan_.buckets[b].matrices.front();
     throw CommError(std::string(e.what()) + "; " + what + " of matrix '" +
@@ -91,7 +92,7 @@ void ShardedOptimizer::Impl::wait_for(MeetingSlot& slot, std::size_t b, const ch
                         std::string(name_of(plan_.buckets[b].mode)) + ")",
                     e.exit_code());
   }
-  report_.ms.meet += ms_since(start);
+  report_.ms.meet += ms_since(start) - (report_.ms.update - updating);
 }
 
 /// Lets what is on its way go on while this rank computes.
@@ -242,8 +243,7 @@ double ShardedOptimizer::Impl::finish_piece(OwnSegment& own) {
   const runtime::Bucket& bucket = plan_.buckets[own.bucket];
   MeetingSlot& slot = meeting_slot(own.bucket);
   if (bucket.mode == Mode::gram_steps) {
-    return apply(own, whole(own),
-                 dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32));
+    return apply(own, dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32));
   }
   MatrixView direction = dense(slot.mine, own.meeting_offset, own.rows, own.cols, bucket.wire);
   if (bucket.wire != DType::f32) {
@@ -251,7 +251,7 @@ double ShardedOptimizer::Impl::finish_piece(OwnSegment& own) {
     backend_->convert(direction, 1, wide);
     direction = wide;
   }
-  return apply(own, whole(own), direction);
+  return apply(own, direction);
 }
 
 // ---- gram, gram_steps --------------------------------------------------------------------------

@@ -39,8 +39,7 @@ bool is_lone(const Plan& plan, const Bucket& b, int matrices) {
 Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
   // 4 MiB of f32: large enough for products at full speed, small beside any matrix that matters.
   constexpr Index panel = Index{1} << 20;
-  if (s.matrix < 0) return b.held ? std::min(s.size(), panel) : s.size();
-  if (!is_panelled(b.mode)) return s.size();
+  if (s.matrix < 0 || !is_panelled(b.mode)) return std::min(s.size(), panel);
   const MatrixPlan& m = matrix_of(plan, s.matrix);
   const Index lines = m.gram_of_rows ? s.region.cols : s.region.rows;
   return std::min(lines, std::max<Index>(64, panel / m.gram_side())) * m.gram_side();
@@ -322,7 +321,9 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
 std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment& s) {
   const MatrixPlan& m = matrix_of(plan, s.matrix);
   const auto panel = Arena::rounded(static_cast<std::size_t>(panel_elements(plan, b, s)) * 4);
-  if (!uses_gram(b.mode)) return b.wire == DType::f32 ? 0 : panel;
+  if (!uses_gram(b.mode)) {
+    return b.wire == DType::f32 ? 0 : Arena::rounded(static_cast<std::size_t>(s.size()) * 4);
+  }
   const auto side = static_cast<std::size_t>(m.gram_side());
   const std::size_t square = Arena::rounded(side * side * 4);
   if (b.mode == Mode::gram_steps) return square;

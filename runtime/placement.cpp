@@ -55,8 +55,9 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
            "matrices: mode owner";
   }
   if (optim::is_sharded(mode) && config.wire == "bf16" &&
-      (config.accuracy == "bitwise" || plan.virtual_shards > 0)) {
-    return "matrix.wire bf16 rounds what is exchanged";
+      (config.accuracy != "fast" || plan.virtual_shards > 0)) {
+    return "matrix.wire bf16 rounds what is exchanged: it needs matrix.accuracy fast, without "
+           "reproducible.virtual_shards";
   }
   const optim::Lines lines = rule_of(g).scaled_lines(m.rows, m.cols);
   if (lines != optim::Lines::none && (mode == Mode::gram_steps || mode == Mode::block_cyclic ||

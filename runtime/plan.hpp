@@ -130,14 +130,15 @@ struct WorkSizes {
   std::size_t gathered =
       0;                    ///< ZeRO-3: per staging buffer of the working set, of which there are 2
   std::size_t rule = 0;     ///< LMO and rule scratch
-  std::size_t widened = 0;  ///< a segment in f32
+  std::size_t widened = 0;  ///< a panel of weights in f32…
+  std::size_t narrowed = 0;  ///< …and rounded, on its way to the trainer
   std::size_t control = 0;
   int meetings = 0;  ///< meeting slots there are
   [[nodiscard]] std::int64_t total() const {
     return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
                                      static_cast<std::size_t>(meetings) * (mine + theirs) +
                                      weight_slots * weight_gather + 2 * gathered + rule + widened +
-                                     control);
+                                     narrowed + control);
   }
 };
 

@@ -7,6 +7,7 @@
 #include "runtime/arena.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/region.hpp"
 #include "runtime/working_set.hpp"
 
 namespace orthrus::runtime {
@@ -33,9 +34,12 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
   const Group& g = plan.group(s.parameter);
   const Index size = s.size();
   const Index panel = panel_elements(plan, b, s);
-  if (b.weights != DType::f32 && !g.master) at_least(r.work.widened, room(panel, 4));
-  std::int64_t scratch = static_cast<std::int64_t>(
-      g.rule->workspace_bytes(b.held ? 1 : s.region.rows, b.held ? panel : s.region.cols));
+  const ParameterShape& p = plan.parameters[static_cast<std::size_t>(s.parameter)];
+  const bool rests = b.held || plan.weights_sharded() ||
+                     (p.dtype == b.weights && is_contiguous(p));  // as a matrix of its format
+  if (!g.master && !(rests && b.weights == DType::f32)) at_least(r.work.widened, room(panel, 4));
+  if (!rests) at_least(r.work.narrowed, room(panel, bytes_of(b.weights)));
+  std::int64_t scratch = static_cast<std::int64_t>(g.rule->workspace_bytes(1, panel));
   Index rows = s.region.rows;
   Index cols = s.region.cols;
   if (s.matrix >= 0) {
@@ -64,7 +68,7 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
     r.seconds += pass_seconds(profile, pass_bytes(g) * static_cast<double>(size));
   }
   // Gradients of held parameters are the trainer's: they are worked on in a copy.
-  if (b.held && b.stays_apart()) scratch += room(panel, 4);
+  if (b.held && b.stays_apart()) scratch += room(s.matrix < 0 ? panel : size, 4);
   if (!b.matrices.empty() && size > 0) {
     scratch = std::max(scratch, static_cast<std::int64_t>(piece_scratch_bytes(plan, b, s)));
   }

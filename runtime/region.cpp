@@ -8,16 +8,6 @@
 namespace orthrus::runtime {
 namespace {
 
-bool is_contiguous(const ParameterShape& p) {
-  if (p.strides.empty()) return true;
-  Index expected = 1;
-  for (std::size_t d = p.shape.size(); d-- > 0;) {
-    if (p.shape[d] != 1 && p.strides[d] != expected) return false;
-    expected *= p.shape[d];
-  }
-  return true;
-}
-
 /// Element of the tensor's buffer that holds flat element `flat`.
 Index position(const ParameterShape& p, Index flat) {
   Index at = 0;
@@ -65,6 +55,16 @@ void store(void* data, DType dtype, Index at, float value) {
 }
 
 }  // namespace
+
+bool is_contiguous(const ParameterShape& p) {
+  if (p.strides.empty()) return true;
+  Index expected = 1;
+  for (std::size_t d = p.shape.size(); d-- > 0;) {
+    if (p.shape[d] != 1 && p.strides[d] != expected) return false;
+    expected *= p.shape[d];
+  }
+  return true;
+}
 
 void pack(const ParameterShape& p, const void* from, DType dtype, const Region& r, Span to,
           kernels::Backend& backend) {

@@ -13,6 +13,9 @@ inline MatrixView row(void* data, Index count, DType dtype = DType::f32) {
   return {data, 1, count, count, dtype};
 }
 
+/// Are its elements where the row-major order of its shape puts them?
+bool is_contiguous(const ParameterShape& parameter);
+
 /// to ← from's region, densely, rounded to `to.dtype`. `from` is the whole tensor (strides as
 /// described).
 void pack(const ParameterShape& parameter, const void* from, DType from_dtype, const Region& region,

@@ -356,12 +356,13 @@ void ShardedOptimizer::Impl::allocate() {
   const runtime::WorkSizes& sizes =
       plan_.per_rank[static_cast<std::size_t>(mesh_.world.rank())].work;
   work_arena_ = Arena(Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
-                      Arena::rounded(sizes.control) +
+                      Arena::rounded(sizes.narrowed) + Arena::rounded(sizes.control) +
                       static_cast<std::size_t>(sizes.meetings) *
                           (Arena::rounded(sizes.mine) + Arena::rounded(sizes.theirs)) +
                       weight_slots_.size() * Arena::rounded(sizes.weight_gather));
   scratch_ = work_arena_.take(sizes.rule);
   widened_ = work_arena_.take(sizes.widened);
+  narrowed_ = work_arena_.take(sizes.narrowed);
   control_ = work_arena_.take(sizes.control);
   for (WeightSlot& slot : weight_slots_) slot.bytes = work_arena_.take(sizes.weight_gather);
   for (int i = 0; i < sizes.meetings; ++i) {

@@ -92,13 +92,13 @@ void ShardedOptimizer::Impl::walk() {
     // While one bucket's matrices are computed, the next one's pieces are on their way, and the
     // last one's results.
     const std::size_t buckets = plan_.buckets.size();
+    ahead_ = completed_ = 0;
     begin(0);
-    std::size_t completed = 0;
     for (std::size_t b = 0; b < buckets; ++b) {
       if (b + 1 < buckets) begin(b + 1);
       compute(b);
       const std::size_t ready = meets(b) && b + 1 < buckets ? b : b + 1;
-      while (completed < ready) complete(completed++);
+      while (completed_ < ready) complete(completed_);
     }
     for (WeightSlot& slot : weight_slots_) deliver(slot);
     audit(before);
@@ -216,33 +216,48 @@ void ShardedOptimizer::Impl::complete(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   auto* sums = reinterpret_cast<double*>(control_.data());
   const bool met = meets(b);
-  if (met) {
-    wait_for(meeting_slot(b), b, "returning the direction");
-  }
+  if (met) wait_for(meeting_slot(b), b, "returning the direction");
   if (!bucket.held) deliver(weight_slots_[b % runtime::weight_slots]);  // its buffer is needed
-  const auto start = Clock::now();
   for (runtime::OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
-    if (!rests(bucket) && bucket.weights == DType::f32) {
-      runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
-                    parameter_of(own).weights, parameter_of(own).dtype, own.region(),
-                    {weights_of(own).data, own.size(), DType::f32}, *backend_);
-    }
-    const double sum = !met                               ? update_here(own)
-                       : bucket.mode == optim::Mode::gram ? finish_gram(own)
-                                                          : finish_piece(own);
-    if (counts(own)) sums[own.group] += sum;
+    if (!own.updated) update(own);
+    own.updated = false;
+    // In the plan's order, whatever the order of updates: the same bits in every run.
+    if (counts(own)) sums[own.group] += own.update_squares;
   }
+  completed_ = b + 1;
+  if (poisons_ && met) {
+    runtime::poison(meeting_slot(b).mine);
+    runtime::poison(meeting_slot(b).theirs);
+  }
+  if (!bucket.held) gather(b);
+}
+
+/// Lines 6 and 7 of a segment (3 to 7 where it meets nobody).
+void ShardedOptimizer::Impl::update(runtime::OwnSegment& own) {
+  const auto start = Clock::now();
+  own.update_squares = !meets(own.bucket)                                    ? update_here(own)
+                       : plan_.buckets[own.bucket].mode == optim::Mode::gram ? finish_gram(own)
+                                                                             : finish_piece(own);
+  own.updated = true;
   if (poisons_) {
     runtime::poison(scratch_);
     runtime::poison(widened_);
-    if (met) {
-      runtime::poison(meeting_slot(b).mine);
-      runtime::poison(meeting_slot(b).theirs);
-    }
+    runtime::poison(narrowed_);
   }
   report_.ms.update += ms_since(start);
-  if (!bucket.held) gather(b);
+}
+
+/// Something is waited for, and a segment further on meets nobody: it can be updated now. What is
+/// large on one rank then holds up no other. @return whether there was one.
+bool ShardedOptimizer::Impl::run_ahead() {
+  for (; ahead_ < own_.size(); ++ahead_) {
+    runtime::OwnSegment& own = own_[ahead_];
+    if (own.bucket < completed_ || own.updated || own.size() == 0 || meets(own.bucket)) continue;
+    update(own);
+    return true;
+  }
+  return false;
 }
 
 /// Lines 3 to 7 of a segment that meets nobody. @return Σ U².
@@ -253,43 +268,58 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
   const optim::StepScalars scalars = scalars_of(own);
   // The runtime's gradient is worked on where it is, the trainer's in a copy.
   const auto gradient = [&](const runtime::Panel& panel, runtime::Carver& carver) {
-    const MatrixView g = held ? carver.matrix(panel.rows, panel.cols) : gradient_of(own);
     if (held) {
-      load_gradient(own, panel, g);
-    } else if (clip != 1) {
-      backend_->convert(g, clip, g);
+      const MatrixView copy = carver.matrix(panel.rows, panel.cols);
+      load_gradient(own, panel, copy);
+      return copy;
     }
+    const MatrixView g = runtime::block(gradient_of(own), panel);
+    if (clip != 1) backend_->convert(g, clip, g);
     return g;
   };
   if (const auto* rule = dynamic_cast<const optim::MatrixRule*>(group.rule.get())) {
-    const runtime::Panel all{0, own.rows, 0, own.cols};
     runtime::Carver carver(scratch_);
-    const MatrixView x = gradient(all, carver);
+    const MatrixView x = gradient({0, own.rows, 0, own.cols}, carver);
     rule->accumulate({{}, x, own.state, {}}, scalars, *backend_);  // 3
     const auto start = Clock::now();
     matrices_ += optim::whole_matrix(*rule, *group.lmo, x, lines_of(own), carver.rest(),
                                      *backend_);  // 4, 5
     report_.ms.lmo += ms_since(start);
     progress();
-    return apply(own, all, x);  // 6, 7
+    return apply(own, x);  // 6, 7
   }
   const auto& rule = static_cast<const optim::ElementwiseRule&>(*group.rule);
-  const Index panel = runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
-  const Index rows = std::max<Index>(1, std::min(own.rows, panel / own.cols));
-  const Index cols = std::min(own.cols, panel);
   double sum = 0;
+  for_each_block(own, [&](const runtime::Panel& p) {
+    runtime::Carver carver(scratch_);
+    const MatrixView g = gradient(p, carver);
+    const runtime::StateViews state(own, p);
+    const MatrixView w = open_weights(own, p);
+    sum += rule.update({w, g, state.views(), carver.rest()}, scalars, *backend_);
+    close_weights(own, p, w);
+  });
+  return sum;
+}
+
+/// Lines 6 and 7 of a whole segment, given lmo(X) of it. @return Σ U².
+double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, MatrixView direction) {
+  double sum = 0;
+  for_each_block(
+      own, [&](const runtime::Panel& p) { sum += apply(own, p, runtime::block(direction, p)); });
+  return sum;
+}
+
+/// f(panel) for blocks of at most `panel_elements` elements: whole rows, if one fits.
+template <class F>
+void ShardedOptimizer::Impl::for_each_block(const runtime::OwnSegment& own, F&& f) {
+  const Index most = runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
+  const Index rows = std::max<Index>(1, std::min(own.rows, most / own.cols));
+  const Index cols = std::min(own.cols, most);
   for (Index r = 0; r < own.rows; r += rows) {
     for (Index c = 0; c < own.cols; c += cols) {
-      const runtime::Panel p{r, std::min(rows, own.rows - r), c, std::min(cols, own.cols - c)};
-      runtime::Carver carver(scratch_);
-      const MatrixView g = gradient(p, carver);
-      const runtime::StateViews state(own, p);
-      const MatrixView w = open_weights(own, p);
-      sum += rule.update({w, g, state.views(), carver.rest()}, scalars, *backend_);
-      close_weights(own, p, w);
+      f(runtime::Panel{r, std::min(rows, own.rows - r), c, std::min(cols, own.cols - c)});
     }
   }
-  return sum;
 }
 
 optim::StepScalars ShardedOptimizer::Impl::scalars_of(const runtime::OwnSegment& own) const {
@@ -319,20 +349,30 @@ void ShardedOptimizer::Impl::load_gradient(const runtime::OwnSegment& own,
                     clip_[static_cast<std::size_t>(own.group)], to);
 }
 
-/// Where the new weights of a segment go.
+/// Where the weights of a segment rest, when they rest as a matrix of their format: in a shard, or
+/// densely in the trainer's buffer. Empty where neither is so.
 MatrixView ShardedOptimizer::Impl::weights_of(const runtime::OwnSegment& own) {
   const runtime::Bucket& bucket = plan_.buckets[own.bucket];
   const std::size_t element = bytes_of(bucket.weights);
-  if (bucket.held) {
-    const Parameter& p = parameter_of(own);
-    return {static_cast<std::byte*>(p.weights) + static_cast<std::size_t>(own.here.first) * element,
-            own.rows, own.cols, own.here.distance, p.dtype};
+  const Parameter& p = parameter_of(own);
+  const auto place = [&](void* data, Index first, Index ld) {
+    return MatrixView{static_cast<std::byte*>(data) + static_cast<std::size_t>(first) * element,
+                      own.rows, own.cols, ld, bucket.weights};
+  };
+  if (bucket.held) return place(p.weights, own.here.first, own.here.distance);
+  if (plan_.weights_sharded()) {
+    return place(working_set_->store(own.bucket), own.segment.offset, own.cols);
   }
-  std::byte* const bytes = plan_.weights_sharded()
-                               ? working_set_->store(own.bucket)
-                               : weight_slots_[own.bucket % runtime::weight_slots].bytes.data();
-  return {bytes + static_cast<std::size_t>(own.segment.offset) * element, own.rows, own.cols,
-          own.cols, bucket.weights};
+  const auto& shape = plan_.parameters[static_cast<std::size_t>(own.segment.parameter)];
+  if (p.dtype != bucket.weights || !runtime::is_contiguous(shape)) return {};
+  return place(p.weights, own.region().first, own.region().distance);
+}
+
+/// A panel as a region of its parameter.
+Region ShardedOptimizer::Impl::region_of(const runtime::OwnSegment& own,
+                                         const runtime::Panel& panel) {
+  const Region& r = own.region();
+  return {r.first + panel.row * r.distance + panel.col, panel.rows, panel.cols, r.distance};
 }
 
 /// W of a panel in f32: where it is, if it is f32 there; else beside.
@@ -341,18 +381,15 @@ MatrixView ShardedOptimizer::Impl::open_weights(const runtime::OwnSegment& own,
   if (plan_.groups[static_cast<std::size_t>(own.group)].master) {
     return runtime::block(own.master, panel);
   }
-  const MatrixView place = runtime::block(weights_of(own), panel);
-  if (place.dtype == DType::f32) return place;
+  const MatrixView rest = weights_of(own);
+  if (rest.data != nullptr && rest.dtype == DType::f32) return runtime::block(rest, panel);
   const MatrixView wide{widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
-  if (rests(plan_.buckets[own.bucket])) {
-    backend_->convert(place, 1, wide);
+  if (rest.data != nullptr) {
+    backend_->convert(runtime::block(rest, panel), 1, wide);
   } else {
-    const Region& r = own.region();
-    runtime::pack(
-        plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
-        parameter_of(own).weights, parameter_of(own).dtype,
-        {r.first + panel.row * r.distance + panel.col, panel.rows, panel.cols, r.distance},
-        {wide.data, wide.size(), DType::f32}, *backend_);
+    runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
+                  parameter_of(own).weights, parameter_of(own).dtype, region_of(own, panel),
+                  {wide.data, wide.size(), DType::f32}, *backend_);
   }
   return wide;
 }
@@ -360,17 +397,29 @@ MatrixView ShardedOptimizer::Impl::open_weights(const runtime::OwnSegment& own,
 /// Line 7: rounded to the format they rest in.
 void ShardedOptimizer::Impl::close_weights(const runtime::OwnSegment& own,
                                            const runtime::Panel& panel, MatrixView wide) {
-  const MatrixView place = runtime::block(weights_of(own), panel);
-  if (place.data == wide.data) return;
+  const MatrixView rest = weights_of(own);
+  const DType format = plan_.buckets[own.bucket].weights;
+  MatrixView to{narrowed_.data(), panel.rows, panel.cols, panel.cols, format};
+  if (rest.data != nullptr) to = runtime::block(rest, panel);
+  if (to.data == wide.data) return;
   const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
-  if (!group.stochastic) return backend_->convert(wide, 1, place);
-  for (Index r = 0; r < panel.rows; ++r) {
-    const runtime::Panel line{r, 1, 0, panel.cols};
-    backend_->round_stochastic(
-        runtime::block(wide, line), runtime::block(place, line), config_.seed,
-        static_cast<std::uint64_t>(own.segment.parameter), static_cast<std::uint64_t>(steps_),
-        own.region().first + (panel.row + r) * own.region().distance + panel.col);
+  if (!group.stochastic) {
+    backend_->convert(wide, 1, to);
+  } else {
+    const Region region = region_of(own, panel);
+    for (Index r = 0; r < panel.rows; ++r) {
+      const runtime::Panel line{r, 1, 0, panel.cols};
+      backend_->round_stochastic(runtime::block(wide, line), runtime::block(to, line), config_.seed,
+                                 static_cast<std::uint64_t>(own.segment.parameter),
+                                 static_cast<std::uint64_t>(steps_),
+                                 region.first + r * region.distance);
+    }
   }
+  if (rest.data != nullptr) return;
+  runtime::unpack({to.data, to.size(), format},
+                  plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
+                  parameter_of(own).weights, parameter_of(own).dtype, region_of(own, panel),
+                  *backend_);
 }
 
 /// Lines 6 and 7 of a panel, given lmo(X) of it. @return Σ U².
@@ -387,6 +436,13 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
   return sum;
 }
 
+/// Waits for a call, and works meanwhile.
+void ShardedOptimizer::Impl::wait_ahead(Request& request) {
+  while (!request.test()) {
+    if (!run_ahead()) return request.wait();
+  }
+}
+
 /// Line 8 begins: the new weights of bucket b leave, over the outermost level first.
 void ShardedOptimizer::Impl::gather(std::size_t b) {
   // The bucket before has had this one's update to cross its levels.
@@ -394,6 +450,19 @@ void ShardedOptimizer::Impl::gather(std::size_t b) {
     while (other.bucket >= 0 && other.level > lowest_level()) gather_level(other);
   }
   WeightSlot& slot = weight_slots_[b % runtime::weight_slots];
+  if (!plan_.weights_sharded()) {
+    const auto copying = Clock::now();
+    const DType format = plan_.buckets[b].weights;
+    for (const runtime::OwnSegment& own : segments(b)) {
+      const auto p = static_cast<std::size_t>(own.segment.parameter);
+      runtime::pack(
+          plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, own.region(),
+          {slot.bytes.data() + static_cast<std::size_t>(own.segment.offset) * bytes_of(format),
+           own.size(), format},
+          *backend_);
+    }
+    report_.ms.copy += ms_since(copying);
+  }
   slot.bucket = static_cast<int>(b);
   slot.level = plan_.levels.size();
   gather_level(slot);
@@ -404,7 +473,7 @@ void ShardedOptimizer::Impl::gather_level(WeightSlot& slot) {
   const auto waiting = Clock::now();
   const runtime::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(slot.bucket)];
   try {
-    slot.request.wait();
+    wait_ahead(slot.request);
   } catch (const CommError& e) {
     throw CommError(std::string(e.what()) + "; gathering the weights of '" +
                         plan_.parameters[static_cast<std::size_t>(bucket.parameters.front())].name +
