@@ -250,7 +250,8 @@ std::string plan_table(const Plan& plan, double step_seconds) {
   out += formatted("compute: %s on the busiest rank, %.3f of the mean (%.3f can be reached: %s)\n",
                    seconds_text(most).c_str(), plan.imbalance, std::max(1.0, plan.load_bound),
                    plan.load_bound > 1 ? "one matrix alone takes that" : "the mean");
-  out += formatted("memory: %.3f of the mean on the fullest rank\n", plan.memory_imbalance);
+  out += formatted("memory at rest (without work): %.3f of the mean on the fullest rank\n",
+                   plan.memory_imbalance);
   if (step_seconds > 0) {
     out += formatted("predicted step: %s (when and why: orthrus simulate)\n",
                      seconds_text(step_seconds).c_str());

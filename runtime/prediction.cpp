@@ -217,7 +217,7 @@ void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPl
         Reserve::rounded(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
   }
   const std::size_t staging =
-      std::max(largest, std::min(all, static_cast<std::size_t>(bucket_bytes)));
+      Arena::rounded(std::max(largest, std::min(all, static_cast<std::size_t>(bucket_bytes))));
   // Messages: as many parameters as a staging buffer holds, in their order.
   std::vector<std::vector<std::size_t>> flights(1);
   std::size_t filled = 0;
@@ -233,7 +233,7 @@ void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPl
   const auto levels = static_cast<std::int64_t>(plan.shard_levels());
   const bool uncut = static_cast<Index>(staging) <= plan.max_chunk;
   for (RankPlan& r : ranks) {
-    r.work.gathered = Arena::rounded(staging);
+    r.work.gathered = staging;
     r.memory.weights += plan.working_set > 0 ? std::min(plan.working_set, whole) : whole;
     if (uncut && levels > 0) {
       r.gathers += {plan.gathers * static_cast<std::int64_t>(all),

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <numeric>
-#include <tuple>
-#include <utility>
 
 #include "comm/cost.hpp"
 #include "kernels/gram.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/region.hpp"
+#include "runtime/timeline_clocks.hpp"
 
 namespace orthrus::runtime {
 namespace {
@@ -18,268 +18,6 @@ namespace {
 using optim::Mode;
 
 double real(Index n) { return static_cast<double>(n); }
-std::size_t at(int i) { return static_cast<std::size_t>(i); }
-
-/// Ranks that talk: first, first + stride, …, `size` of them.
-struct Peers {
-  int stride = 1, size = 1;
-  [[nodiscard]] int first_of(int rank) const {
-    return rank / (stride * size) * (stride * size) + rank % stride;
-  }
-};
-
-/// One call of some peers.
-struct Call {
-  bool made = true;
-  Collective kind = Collective::send;
-  double most = 0;       ///< bytes the rank with most sends
-  double messages = 1;   ///< of a rank
-  std::int64_t all = 0;  ///< bytes all its ranks send
-};
-
-/// The call of all ranks, peers with peers, on its way.
-struct Flight {
-  bool active = false;
-  Phase phase = Phase::meet;
-  int bucket = -1;
-  Peers peers;
-  Lane lane = Lane::node;
-  std::vector<double> duration, end;    ///< per rank; end −1: its peers make no call
-  std::vector<TimelineEvent> of_shown;  ///< per shown rank
-};
-
-/// Seconds of work on some ranks.
-class Work {
- public:
-  explicit Work(int ranks) : seconds_(at(ranks), 0) {}
-  void add(int rank, double seconds) {
-    if (seconds <= 0) return;
-    if (seconds_[at(rank)] == 0) touched_.push_back(rank);
-    seconds_[at(rank)] += seconds;
-  }
-  /// f(rank, seconds), and forgets them.
-  template <class F>
-  void drain(F&& f) {
-    for (const int rank : touched_) f(rank, std::exchange(seconds_[at(rank)], 0));
-    touched_.clear();
-  }
-
- private:
-  std::vector<double> seconds_;
-  std::vector<int> touched_;
-};
-
-/// The largest of the peers' numbers, of which `x` is the first. Eight at a time: one after the
-/// other each would wait for the one before, and this is where most of the walk's time goes.
-double largest(const double* x, Peers peers) {
-  double most = x[0];
-  int i = 0;
-  if (peers.stride == 1) {
-    std::array<double, 8> lanes;
-    lanes.fill(most);
-    for (; i + 8 <= peers.size; i += 8) {
-      for (int k = 0; k < 8; ++k) lanes[at(k)] = lanes[at(k)] < x[i + k] ? x[i + k] : lanes[at(k)];
-    }
-    most = *std::max_element(lanes.begin(), lanes.end());
-  }
-  for (; i < peers.size; ++i) most = std::max(most, x[Index{i} * peers.stride]);
-  return most;
-}
-
-void fill(std::vector<double>& x, int first, Peers peers, double value) {
-  if (peers.stride == 1) {
-    std::fill_n(x.begin() + first, peers.size, value);
-    return;
-  }
-  for (int i = 0; i < peers.size; ++i) x[at(first + i * peers.stride)] = value;
-}
-
-/// What all ranks have done until when.
-class Clocks {
- public:
-  Clocks(const MachineProfile& profile, const TimelineOptions& options, std::vector<int> shown,
-         int ranks)
-      : profile_(profile),
-        ranks_(ranks),
-        blocking_(options.blocking),
-        progress_(!options.blocking && options.progress.value_or(profile.ranks_per_node > 0)),
-        now_(at(ranks), 0),
-        node_free_(at(ranks), 0),
-        network_free_(at(ranks), 0),
-        shown_(std::move(shown)),
-        shown_at_(at(ranks), -1) {
-    for (PhaseClock& phase : phases_) {
-      for (auto* seconds : {&phase.compute, &phase.communication, &phase.exposed, &phase.waiting}) {
-        seconds->assign(at(ranks), 0);
-      }
-    }
-    for (std::size_t i = 0; i < shown_.size(); ++i) shown_at_[at(shown_[i])] = static_cast<int>(i);
-  }
-
-  void compute(Phase phase, int bucket, Work& work) {
-    PhaseClock& clock = phases_[static_cast<std::size_t>(phase)];
-    work.drain([&](int rank, double seconds) {
-      const double start = now_[at(rank)];
-      now_[at(rank)] += seconds;
-      clock.compute[at(rank)] += seconds;
-      if (shown_at_[at(rank)] >= 0) computed(rank, phase, bucket, start);
-    });
-  }
-  /// The same on all ranks.
-  void compute_all(Phase phase, int bucket, double seconds) {
-    if (seconds <= 0) return;
-    phases_[static_cast<std::size_t>(phase)].compute_all += seconds;
-    for (double& now : now_) now += seconds;
-    for (const int rank : shown_) computed(rank, phase, bucket, now_[at(rank)] - seconds);
-  }
-
-  /// All ranks make a call. @param call  call(first): of the peers whose first rank that is.
-  /// @param sent  sent(rank): its bytes.
-  template <class OfPeers, class OfRank>
-  void start(Flight& f, Phase phase, int bucket, Peers peers, OfPeers&& call, OfRank&& sent) {
-    f.active = true;
-    f.phase = phase;
-    f.bucket = bucket;
-    f.peers = peers;
-    f.duration.resize(now_.size());
-    f.end.resize(now_.size());
-    // Of ranks that lie s apart a node has fewer.
-    const int per_node =
-        profile_.ranks_per_node > 0 ? std::max(1, profile_.ranks_per_node / peers.stride) : 0;
-    f.lane = per_node > 0 && per_node < peers.size ? Lane::network : Lane::node;
-    const bool uses_node = f.lane == Lane::node || per_node > 1;
-    const bool uses_network = f.lane == Lane::network;
-    for_each_peers(peers, [&](int first) {
-      const Call c = call(first);
-      bytes_sent_[static_cast<std::size_t>(phase)] += c.all;
-      const double seconds = c.made ? seconds_of(c, peers, per_node) : 0;
-      double end = -1;
-      if (c.made) {
-        end = largest(&now_[at(first)], peers);
-        if (uses_node) end = std::max(end, largest(&node_free_[at(first)], peers));
-        if (uses_network) end = std::max(end, largest(&network_free_[at(first)], peers));
-        end += seconds;
-        if (progress_ && uses_node) fill(node_free_, first, peers, end);
-        if (progress_ && uses_network) fill(network_free_, first, peers, end);
-      }
-      fill(f.duration, first, peers, seconds);
-      fill(f.end, first, peers, end);
-    });
-    f.of_shown.clear();
-    for (const int rank : shown_) {
-      const double end = f.end[at(rank)];
-      if (end < 0) continue;
-      f.of_shown.push_back({rank, f.lane, phase, call(peers.first_of(rank)).kind, bucket,
-                            end - f.duration[at(rank)], end, sent(rank)});
-      if (progress_) happened(f.of_shown.back());
-    }
-    if (blocking_) wait(f);
-  }
-
-  /// Is it over on all ranks, seen from the one that is furthest?
-  [[nodiscard]] bool is_over(const Flight& f) const {
-    const Peers all{1, ranks_};
-    return !f.active || (progress_ && largest(f.end.data(), all) <= largest(now_.data(), all));
-  }
-
-  void wait(Flight& f) {
-    if (!f.active) return;
-    f.active = false;
-    PhaseClock& clock = phases_[static_cast<std::size_t>(f.phase)];
-    if (!progress_) {
-      // It takes place now that all of its ranks are here.
-      for_each_peers(f.peers, [&](int first) {
-        if (f.end[at(first)] < 0) return;
-        fill(f.end, first, f.peers, largest(&now_[at(first)], f.peers) + f.duration[at(first)]);
-      });
-      for (TimelineEvent& e : f.of_shown) {
-        e.end = f.end[at(e.rank)];
-        e.start = e.end - f.duration[at(e.rank)];
-        happened(e);
-      }
-    }
-    for (std::size_t r = 0; r < now_.size(); ++r) {
-      const double rest = std::max(0.0, f.end[r] - now_[r]);
-      const double exposed = std::min(rest, f.duration[r]);
-      clock.communication[r] += f.duration[r];
-      clock.exposed[r] += exposed;
-      clock.waiting[r] += rest - exposed;
-      now_[r] += rest;
-    }
-  }
-
-  [[nodiscard]] Timeline result() {
-    Timeline t;
-    t.progress = progress_;
-    t.seconds = *std::max_element(now_.begin(), now_.end());
-    t.bytes_sent = bytes_sent_;
-    t.shown = shown_;
-    t.ranks.resize(now_.size());
-    double most = -1;
-    for (std::size_t r = 0; r < now_.size(); ++r) {
-      double compute = 0;
-      for (std::size_t p = 0; p < phase_count; ++p) {
-        const PhaseClock& clock = phases_[p];
-        t.ranks[r][p] = {clock.compute[r] + clock.compute_all, clock.communication[r],
-                         clock.exposed[r], clock.waiting[r]};
-        compute += t.ranks[r][p].compute;
-      }
-      if (compute > most) {
-        most = compute;
-        t.busiest = static_cast<int>(r);
-      }
-    }
-    std::stable_sort(events_.begin(), events_.end(),
-                     [](const TimelineEvent& a, const TimelineEvent& b) {
-                       return std::tie(a.rank, a.lane, a.start) < std::tie(b.rank, b.lane, b.start);
-                     });
-    t.events = std::move(events_);
-    return t;
-  }
-
- private:
-  struct PhaseClock {
-    std::vector<double> compute, communication, exposed, waiting;
-    double compute_all = 0;  ///< on every rank
-  };
-
-  template <class F>
-  void for_each_peers(Peers peers, F&& f) const {
-    for (int base = 0; base < ranks_; base += peers.stride * peers.size) {
-      for (int i = 0; i < peers.stride; ++i) f(base + i);
-    }
-  }
-  double seconds_of(const Call& c, Peers peers, int per_node) {
-    // Nearly always the same as of the peers before.
-    const auto key = std::tuple(c.kind, c.most, c.messages, peers.size, per_node);
-    if (key != last_call_) {
-      last_call_ = key;
-      last_seconds_ =
-          collective_seconds(profile_, c.kind, c.most, c.messages, peers.size, per_node);
-    }
-    return last_seconds_;
-  }
-  void computed(int rank, Phase phase, int bucket, double start) {
-    events_.push_back(
-        {rank, Lane::compute, phase, Collective::send, bucket, start, now_[at(rank)], 0});
-  }
-  void happened(const TimelineEvent& call) {
-    if (call.end > call.start || call.bytes > 0) events_.push_back(call);
-  }
-
-  const MachineProfile& profile_;
-  int ranks_;
-  bool blocking_, progress_;
-  std::vector<double> now_;
-  std::vector<double> node_free_, network_free_;  ///< from when on
-  std::array<PhaseClock, phase_count> phases_;
-  std::array<std::int64_t, phase_count> bytes_sent_{};
-  std::vector<int> shown_;
-  std::vector<int> shown_at_;  ///< per rank: its place in `shown_`, or −1
-  std::vector<TimelineEvent> events_;
-  std::tuple<Collective, double, double, int, int> last_call_;
-  double last_seconds_ = 0;
-};
 
 /// What the rank of a piece does with it: the parts of `piece_seconds`.
 struct PieceSeconds {
@@ -298,7 +36,11 @@ class Walk {
         backward_s_(options.backward_s),
         clocks_(clocks),
         work_(plan.ranks),
-        lmo_(plan.ranks) {
+        lmo_(plan.ranks),
+        copies_(plan.ranks) {
+    double held = 0;
+    for (const RankPlan& r : plan.per_rank) held += real(r.memory.total()) / plan.ranks;
+    cold_rate_ = rate_at(profile.pass, held);
     for (int w = 0; w < plan.ranks; ++w) slot_of_.push_back(plan.slot_of(w));
     rank_of_.resize(slot_of_.size());
     for (int w = 0; w < plan.ranks; ++w) rank_of_[at(slot_of_[at(w)])] = w;
@@ -308,6 +50,7 @@ class Walk {
     for (std::int64_t k = 0; k < plan_.gathers && plan_.weights_sharded(); ++k) gather_all();
     reduce();
     control();
+    find_tasks();
     const int buckets = static_cast<int>(std::ssize(plan_.buckets));
     begin(0);
     int completed = 0;
@@ -333,11 +76,12 @@ class Walk {
     return plan_.weights_sharded() ? plan_.shard_levels() : 0;
   }
 
-  /// A pass, remembered: neighbours are alike.
+  /// A pass over what was last touched a step ago: no faster than one over all that a rank holds,
+  /// of which a cache keeps what it would of that. Remembered, as neighbours are alike.
   double pass(double bytes) {
     if (bytes != last_bytes_) {
       last_bytes_ = bytes;
-      last_pass_ = bytes > 0 ? pass_seconds(profile_, bytes) : 0;
+      last_pass_ = bytes > 0 ? std::max(pass_seconds(profile_, bytes), bytes / cold_rate_) : 0;
     }
     return last_pass_;
   }
@@ -387,9 +131,11 @@ class Walk {
         flight, phase, index, peers,
         [&](int first) {
           const auto g = at(slot_of_[at(first)] / outer / (stride * peers.size));
-          return Call{true, kind, real(most_[g] * bytes),
-                      real(cost::chunks(whole_[g], plan_.max_chunk)),
-                      (peers.size - 1) * whole_[g] * bytes};
+          Call c{.kind = kind, .most = real(most_[g] * bytes)};
+          c.messages = real(cost::chunks(whole_[g], plan_.max_chunk));
+          c.all = (peers.size - 1) * whole_[g] * bytes;
+          if (kind == Collective::reduce_scatter) c.copied = real(whole_[g] * bytes);
+          return c;
         },
         [&](int rank) {
           const int slot = slot_of_[at(rank)] / outer;
@@ -408,8 +154,10 @@ class Walk {
         control_, phase, -1, {1, plan_.ranks},
         [&](int) {
           const Traffic most = traffic(plan_.ranks - 1);  // its own part is the smallest
-          return Call{true, Collective::all_reduce, real(most.bytes), real(most.messages),
-                      2 * (plan_.ranks - 1) * count * static_cast<std::int64_t>(sizeof(double))};
+          Call c{.kind = Collective::all_reduce, .most = real(most.bytes)};
+          c.messages = real(most.messages);
+          c.all = 2 * (plan_.ranks - 1) * count * static_cast<std::int64_t>(sizeof(double));
+          return c;
         },
         [&](int rank) { return traffic(rank).bytes; });
     clocks_.wait(control_);
@@ -540,7 +288,8 @@ class Walk {
     clocks_.start(
         flight, Phase::reduce, index, {1, plan_.ranks},
         [&](int) {
-          Call c{true, Collective::all_to_all, 0, 1, 0};
+          Call c{.kind = Collective::all_to_all};
+          c.copied = 4 * real(plan_.all_roots * b.size);
           for (int w = 0; w < plan_.ranks; ++w) {
             c.most = std::max(c.most, real(sent(w)));
             c.all += sent(w);
@@ -617,56 +366,83 @@ class Walk {
     }
   }
 
+  /// What a rank updates without meeting anyone, in the plan's order.
+  struct Task {
+    int bucket = 0;
+    double lmo = 0, update = 0, copies = 0;
+  };
+
+  void find_tasks() {
+    tasks_.assign(slot_of_.size(), {});
+    next_task_.assign(slot_of_.size(), 0);
+    for (int b = 0; b < std::ssize(plan_.buckets); ++b) {
+      if (meets(b)) continue;
+      for (const Segment& s : bucket(b).segments) {
+        if (s.size() == 0) continue;
+        const Group& group = plan_.group(s.parameter);
+        const Task task{b, s.matrix < 0 ? 0 : of_whole(group, s.region.rows, s.region.cols),
+                        pass(pass_bytes(group) * real(s.size())), copy_seconds(bucket(b), s)};
+        for_each_rank(bucket(b), s, [&](int w) { tasks_[at(w)].push_back(task); });
+      }
+    }
+  }
+  [[nodiscard]] bool has_task(int rank) const {
+    return next_task_[at(rank)] < tasks_[at(rank)].size();
+  }
+  void next_task(int rank) {
+    const Task& task = tasks_[at(rank)][next_task_[at(rank)]++];
+    clocks_.compute(rank, Phase::lmo, task.bucket, task.lmo);
+    clocks_.compute(rank, Phase::update, task.bucket, task.update);
+    clocks_.compute(rank, Phase::pack, task.bucket, task.copies);
+  }
+  /// As `wait_ahead`: a rank that waits updates what comes next and meets nobody.
+  void wait_ahead(Flight& flight) {
+    clocks_.wait(flight, [this](int rank, double until) {
+      while (clocks_.now(rank) < until && has_task(rank)) next_task(rank);
+    });
+  }
+
   void complete(int index) {
     const Bucket& b = bucket(index);
     const bool met = meets(index);
     if (met) {
-      clocks_.wait(meeting(index).flight);
+      wait_ahead(meeting(index).flight);
       if (b.mode == Mode::gram) unpack_polynomials(index);
     }
     if (!b.held) deliver(weights_[at(index % weight_slots)]);
-    copy_weights(index);
     for (const Segment& s : b.segments) {
       if (s.size() == 0) continue;
-      double update = 0;
-      double lmo = 0;
-      if (met) {
-        const PieceSeconds& piece = of_piece(b, s);
-        update = piece.finish_update;
-        lmo = piece.finish_lmo;
-      } else {
-        const Group& group = plan_.group(s.parameter);
-        update = pass(pass_bytes(group) * real(s.size()));
-        if (s.matrix >= 0) lmo = of_whole(group, s.region.rows, s.region.cols);
+      if (!met) {
+        for_each_rank(b, s, [&](int w) {
+          while (has_task(w) && tasks_[at(w)][next_task_[at(w)]].bucket <= index) next_task(w);
+        });
+        continue;
       }
+      const PieceSeconds& piece = of_piece(b, s);
+      const double copies = copy_seconds(b, s);
       for_each_rank(b, s, [&](int w) {
-        lmo_.add(w, lmo);
-        work_.add(w, update);
+        lmo_.add(w, piece.finish_lmo);
+        work_.add(w, piece.finish_update);
+        copies_.add(w, copies);
       });
     }
     clocks_.compute(Phase::lmo, index, lmo_);
     clocks_.compute(Phase::update, index, work_);
+    clocks_.compute(Phase::pack, index, copies_);
     if (!b.held) gather(index);
   }
 
-  /// The weights of what a rank updates, on their way into f32 and out of it.
-  void copy_weights(int index) {
-    const Bucket& b = bucket(index);
-    const bool rests = b.held || plan_.weights_sharded();
+  /// The weights of a segment into f32 and out of it, where they do not rest in it.
+  double copy_seconds(const Bucket& b, const Segment& s) {
+    const ParameterShape& p = parameter(s.parameter);
+    const bool rests = b.held || plan_.weights_sharded() ||
+                       (p.dtype == b.weights && is_contiguous(p));  // as a matrix of its format
+    if (rests && b.weights == DType::f32) return 0;
     const std::size_t format = bytes_of(b.weights);
-    for (const Segment& s : b.segments) {
-      const Group& group = plan_.group(s.parameter);
-      const std::size_t theirs = rests ? format : bytes_of(parameter(s.parameter).dtype);
-      std::size_t bytes = 0;
-      if (b.weights == DType::f32) {
-        bytes = rests ? 0 : theirs + 4;
-      } else {
-        bytes = (group.master ? 0 : theirs + 4) + 4 + format;
-      }
-      const double seconds = pass(real(s.size()) * static_cast<double>(bytes));
-      for_each_rank(b, s, [&](int w) { work_.add(w, seconds); });
-    }
-    clocks_.compute(Phase::pack, index, work_);
+    const std::size_t theirs = bytes_of(p.dtype);
+    std::size_t bytes = plan_.group(s.parameter).master ? 0 : (rests ? format : theirs) + 4;
+    bytes += 4 + format + (rests ? 0 : format + theirs);
+    return pass(real(s.size()) * static_cast<double>(bytes));
   }
 
   struct WeightSlot {
@@ -680,13 +456,21 @@ class Walk {
       while (other.bucket >= 0 && other.level > lowest_level()) gather_level(other);
     }
     WeightSlot& slot = weights_[at(index % weight_slots)];
+    const Bucket& b = bucket(index);
+    for (const Segment& s : b.segments) {
+      if (plan_.weights_sharded()) break;  // they leave from where they rest
+      work_.add(s.rank,
+                pass(real(s.size()) * static_cast<double>(bytes_of(parameter(s.parameter).dtype) +
+                                                          bytes_of(b.weights))));
+    }
+    clocks_.compute(Phase::pack, index, work_);
     slot.bucket = index;
     slot.level = plan_.levels.size();
     gather_level(slot);
   }
 
   void gather_level(WeightSlot& slot) {
-    clocks_.wait(slot.flight);
+    wait_ahead(slot.flight);
     if (slot.level == lowest_level()) return;
     --slot.level;
     const Bucket& b = bucket(slot.bucket);
@@ -722,7 +506,8 @@ class Walk {
   struct Sent {
     Collective kind = Collective::send;
     std::int64_t bytes = 0;
-    Index elements = 0;  ///< that make up messages
+    Index elements = 0;       ///< that make up messages
+    std::int64_t copied = 0;  ///< bytes, by a rank alone
     bool made = true;
   };
   /// A call of every shard group in which something meets. @param sent  sent(rank, its size)
@@ -733,8 +518,9 @@ class Walk {
         slot.flight, Phase::meet, index, {1, plan_.shard},
         [&](int first) {
           const Sent one = sent(first, slot.sizes[at(first)]);
-          Call c{slot.sizes[at(first)].matrices > 0 && one.made, one.kind, 0,
-                 real(cost::chunks(one.elements, plan_.max_chunk)), 0};
+          Call c{.made = slot.sizes[at(first)].matrices > 0 && one.made, .kind = one.kind};
+          c.messages = real(cost::chunks(one.elements, plan_.max_chunk));
+          c.copied = real(one.copied);
           for (int w = first; w < first + plan_.shard && c.made; ++w) {
             const std::int64_t bytes = sent(w, slot.sizes[at(w)]).bytes;
             c.most = std::max(c.most, real(bytes));
@@ -777,16 +563,16 @@ class Walk {
     start_meeting(index, [&](int w, const MeetingSize& n) {
       switch (b.mode) {
         case Mode::gather:
-          return Sent{Collective::all_gather, (n.theirs - n.mine) * wire, n.theirs};
+          return Sent{Collective::all_gather, (n.theirs - n.mine) * wire, n.theirs, n.mine * wire};
         case Mode::gram:
           if (!is_lone(plan_, b, n.matrices)) {
-            return Sent{Collective::reduce_scatter, (n.mine - n.theirs) * 4, n.mine};
+            return Sent{Collective::reduce_scatter, (n.mine - n.theirs) * 4, n.mine, n.mine * 4};
           }
           [[fallthrough]];
         case Mode::gram_steps:
           return Sent{Collective::all_reduce, all_reduce_bytes(w, n.mine), n.mine};
         default:
-          return Sent{Collective::all_to_all, (n.mine - n.own) * wire, 0};
+          return Sent{Collective::all_to_all, (n.mine - n.own) * wire, 0, n.mine * wire};
       }
     });
   }
@@ -795,12 +581,12 @@ class Walk {
     if (!meets(index)) return;
     const Bucket& b = bucket(index);
     const auto wire = static_cast<std::int64_t>(bytes_of(b.wire));
-    clocks_.wait(meeting(index).flight);
+    wait_ahead(meeting(index).flight);
     switch (b.mode) {
       case Mode::gram:
         compute_polynomials(index);
         return start_meeting(index, [&](int, const MeetingSize& n) {
-          return Sent{Collective::all_gather, (n.back - n.own_back) * 4, n.back,
+          return Sent{Collective::all_gather, (n.back - n.own_back) * 4, n.back, 0,
                       !is_lone(plan_, b, n.matrices)};
         });
       case Mode::gram_steps:
@@ -812,7 +598,7 @@ class Walk {
       default:
         compute_whole(index);
         start_meeting(index, [&](int, const MeetingSize& n) {
-          return Sent{Collective::all_to_all, (n.theirs - n.own) * wire, 0};
+          return Sent{Collective::all_to_all, (n.theirs - n.own) * wire, 0, n.theirs * wire};
         });
     }
   }
@@ -883,7 +669,7 @@ class Walk {
     for (std::ptrdiff_t t = 0; t < iterations; ++t) {
       if (t > 0) {
         send_pieces(index);
-        clocks_.wait(meeting(index).flight);
+        wait_ahead(meeting(index).flight);
       }
       for (const int i : b.matrices) {
         const MatrixPlan& m = matrix(i);
@@ -913,7 +699,8 @@ class Walk {
     clocks_.start(
         slot.flight, Phase::meet, index, {1, plan_.shard},
         [&](int first) {
-          Call c{slot.sizes[at(first)].matrices > 0, Collective::broadcast, 0, 0, 0};
+          Call c{.made = slot.sizes[at(first)].matrices > 0, .kind = Collective::broadcast};
+          c.messages = 0;
           for (int w = first; w < first + plan_.shard && c.made; ++w) {
             const Traffic& sent = slot.sizes[at(w)].grid;
             c.most = std::max(c.most, real(sent.bytes));
@@ -980,6 +767,7 @@ class Walk {
         finish = 8;
       }
     }
+    passes = std::max(passes, (state + copied + finish) * real(s.size()) / cold_rate_);
     piece.begin_update = passes * (state + copied) / (state + copied + finish);
     piece.finish_update = passes - piece.begin_update;
     last_piece_ = {s.matrix, rows, cols, piece};
@@ -1069,8 +857,10 @@ class Walk {
   double backward_s_;
   Clocks& clocks_;
   std::vector<int> slot_of_, rank_of_;
-  Work work_, lmo_;
-  std::vector<int> cut_;             ///< what `find_shares` found
+  Work work_, lmo_, copies_;
+  std::vector<std::vector<Task>> tasks_;  ///< per rank
+  std::vector<std::size_t> next_task_;    ///< per rank: those before are done
+  std::vector<int> cut_;                  ///< what `find_shares` found
   std::vector<Index> whole_, most_;  ///< elements cut, and the most that one part lacks of them
   std::array<Flight, gradient_slots> gradients_;
   std::array<std::size_t, gradient_slots> level_{};
@@ -1080,6 +870,7 @@ class Walk {
   std::vector<Shards> shards_;                             ///< messages of `gather_all`
   std::int64_t round_ = 0;                                 ///< of reductions
   Index ready_ = 0, packed_ = 0, next_ = 0, arrived_ = 0;  ///< buckets of it
+  double cold_rate_ = 0;                                   ///< bytes per second
   double last_bytes_ = 0, last_pass_ = 0;
   struct {
     const Group* group = nullptr;

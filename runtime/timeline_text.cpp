@@ -66,19 +66,20 @@ std::string timeline_table(const Plan& plan, const Timeline& t) {
   std::string out = formatted("plan %s: %d ranks = shard %d x replicate %d, ZeRO-%d, %zu buckets\n",
                               plan.hash.substr(0, 12).c_str(), plan.ranks, plan.shard,
                               plan.replicate, plan.stage, plan.buckets.size());
-  out += formatted("predicted step: %s; communication %s\n\n", seconds_text(t.seconds).c_str(),
-                   t.progress ? "goes on while ranks compute"
-                              : "waits until ranks have computed, and they for it");
+  out += formatted(
+      "predicted step: %s; %s\n\n", seconds_text(t.seconds).c_str(),
+      t.progress ? "calls go on while ranks compute" : "no call goes on while its ranks compute");
   const std::string busiest = formatted("rank %d, which computes most", t.busiest);
   out += formatted("%-9s %-47s %-35s %s\n", "", busiest.c_str(), "mean of all ranks", "all ranks");
   out += formatted("%-9s %11s %11s %11s %11s %11s %11s %11s %10s\n", "phase", "compute", "exposed",
                    "hidden", "waiting", "compute", "exposed", "waiting", "sent");
+  constexpr double shown = 5e-8;  // 0.1 us, rounded
   const auto row = [&](const char* name, const PhaseTime& most, const PhaseTime& mean,
                        std::int64_t sent) {
     out += formatted("%-9s", name);
     for (const double s : {most.compute, most.exposed, most.hidden(), most.waiting, mean.compute,
                            mean.exposed, mean.waiting}) {
-      out += formatted(" %11s", s > 0 ? seconds_text(s).c_str() : "-");
+      out += formatted(" %11s", s < shown ? "-" : seconds_text(s).c_str());
     }
     out += formatted(" %10s\n", sent > 0 ? bytes_text(static_cast<double>(sent)).c_str() : "-");
   };

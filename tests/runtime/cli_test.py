@@ -30,6 +30,12 @@ train: {steps: 12, batch: 8, eval_every: 5, save_every: 5}
 groups:
   - {match: "*", rule: {name: muon, lr: 0.02}}
 """
+GPT = """\
+schema: 1
+groups:
+  - {match: "layers.*.weight", rule: {name: muon}}
+  - {match: "*", rule: {name: adamw}}
+"""
 
 
 class Case(unittest.TestCase):
@@ -37,6 +43,7 @@ class Case(unittest.TestCase):
         self.dir = Path(tempfile.mkdtemp(prefix="orthrus-cli-"))
         self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
         (self.dir / "q.yaml").write_text(CONFIG)
+        (self.dir / "gpt.yaml").write_text(GPT)
 
     def run_orthrus(self, *args, code=0, ranks=None, env=None, timeout=100):
         command = [ORTHRUS, *map(str, args)]
@@ -188,6 +195,54 @@ class OneProcess(Case):
         self.assertTrue(summary["error"])
         diagnosis = json.loads((self.dir / "r/diagnosis.json").read_text())
         self.assertGreater(len(diagnosis["last_steps"]), 0)
+
+    def test_plan_groups_equal_matrices(self):
+        args = ["plan", "gpt.yaml", "--model", "gpt2-124m", "--ranks", "4"]
+        table = self.run_orthrus(*args).stdout
+        self.assertIn("12 x layers.*.mlp.fc.weight", table)
+        self.assertIn("36 x layers.*.attn.qkv.weight#*", table)
+        document = json.loads(self.run_orthrus(*args, "--json").stdout)
+        self.assertEqual(len(document["matrices"]), 12 * 6)
+        self.assertGreater(document["step_seconds"], max(rank["seconds"] for rank in document["per_rank"]))
+
+    def test_simulate_predicts_a_step_and_draws_it(self):
+        args = ["simulate", "gpt.yaml", "--model", "gpt2-124m", "--ranks", "16", "--profile", "h200-ib400"]
+        self.assertIn("predicted step", self.run_orthrus(*args).stdout)
+        done = self.run_orthrus(*args, "--backward", "0.01", "--trace", "t.json", "--ranks-shown", "3", "--json")
+        document = json.loads(done.stdout)
+        self.assertGreater(document["step_seconds"], 0.01)
+        self.assertEqual(len(document["per_rank"]), 16)
+        self.assertEqual(sum(rank["bytes_sent"] for rank in document["per_rank"]),
+                         sum(phase["bytes_sent"] for phase in document["phases"]))
+        events = json.loads((self.dir / "t.json").read_text())["traceEvents"]
+        lanes = {}
+        for event in events:
+            if event["ph"] == "X":
+                lanes.setdefault((event["pid"], event["tid"]), []).append(event)
+        self.assertEqual(len({rank for rank, _ in lanes}), 3)
+        for lane in lanes.values():
+            for before, after in zip(lane, lane[1:]):
+                self.assertGreaterEqual(after["ts"], before["ts"] + before["dur"] - 0.01)
+        self.assertLess(max(e["ts"] + e["dur"] for lane in lanes.values() for e in lane),
+                        document["step_seconds"] * 1e6 + 0.01)
+        names = [event for event in events if event["name"] == "process_name"]
+        self.assertEqual(len(names), 3)
+
+    def test_simulate_without_overlap_takes_longer(self):
+        args = ["simulate", "gpt.yaml", "--model", "gpt2-124m", "--ranks", "16", "--profile", "h200-ib400", "--json",
+                "--overlap"]
+        yes, no = (json.loads(self.run_orthrus(*args, overlap).stdout) for overlap in ("yes", "no"))
+        self.assertLess(yes["step_seconds"], no["step_seconds"])
+        self.run_orthrus("simulate", "q.yaml", "--ranks", "2")  # of a workload
+
+    def test_what_cannot_be_simulated_is_refused(self):
+        model = ["--model", "gpt2-124m"]
+        for args, code in ((["--ranks", "0", *model], 64), (["--ranks", "2"], 64), (model, 64),
+                           (["--ranks", "2", "--profile", "h300", *model], 78),
+                           (["--ranks", "2", "--model", "gpt5"], 78),
+                           (["--ranks", "2", "--backward", "-1", *model], 64),
+                           (["--ranks", "2", "--trace", "no/such/directory.json", *model], 73)):
+            self.run_orthrus("simulate", "gpt.yaml", *args, code=code)
 
 
 class Ranks(Case):
