@@ -101,13 +101,21 @@ void for_each_share(const Plan& plan, const Bucket& bucket, std::size_t levels, 
   }
 }
 
+/// Elements of bucket b that the ranks with `w`'s coordinates below `level` have between them.
+Index share_of(const Plan& plan, const Bucket& b, int w, std::size_t level) {
+  int stride = 1;  // slots that share it
+  for (std::size_t i = level; i < plan.levels.size(); ++i) stride *= plan.levels[i];
+  const int base = plan.slot_of(w) / stride * stride;
+  return b.offset_of(base + stride) - b.offset_of(base);
+}
+
 /// One reduction of bucket b over its levels from `first` on, or the way back.
 Traffic level_traffic(const Plan& plan, const Bucket& b, int w, std::size_t bytes,
                       std::size_t first) {
   Traffic t;
   for (std::size_t level = first; level < plan.levels.size(); ++level) {
-    const Plan::Cut cut = plan.cut_of(b, w, level);
-    t += cost::all_but_own(cut.size, cut.own(), bytes, plan.max_chunk);
+    t += cost::all_but_own(share_of(plan, b, w, level), share_of(plan, b, w, level + 1), bytes,
+                           plan.max_chunk);
   }
   return t;
 }
@@ -250,28 +258,36 @@ void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPl
     }
     return;
   }
-  for (const auto& flight : flights) {
-    std::vector<Index> ends(static_cast<std::size_t>(plan.shard) + 1, 0);
-    for (const Bucket& b : plan.buckets) {
-      for (const Segment& s : b.segments) {
-        if (b.held || std::find(flight.begin(), flight.end(),
-                                static_cast<std::size_t>(s.parameter)) == flight.end()) {
-          continue;
-        }
-        ends[static_cast<std::size_t>(plan.slot_of(s.rank) / plan.replicate) + 1] +=
-            s.size() * static_cast<Index>(bytes_of(b.weights));
-      }
+  // What is cut into messages is counted level by level.
+  const auto slots = static_cast<std::size_t>(plan.shard);
+  std::vector<std::size_t> flight_of(plan.parameters.size(), 0);
+  for (std::size_t f = 0; f < flights.size(); ++f) {
+    for (const std::size_t i : flights[f]) flight_of[i] = f;
+  }
+  std::vector<std::vector<Index>> ends(flights.size(), std::vector<Index>(slots + 1, 0));
+  for (const Bucket& b : plan.buckets) {
+    for (const Segment& s : b.segments) {
+      if (b.held) continue;
+      ends[flight_of[static_cast<std::size_t>(s.parameter)]]
+          [static_cast<std::size_t>(plan.slot_of(s.rank) / plan.replicate) + 1] +=
+          s.size() * static_cast<Index>(bytes_of(b.weights));
     }
-    std::partial_sum(ends.begin(), ends.end(), ends.begin());
+  }
+  for (std::vector<Index>& e : ends) {
+    std::partial_sum(e.begin(), e.end(), e.begin());
+    const auto share = [&](int slot, std::size_t level) {
+      int stride = 1;
+      for (std::size_t i = level; i < plan.shard_levels(); ++i) stride *= plan.levels[i];
+      const auto base = static_cast<std::size_t>(slot / stride * stride);
+      return e[base + static_cast<std::size_t>(stride)] - e[base];
+    };
     for (int w = 0; w < plan.ranks; ++w) {
-      Plan::Cut cut;
+      const int slot = plan.slot_of(w) / plan.replicate;
       for (std::size_t level = 0; level < plan.shard_levels(); ++level) {
-        plan.cut_slots(
-            plan.slot_of(w) / plan.replicate, level, plan.shard_levels(),
-            [&](int slot) { return ends[static_cast<std::size_t>(slot)]; }, cut);
+        const Traffic once =
+            cost::all_but_own(share(slot, level), share(slot, level + 1), 1, plan.max_chunk);
         for (std::int64_t k = 0; k < plan.gathers; ++k) {
-          ranks[static_cast<std::size_t>(w)].gathers +=
-              cost::all_but_own(cut.size, cut.own(), 1, plan.max_chunk);
+          ranks[static_cast<std::size_t>(w)].gathers += once;
         }
       }
     }
