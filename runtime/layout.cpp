@@ -158,9 +158,7 @@ using Kind = std::tuple<DType, bool, bool, optim::Mode, DType, int>;
 /// Segments of a bucket, before they have offsets: by slot, then in parameter order.
 class SegmentList {
  public:
-  explicit SegmentList(const Plan& plan) : plan_(plan) {}
-
-  void add(int slot, Segment s) { found_.emplace_back(slot, std::move(s)); }
+  void add(int slot, const Segment& s) { found_.emplace_back(slot, s); }
 
   void finish(Bucket& bucket) {
     std::stable_sort(found_.begin(), found_.end(),
@@ -175,13 +173,12 @@ class SegmentList {
         bucket.parts.back().size += size;
         bucket.size += size;
       }
-      bucket.segments.push_back(std::move(segment));
+      bucket.segments.push_back(segment);
     }
     bucket.segments.shrink_to_fit();
   }
 
  private:
-  const Plan& plan_;
   std::vector<std::pair<int, Segment>> found_;
 };
 
@@ -369,7 +366,7 @@ void lay_out(const Config& config, const Placement& placement, Plan& plan) {
   }
   ElementDealer dealer(placement.shares, placement.least_unit);
   for (Bucket& bucket : plan.buckets) {
-    SegmentList list(plan);
+    SegmentList list;
     std::vector<std::pair<int, Index>> elements;
     for (const int id : bucket.parameters) {
       const ParameterShape& p = plan.parameters[static_cast<std::size_t>(id)];

@@ -85,7 +85,8 @@ void add_grid_traffic(const Plan& plan, const MatrixPlan& m, int first_rank,
   const auto iterations = plan.group(m.parameter).lmo->iterations();
   const auto all = pieces_in_matrix(plan, m);
   for (int s = 0; s < plan.shard; ++s) {
-    Traffic& sent = sizes[static_cast<std::size_t>(first_rank + s)].grid;
+    const auto rank = static_cast<std::size_t>(first_rank) + static_cast<std::size_t>(s);
+    Traffic& sent = sizes[rank].grid;
     if (m.rows * m.cols <= plan.max_chunk) {
       sent += optim::block_cyclic_msign_traffic(m.rows, m.cols, plan.shard, s, iterations,
                                                 plan.max_chunk) +
@@ -111,7 +112,8 @@ std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
       if (!b.held && m.owner / plan.shard != k) continue;
       MeetingSize& all = replica[static_cast<std::size_t>(k)];
       ++all.matrices;
-      MeetingSize& owner = sizes[static_cast<std::size_t>(k * plan.shard + m.owner % plan.shard)];
+      const int rank = k * plan.shard + m.owner % plan.shard;
+      MeetingSize& owner = sizes[static_cast<std::size_t>(rank)];
       if (b.mode == Mode::block_cyclic) {
         add_grid_traffic(plan, m, k * plan.shard, sizes);
       } else if (b.mode == Mode::gather) {

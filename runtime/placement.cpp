@@ -357,7 +357,8 @@ class Planner {
     std::multiset<double> loads;
     for (int r = 0; r < plan_.ranks; ++r) loads.insert(0);
     for (const auto& [t, count] : tasks) {
-      floor += t * static_cast<double>(count / plan_.ranks);
+      const Index rounds = count / plan_.ranks;
+      floor += t * static_cast<double>(rounds);
       for (Index i = 0; i < count % plan_.ranks; ++i) {
         const double least = *loads.begin();
         loads.erase(loads.begin());

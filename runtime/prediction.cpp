@@ -278,7 +278,8 @@ void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPl
     const auto share = [&](int slot, std::size_t level) {
       int stride = 1;
       for (std::size_t i = level; i < plan.shard_levels(); ++i) stride *= plan.levels[i];
-      const auto base = static_cast<std::size_t>(slot / stride * stride);
+      const int first = slot / stride * stride;
+      const auto base = static_cast<std::size_t>(first);
       return e[base + static_cast<std::size_t>(stride)] - e[base];
     };
     for (int w = 0; w < plan.ranks; ++w) {
