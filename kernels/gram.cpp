@@ -9,23 +9,10 @@
 #include <type_traits>
 
 #include "kernels/backend.hpp"
+#include "kernels/carve.hpp"
 
 namespace orthrus::kernels {
 namespace {
-
-constexpr std::size_t piece_alignment = 256;
-
-constexpr std::size_t piece_bytes(Index rows, Index cols, DType dtype) {
-  const std::size_t bytes = static_cast<std::size_t>(rows * cols) * bytes_of(dtype);
-  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
-}
-
-/// Cuts matrices off the front of `work`.
-MatrixView carve(std::span<std::byte>& work, Index rows, Index cols, DType dtype) {
-  const MatrixView piece{work.data(), rows, cols, cols, dtype};
-  work = work.subspan(piece_bytes(rows, cols, dtype));
-  return piece;
-}
 
 /// The rows×cols block at (i, j).
 template <class View>

@@ -7,31 +7,12 @@
 #include <utility>
 
 #include "kernels/backend.hpp"
+#include "kernels/carve.hpp"
 
 namespace orthrus::kernels {
 namespace {
 
-constexpr std::size_t piece_alignment = 256;
-
-constexpr std::size_t piece_bytes(Index rows, Index cols, DType dtype) {
-  const std::size_t bytes = static_cast<std::size_t>(rows * cols) * bytes_of(dtype);
-  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
-}
-
-/// Cuts matrices off the front of `work`.
-MatrixView carve(std::span<std::byte>& work, Index rows, Index cols, DType dtype) {
-  const MatrixView piece{work.data(), rows, cols, cols, dtype};
-  work = work.subspan(piece_bytes(rows, cols, dtype));
-  return piece;
-}
-
 bool is_floating(DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f64; }
-
-/// Multiplies by 2^exponent. In two halves: 2^-149, say, has no f32 reciprocal.
-void scale_by_power(MatrixView x, int exponent, Backend& backend) {
-  backend.convert(x, std::ldexp(1.0, exponent / 2), x);
-  backend.convert(x, std::ldexp(1.0, exponent - exponent / 2), x);
-}
 
 /// to ← x/ν, ν as `MsignOptions` wants it. @pre x is not zero
 void normalize(MatrixView x, double largest, double safety, const MsignOptions& options,
@@ -57,6 +38,12 @@ void normalize(MatrixView x, double largest, double safety, const MsignOptions& 
 }
 
 }  // namespace
+
+void scale_by_power(MatrixView x, int exponent, Backend& backend) {
+  if (exponent == 0) return;
+  backend.convert(x, std::ldexp(1.0, exponent / 2), x);
+  backend.convert(x, std::ldexp(1.0, exponent - exponent / 2), x);
+}
 
 std::size_t msign_workspace_bytes(Index m, Index n, DType input, const MsignOptions& options) {
   const Index side = std::min(m, n);

@@ -22,6 +22,9 @@ struct MsignOptions {
   double eps = 1e-7;
 };
 
+/// x ← x·2^exponent, exactly. In two halves: 2^-149, say, has no f32 reciprocal.
+void scale_by_power(MatrixView x, int exponent, Backend& backend);
+
 /// Scratch `msign` needs for an m×n matrix. @return bytes, a multiple of 256.
 std::size_t msign_workspace_bytes(Index m, Index n, DType input, const MsignOptions& options);
 

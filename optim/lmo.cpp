@@ -20,10 +20,7 @@ std::size_t no_workspace(const Lmo&, Index, Index) { return 0; }
 void normalize(MatrixView x, Backend& backend) {
   const double largest = backend.abs_max(x);
   if (largest == 0) return;
-  // Two factors, because one alone (2^149 for the smallest f32) may not be an f32.
-  const int k = -std::ilogb(largest);
-  backend.convert(x, std::ldexp(1.0, k / 2), x);
-  backend.convert(x, std::ldexp(1.0, k - k / 2), x);
+  kernels::scale_by_power(x, -std::ilogb(largest), backend);
   backend.convert(x, 1 / std::sqrt(backend.sum_squares(x)), x);
 }
 

@@ -28,13 +28,6 @@ const optim::MatrixRule& rule_of(const runtime::Group& g) {
   return static_cast<const optim::MatrixRule&>(*g.rule);
 }
 
-/// x ← x·2^exponent, in two halves: 2^-149, say, has no f32 reciprocal.
-void scale_by_power(MatrixView x, int exponent, kernels::Backend& backend) {
-  if (exponent == 0) return;
-  backend.convert(x, std::ldexp(1.0, exponent / 2), x);
-  backend.convert(x, std::ldexp(1.0, exponent - exponent / 2), x);
-}
-
 /// f(panel) for runs of lines of `own`, each of at most `elements` elements.
 template <class F>
 void for_each_panel(const OwnSegment& own, bool columns, Index elements, F&& f) {
@@ -291,7 +284,7 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
         load_gradient(own, panel, x);
         const StateViews state(own, panel);
         rule_of(group).accumulate({{}, x, state.views(), {}}, scalars_of(own), *backend_);
-        scale_by_power(x, -gram_exponent(m), *backend_);
+        kernels::scale_by_power(x, -gram_exponent(m), *backend_);
         add_gram(m, x, any, r, rest);
         any = true;
       });
@@ -400,7 +393,7 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
                    load_gradient(own, panel, x);
                    const StateViews state(own, panel);
                    rule_of(group).query({{}, x, state.views(), {}}, *backend_);
-                   scale_by_power(x, -gram_exponent(m), *backend_);
+                   kernels::scale_by_power(x, -gram_exponent(m), *backend_);
                    if (m.gram_of_rows) {
                      backend_->gemm(1, q, Transpose::no, x, Transpose::no, 0, o);
                    } else {

@@ -101,23 +101,33 @@ void for_each_share(const Plan& plan, const Bucket& bucket, std::size_t levels, 
   }
 }
 
-/// Elements of bucket b that the ranks with `w`'s coordinates below `level` have between them.
-Index share_of(const Plan& plan, const Bucket& b, int w, std::size_t level) {
-  int stride = 1;  // slots that share it
-  for (std::size_t i = level; i < plan.levels.size(); ++i) stride *= plan.levels[i];
-  const int base = plan.slot_of(w) / stride * stride;
-  return b.offset_of(base + stride) - b.offset_of(base);
+/// What the slots that share `slot`'s coordinates below `level`, of `count` levels, have between
+/// them: `offset(slot)` is where a slot's begins.
+template <class Offset>
+Index share_of(const Plan& plan, int slot, std::size_t level, std::size_t count, Offset&& offset) {
+  int stride = 1;
+  for (std::size_t i = level; i < count; ++i) stride *= plan.levels[i];
+  const int base = slot / stride * stride;
+  return offset(base + stride) - offset(base);
+}
+
+/// What a rank sends over the levels from `first` on, of `count`: a reduction, or the way back.
+template <class Offset>
+Traffic levels_traffic(const Plan& plan, int slot, std::size_t first, std::size_t count,
+                       std::size_t bytes, Offset&& offset) {
+  Traffic t;
+  for (std::size_t level = first; level < count; ++level) {
+    t += cost::all_but_own(share_of(plan, slot, level, count, offset),
+                           share_of(plan, slot, level + 1, count, offset), bytes, plan.max_chunk);
+  }
+  return t;
 }
 
 /// One reduction of bucket b over its levels from `first` on, or the way back.
 Traffic level_traffic(const Plan& plan, const Bucket& b, int w, std::size_t bytes,
                       std::size_t first) {
-  Traffic t;
-  for (std::size_t level = first; level < plan.levels.size(); ++level) {
-    t += cost::all_but_own(share_of(plan, b, w, level), share_of(plan, b, w, level + 1), bytes,
-                           plan.max_chunk);
-  }
-  return t;
+  return levels_traffic(plan, plan.slot_of(w), first, plan.levels.size(), bytes,
+                        [&](int slot) { return b.offset_of(slot); });
 }
 
 /// Reproducible gradients of bucket b on their way to world rank w.
@@ -134,11 +144,6 @@ void add_tree_reduction(const Plan& plan, const Bucket& b, int w, RankPlan& r) {
   at_least(r.work.gradient_receive, room(plan.all_roots * b.count_of(plan.slot_of(w)), 4));
 }
 
-/// Calls of a rank cost so much, but for its own part; `calls` messages where none is cut.
-void add_calls(Traffic& t, Index size, std::size_t bytes, std::int64_t calls) {
-  t += {size * static_cast<Index>(bytes), calls};
-}
-
 /// Gradients of one bucket on their way: bytes, messages, buffers, for all ranks.
 void add_reductions(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks) {
   const bool tree = plan.virtual_shards > 0;
@@ -151,7 +156,7 @@ void add_reductions(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ra
     if (tree) add_tree_reduction(plan, b, w, r);
     for (std::int64_t k = 0; k < sums; ++k) {
       if (uncut) {
-        add_calls(r.traffic, b.size, wire, std::ssize(plan.levels));
+        r.traffic += {b.size * static_cast<Index>(wire), std::ssize(plan.levels)};
       } else {
         r.traffic += level_traffic(plan, b, w, wire, 0);
       }
@@ -189,7 +194,7 @@ void add_weights(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks
     if (!uncut) {
       r.traffic += level_traffic(plan, b, w, element, first);
     } else if (first == 0) {
-      add_calls(r.traffic, b.size, element, levels);
+      r.traffic += {b.size * static_cast<Index>(element), levels};
     } else {
       r.traffic.messages += levels;
     }
@@ -208,7 +213,7 @@ void add_weights(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks
 }
 
 /// ZeRO-3: whole weights, `gathers` times a step, all in one call.
-void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPlan>& ranks) {
+void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
   std::size_t largest = 0;
   std::size_t all = 0;
   std::int64_t whole = 0;
@@ -225,7 +230,7 @@ void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPl
         Reserve::rounded(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
   }
   const std::size_t staging =
-      Arena::rounded(std::max(largest, std::min(all, static_cast<std::size_t>(bucket_bytes))));
+      Arena::rounded(std::max(largest, std::min(all, static_cast<std::size_t>(plan.bucket_bytes))));
   // Messages: as many parameters as a staging buffer holds, in their order.
   std::vector<std::vector<std::size_t>> flights(1);
   std::size_t filled = 0;
@@ -275,21 +280,12 @@ void add_gathers(const Plan& plan, std::int64_t bucket_bytes, std::vector<RankPl
   }
   for (std::vector<Index>& e : ends) {
     std::partial_sum(e.begin(), e.end(), e.begin());
-    const auto share = [&](int slot, std::size_t level) {
-      int stride = 1;
-      for (std::size_t i = level; i < plan.shard_levels(); ++i) stride *= plan.levels[i];
-      const int first = slot / stride * stride;
-      const auto base = static_cast<std::size_t>(first);
-      return e[base + static_cast<std::size_t>(stride)] - e[base];
-    };
     for (int w = 0; w < plan.ranks; ++w) {
-      const int slot = plan.slot_of(w) / plan.replicate;
-      for (std::size_t level = 0; level < plan.shard_levels(); ++level) {
-        const Traffic once =
-            cost::all_but_own(share(slot, level), share(slot, level + 1), 1, plan.max_chunk);
-        for (std::int64_t k = 0; k < plan.gathers; ++k) {
-          ranks[static_cast<std::size_t>(w)].gathers += once;
-        }
+      const Traffic once =
+          levels_traffic(plan, plan.slot_of(w) / plan.replicate, 0, plan.shard_levels(), 1,
+                         [&](int slot) { return e[static_cast<std::size_t>(slot)]; });
+      for (std::int64_t k = 0; k < plan.gathers; ++k) {
+        ranks[static_cast<std::size_t>(w)].gathers += once;
       }
     }
   }
@@ -414,7 +410,7 @@ void predict(const MachineProfile& profile, Plan& plan) {
     if (b.reduced) add_reductions(plan, b, plan.per_rank);
     add_weights(plan, b, plan.per_rank);
   }
-  if (plan.weights_sharded()) add_gathers(plan, plan.bucket_bytes, plan.per_rank);
+  if (plan.weights_sharded()) add_gathers(plan, plan.per_rank);
   for (RankPlan& r : plan.per_rank) {
     r.traffic += r.gathers;
     r.work.rule = Arena::rounded(r.work.rule);

@@ -187,6 +187,7 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   }
   if (slots[0] == 0) {
     for (const runtime::MatrixPlan& m : plan_.matrices) {
+      if (plan_.bound_slots == 0) break;
       if (m.bound_slot < 0) continue;
       const auto g =
           static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(m.parameter)]);
@@ -509,7 +510,8 @@ void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
   }
   const auto copying = Clock::now();
   for (const runtime::Segment& s : bucket.segments) {
-    if (s.size() == 0) continue;
+    // Its own it has made where they are.
+    if (s.size() == 0 || s.rank == mesh_.world.rank()) continue;
     const auto p = static_cast<std::size_t>(s.parameter);
     runtime::unpack(
         {slot.bytes.data() + static_cast<std::size_t>(s.offset) * bytes_of(bucket.weights),

@@ -14,6 +14,7 @@
 #include "runtime/arena.hpp"
 #include "runtime/cli/bench_profile.hpp"
 #include "runtime/cli/command.hpp"
+#include "runtime/cli/noise.hpp"
 
 namespace orthrus::cli {
 namespace {
@@ -73,16 +74,6 @@ class Printer {
   bool json_, prints_;
   nlohmann::ordered_json rows_ = nlohmann::ordered_json::array();
 };
-
-std::vector<float> noise(Index n) {
-  std::vector<float> v(static_cast<std::size_t>(n));
-  std::uint32_t s = 1;
-  for (float& x : v) {
-    s = s * 1664525U + 1013904223U;
-    x = static_cast<float>(static_cast<std::int32_t>(s)) * 0x1p-31F;
-  }
-  return v;
-}
 
 void bench_kernels(const Options& o, Printer& out) {
   auto backend = kernels::open_backend("cpu");

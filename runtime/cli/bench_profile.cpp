@@ -19,6 +19,7 @@
 
 #include "kernels/backend.hpp"
 #include "runtime/agree.hpp"
+#include "runtime/cli/noise.hpp"
 #include "runtime/clock.hpp"
 #include "runtime/machine.hpp"
 #include "runtime/posix_file.hpp"
@@ -64,16 +65,6 @@ double median_seconds(const std::function<void()>& body) {
 double slowest(Communicator& world, double seconds) {
   world.all_reduce(std::span<double>(&seconds, 1), ReduceOp::max);
   return seconds;
-}
-
-std::vector<float> noise(Index n) {
-  std::vector<float> v(static_cast<std::size_t>(n));
-  std::uint32_t s = 1;
-  for (float& x : v) {
-    s = s * 1664525U + 1013904223U;
-    x = static_cast<float>(static_cast<std::int32_t>(s)) * 0x1p-31F;
-  }
-  return v;
 }
 
 // ---- products -----------------------------------------------------------------------------------

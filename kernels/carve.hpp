@@ -1,0 +1,26 @@
+#pragma once
+/// @file
+/// Carve: matrices cut off the front of scratch.
+
+#include <cstddef>
+#include <orthrus/view.hpp>
+#include <span>
+
+namespace orthrus::kernels {
+
+inline constexpr std::size_t piece_alignment = 256;
+
+/// What a rows×cols matrix takes of scratch: a multiple of the alignment.
+constexpr std::size_t piece_bytes(Index rows, Index cols, DType dtype) {
+  const std::size_t bytes = static_cast<std::size_t>(rows * cols) * bytes_of(dtype);
+  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
+}
+
+/// Cuts matrices off the front of `work`.
+inline MatrixView carve(std::span<std::byte>& work, Index rows, Index cols, DType dtype) {
+  const MatrixView piece{work.data(), rows, cols, cols, dtype};
+  work = work.subspan(piece_bytes(rows, cols, dtype));
+  return piece;
+}
+
+}  // namespace orthrus::kernels
