@@ -33,7 +33,7 @@ struct OwnSegment {
   Index norm_slot = 0;            ///< the first of its sums of squares among the plan's
   bool keeps_lines = false;       ///< the state per line of its matrix is here…
   bool saves_lines = false;       ///< …and written from here
-  bool updated = false;           ///< in this step, before its bucket's turn
+  bool updated = false;           ///< in this step
   double update_squares = 0;      ///< Σ U²
   std::vector<MatrixView> state;  ///< in the order of the rule's `state()`
   MatrixView master;              ///< f32 weights; empty without
@@ -133,13 +133,16 @@ struct ShardedOptimizer::Impl {
     std::size_t level = 0;  ///< levels it still has to cross
   };
   std::array<WeightSlot, runtime::weight_slots> weight_slots_;
-  struct MeetingSlot {
-    std::span<std::byte> mine, theirs;
+  /// A bucket's meeting on its way.
+  struct MeetingState {
+    std::span<std::byte> mine, theirs, back;  ///< back: where what comes back is
     Request request;
+    std::size_t computed = 0;  ///< of its matrices, those this rank has done or need not do
   };
-  std::array<MeetingSlot, runtime::meeting_slots> meeting_slots_;
-  std::vector<runtime::Meeting> meetings_;   ///< per bucket
-  std::vector<int> meeting_number_;          ///< per bucket: which of those that meet it is
+  std::vector<runtime::Meeting> meetings_;    ///< per bucket
+  std::vector<MeetingState> meeting_states_;  ///< per bucket
+  std::vector<std::size_t> under_way_;        ///< buckets whose request is not waited for yet
+  std::vector<std::size_t> owed_;            ///< buckets that have arrived with matrices to compute
   std::unique_ptr<comm::ProcessGrid> grid_;  ///< where a bucket is block_cyclic
   std::vector<optim::BlockCyclicMsign> grid_matrices_;
   std::vector<std::size_t> grid_first_;   ///< per bucket: its first in `grid_matrices_`
@@ -165,27 +168,33 @@ struct ShardedOptimizer::Impl {
   void check_between_steps(const char* what);
   void check_buffers_apart() const;
   void allocate();
+  void place_meetings(std::span<std::byte> arena);
   // The walk, in order.
   bool agree_to_go_on();
-  void begin(std::size_t bucket);     ///< 3 and the way out of 4
-  void compute(std::size_t bucket);   ///< 4 and 5 of what this rank computes, and the way back
+  void take_turn(runtime::Turn turn);
+  void depart(std::size_t bucket);  ///< 3, and the way out of 4
+  void arrive(std::size_t bucket);  ///< 4
+  void send_back(
+      std::size_t bucket);  ///< 5 of what this rank computes, if not done, and its way back
   void complete(std::size_t bucket);  ///< 6 to 8; all of it where nothing meets
-  void gather(std::size_t bucket);
+  void gather(std::size_t bucket, WeightSlot& slot);
   void gather_level(WeightSlot& slot);
   void deliver(WeightSlot& slot);
   // meet.cpp
   [[nodiscard]] bool meets(std::size_t bucket) const;
-  MeetingSlot& meeting_slot(std::size_t bucket);
   [[nodiscard]] std::span<runtime::OwnSegment> segments(std::size_t bucket);
-  void wait_for(MeetingSlot& slot, std::size_t bucket, const char* what);
+  void start(std::size_t bucket, Request request);
+  /// @param brief  what it may do meanwhile: nothing that takes long
+  void wait_for(std::size_t bucket, bool brief, const char* what);
   void progress();
   [[nodiscard]] MatrixView lines_of(std::size_t bucket, int matrix);
   [[nodiscard]] MatrixView lines_of(const runtime::OwnSegment& own) const;
   void send_pieces(std::size_t bucket);
-  void compute_whole(std::size_t bucket);
+  void compute_whole(std::size_t bucket, const runtime::Meeting::Matrix& entry);
   void compute_on_grid(std::size_t bucket);
   void send_grams(std::size_t bucket);
-  void compute_polynomials(std::size_t bucket);
+  void compute_polynomial(std::size_t bucket, const runtime::Meeting::Matrix& entry);
+  bool compute_next(std::size_t bucket);
   void iterate_grams(std::size_t bucket);
   void add_gram(const runtime::MatrixPlan& m, MatrixView x, bool add, MatrixView r,
                 runtime::Carver scratch);
@@ -195,8 +204,8 @@ struct ShardedOptimizer::Impl {
   // One segment, whatever the mode.
   void update(runtime::OwnSegment& own);
   double update_here(runtime::OwnSegment& own);
-  bool run_ahead();
-  void wait_ahead(Request& request);
+  bool run_ahead(bool brief);
+  void wait_ahead(Request& request, bool brief = false);
   template <class F>
   void for_each_block(const runtime::OwnSegment& own, F&& f);
   [[nodiscard]] static Region region_of(const runtime::OwnSegment& own,
@@ -249,7 +258,8 @@ struct ShardedOptimizer::Impl {
   Traffic step_began_;         ///< what had been sent before this step's first bucket
   std::int64_t matrices_ = 0;  ///< orthogonalized in this step
   std::size_t completed_ = 0;  ///< buckets of this step
-  std::size_t ahead_ = 0;      ///< segments before this one are not looked at again
+  std::size_t ahead_ = 0;      ///< segments before this one need not be looked at again
+  std::size_t first_owed_ = 0;
 };
 
 }  // namespace orthrus

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "runtime/plan_steps.hpp"
+#include "runtime/schedule.hpp"
 
 namespace orthrus::runtime {
 namespace {
@@ -329,7 +330,7 @@ Plan::Cut Plan::cut_of(const Bucket& bucket, int world_rank, std::size_t level) 
   return cut;
 }
 
-void lay_out(const Config& config, const Placement& placement, Plan& plan) {
+void lay_out(const Placement& placement, bool lean, Plan& plan) {
   std::vector<std::vector<int>> matrices_of(plan.parameters.size());
   for (std::size_t m = 0; m < plan.matrices.size(); ++m) {
     matrices_of[static_cast<std::size_t>(plan.matrices[m].parameter)].push_back(
@@ -353,7 +354,7 @@ void lay_out(const Config& config, const Placement& placement, Plan& plan) {
                     sharded && g.config->matrix.wire == "bf16" ? DType::bf16 : DType::f32,
                     sharded ? plan.group_of[static_cast<std::size_t>(i)] : -1};
     const Index bytes = p.size() * wire;
-    if (!open.contains(kind) || filled[kind] + bytes > config.comm.bucket_bytes) {
+    if (!open.contains(kind) || filled[kind] + bytes > plan.bucket_bytes) {
       open[kind] = plan.buckets.size();
       filled[kind] = 0;
       Bucket b;
@@ -393,6 +394,15 @@ void lay_out(const Config& config, const Placement& placement, Plan& plan) {
     list.finish(bucket);
   }
   make_norm_slots(plan);
+  // Nobody could compute anything beside it: all do, and nothing comes back.
+  const auto by_gram = std::count_if(plan.matrices.begin(), plan.matrices.end(),
+                                     [](const auto& m) { return m.mode == optim::Mode::gram; });
+  for (Bucket& bucket : plan.buckets) {
+    bucket.lone = bucket.mode == optim::Mode::gram && by_gram == 1 &&
+                  !keeps_lines(plan.group(bucket.parameters.front()));
+  }
+  plan.lag = lean ? 0 : lag_of(plan);
+  plan.schedule = make_schedule(plan);
 }
 
 }  // namespace orthrus::runtime

@@ -2,12 +2,14 @@
 // What is where in the buffers is said in meeting.hpp.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <orthrus/error.hpp>
 
 #include "kernels/gram.hpp"
 #include "optim/block_cyclic_msign.hpp"
 #include "runtime/clock.hpp"
 #include "runtime/engine.hpp"
+#include "runtime/schedule.hpp"
 
 namespace orthrus {
 
@@ -63,19 +65,20 @@ bool ShardedOptimizer::Impl::meets(std::size_t b) const {
   return !meetings_[b].matrices.empty() && plan_.buckets[b].meets(updates_);
 }
 
-ShardedOptimizer::Impl::MeetingSlot& ShardedOptimizer::Impl::meeting_slot(std::size_t b) {
-  return meeting_slots_[static_cast<std::size_t>(meeting_number_[b]) % meeting_slots_.size()];
-}
-
 std::span<OwnSegment> ShardedOptimizer::Impl::segments(std::size_t b) {
   return std::span(own_).subspan(first_own_[b], first_own_[b + 1] - first_own_[b]);
 }
 
-void ShardedOptimizer::Impl::wait_for(MeetingSlot& slot, std::size_t b, const char* what) {
+void ShardedOptimizer::Impl::start(std::size_t b, Request request) {
+  meeting_states_[b].request = std::move(request);
+  under_way_.push_back(b);
+}
+
+void ShardedOptimizer::Impl::wait_for(std::size_t b, bool brief, const char* what) {
   const auto start = Clock::now();
   const double updating = report_.ms.update;
   try {
-    wait_ahead(slot.request);
+    wait_ahead(meeting_states_[b].request, brief);
   } catch (const CommError& e) {
     const int first = plan_.buckets[b].matrices.front();
     throw CommError(std::string(e.what()) + "; " + what + " of matrix '" +
@@ -85,16 +88,17 @@ void ShardedOptimizer::Impl::wait_for(MeetingSlot& slot, std::size_t b, const ch
                         std::string(name_of(plan_.buckets[b].mode)) + ")",
                     e.exit_code());
   }
+  std::erase(under_way_, b);
   report_.ms.meet += ms_since(start) - (report_.ms.update - updating);
 }
 
 /// Lets what is on its way go on while this rank computes.
 void ShardedOptimizer::Impl::progress() {
-  for (MeetingSlot& slot : meeting_slots_) static_cast<void>(slot.request.test());
+  for (const std::size_t b : under_way_) static_cast<void>(meeting_states_[b].request.test());
   for (WeightSlot& slot : weight_slots_) static_cast<void>(slot.request.test());
 }
 
-void ShardedOptimizer::Impl::begin(std::size_t b) {
+void ShardedOptimizer::Impl::depart(std::size_t b) {
   if (!meets(b)) return;
   const auto start = Clock::now();
   switch (plan_.buckets[b].mode) {
@@ -108,27 +112,66 @@ void ShardedOptimizer::Impl::begin(std::size_t b) {
   report_.ms.update += ms_since(start);
 }
 
-void ShardedOptimizer::Impl::compute(std::size_t b) {
+/// While pieces are on their way nothing long is begun: the next bucket's could not leave.
+void ShardedOptimizer::Impl::arrive(std::size_t b) {
   if (!meets(b)) return;
-  wait_for(meeting_slot(b), b, "bringing together the pieces");
+  wait_for(b, /*brief=*/true, "bringing together the pieces");
+  if (!runtime::computed_by_owners(plan_.buckets[b])) return;
+  if (poisons_) runtime::poison(meeting_states_[b].mine);
+  owed_.push_back(b);
+}
+
+/// The next matrix of a bucket that this rank computes. @return whether there was one.
+bool ShardedOptimizer::Impl::compute_next(std::size_t b) {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  const bool owners = runtime::computed_by_owners(bucket);
   const auto start = Clock::now();
-  const double waited = report_.ms.meet;
-  switch (plan_.buckets[b].mode) {
-    case Mode::gram:
-      compute_polynomials(b);
-      break;
-    case Mode::gram_steps:
-      iterate_grams(b);
-      break;
-    case Mode::block_cyclic:
-      compute_on_grid(b);
-      break;
-    default:
-      compute_whole(b);
+  std::size_t& i = meeting_states_[b].computed;
+  for (; i < meetings_[b].matrices.size(); ++i) {
+    const Meeting::Matrix& entry = meetings_[b].matrices[i];
+    if (owners && !entry.mine) continue;
+    if (bucket.mode == Mode::gram) {
+      compute_polynomial(b, entry);
+    } else {
+      compute_whole(b, entry);
+    }
+    ++i;
+    progress();
+    const double ms = ms_since(start);
+    report_.ms.lmo += ms;
+    report_.ms.update += ms;
+    return true;
   }
-  const double ms = ms_since(start) - (report_.ms.meet - waited);
-  report_.ms.lmo += ms;
-  report_.ms.update += ms;
+  return false;
+}
+
+/// Line 5 of what is not computed yet. What owners made goes back to all.
+void ShardedOptimizer::Impl::send_back(std::size_t b) {
+  if (!meets(b)) return;
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  const Meeting& meeting = meetings_[b];
+  MeetingState& buffers = meeting_states_[b];
+  if (bucket.mode == Mode::gram_steps || bucket.mode == Mode::block_cyclic) {
+    const auto start = Clock::now();
+    const double waited = report_.ms.meet;
+    bucket.mode == Mode::gram_steps ? iterate_grams(b) : compute_on_grid(b);
+    const double ms = ms_since(start) - (report_.ms.meet - waited);
+    report_.ms.lmo += ms;
+    report_.ms.update += ms;
+    return;
+  }
+  while (compute_next(b)) {
+  }
+  if (!runtime::computed_by_owners(bucket)) return;
+  if (bucket.mode == Mode::gram) {
+    const auto me = static_cast<std::size_t>(mesh_.shard.rank());
+    return start(b, mesh_.shard.start_all_gather(
+                        {buffers.theirs.data(), meeting.back[me], DType::f32}, meeting.back,
+                        {buffers.back.data(), meeting.back_size, DType::f32}));
+  }
+  start(b, mesh_.shard.start_all_to_all(
+               {buffers.theirs.data(), meeting.theirs_size, bucket.wire}, meeting.theirs,
+               {buffers.back.data(), meeting.mine_size, bucket.wire}, meeting.counts));
 }
 
 // ---- exchange, gather, periodic ----------------------------------------------------------------
@@ -137,10 +180,11 @@ void ShardedOptimizer::Impl::compute(std::size_t b) {
 void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   const Meeting& meeting = meetings_[b];
-  MeetingSlot& slot = meeting_slot(b);
+  MeetingState& buffers = meeting_states_[b];
   for (OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
-    const MatrixView leaves = dense(slot.mine, own.meeting_offset, own.rows, own.cols, bucket.wire);
+    const MatrixView leaves =
+        dense(buffers.mine, own.meeting_offset, own.rows, own.cols, bucket.wire);
     const MatrixView x =
         bucket.wire == DType::f32 ? leaves : Carver(scratch_).matrix(own.rows, own.cols);
     load_gradient(own, whole(own), x);
@@ -149,56 +193,48 @@ void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
     if (bucket.wire != DType::f32) backend_->convert(x, 1, leaves);
   }
   if (bucket.mode == Mode::block_cyclic) return;  // the grid's own way
-  const ConstSpan mine{slot.mine.data(), meeting.mine_size, bucket.wire};
-  const Span theirs{slot.theirs.data(), meeting.theirs_size, bucket.wire};
-  slot.request = bucket.mode == Mode::gather
-                     ? mesh_.shard.start_all_gather(mine, meeting.counts, theirs)
-                     : mesh_.shard.start_all_to_all(mine, meeting.counts, theirs, meeting.theirs);
+  const ConstSpan mine{buffers.mine.data(), meeting.mine_size, bucket.wire};
+  const Span theirs{buffers.theirs.data(), meeting.theirs_size, bucket.wire};
+  start(b, bucket.mode == Mode::gather
+               ? mesh_.shard.start_all_gather(mine, meeting.counts, theirs)
+               : mesh_.shard.start_all_to_all(mine, meeting.counts, theirs, meeting.theirs));
 }
 
-/// The matrices this rank computes are put together, and what becomes of them is taken apart again.
-void ShardedOptimizer::Impl::compute_whole(std::size_t b) {
+/// A matrix is put together, and what becomes of it is taken apart again.
+void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix& entry) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   const Meeting& meeting = meetings_[b];
-  MeetingSlot& slot = meeting_slot(b);
-  for (const Meeting::Matrix& entry : meeting.matrices) {
-    if (entry.first == entry.last) continue;
-    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
-    const runtime::Group& group = plan_.group(m.parameter);
-    Carver carver(scratch_);
-    const MatrixView x = carver.matrix(m.rows, m.cols);
-    const auto arrival = [&](std::size_t i) {
-      const Meeting::Arrival& a = meeting.arrivals[i];
-      return dense(slot.theirs, a.offset, a.region.rows, a.region.cols, bucket.wire);
-    };
-    for (std::size_t i = entry.first; i < entry.last; ++i) {
-      backend_->convert(arrival(i), 1, place_of(meeting.arrivals[i].region, m, x));
-    }
-    matrices_ += optim::whole_matrix(rule_of(group), *group.lmo, x, lines_of(b, entry.matrix),
-                                     carver.rest(), *backend_);
-    if (bucket.mode == Mode::gather) {
-      for (const OwnSegment& own : segments(b)) {
-        if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
-        backend_->convert(place_of(own.region(), m, x), 1,
-                          dense(slot.mine, own.meeting_offset, own.rows, own.cols, bucket.wire));
-      }
-    } else {
-      for (std::size_t i = entry.first; i < entry.last; ++i) {
-        backend_->convert(place_of(meeting.arrivals[i].region, m, x), 1, arrival(i));
-      }
-    }
-    progress();
+  const MeetingState& buffers = meeting_states_[b];
+  const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+  const runtime::Group& group = plan_.group(m.parameter);
+  Carver carver(scratch_);
+  const MatrixView x = carver.matrix(m.rows, m.cols);
+  const auto arrival = [&](std::size_t i) {
+    const Meeting::Arrival& a = meeting.arrivals[i];
+    return dense(buffers.theirs, a.offset, a.region.rows, a.region.cols, bucket.wire);
+  };
+  for (std::size_t i = entry.first; i < entry.last; ++i) {
+    backend_->convert(arrival(i), 1, place_of(meeting.arrivals[i].region, m, x));
   }
-  if (bucket.mode == Mode::gather) return;
-  slot.request = mesh_.shard.start_all_to_all(
-      {slot.theirs.data(), meeting.theirs_size, bucket.wire}, meeting.theirs,
-      {slot.mine.data(), meeting.mine_size, bucket.wire}, meeting.counts);
+  matrices_ += optim::whole_matrix(rule_of(group), *group.lmo, x, lines_of(b, entry.matrix),
+                                   carver.rest(), *backend_);
+  if (bucket.mode == Mode::gather) {
+    for (const OwnSegment& own : segments(b)) {
+      if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
+      backend_->convert(place_of(own.region(), m, x), 1,
+                        dense(buffers.mine, own.meeting_offset, own.rows, own.cols, bucket.wire));
+    }
+    return;
+  }
+  for (std::size_t i = entry.first; i < entry.last; ++i) {
+    backend_->convert(place_of(meeting.arrivals[i].region, m, x), 1, arrival(i));
+  }
 }
 
 /// All ranks of the replica together, one matrix after the other.
 void ShardedOptimizer::Impl::compute_on_grid(std::size_t b) {
   const Meeting& meeting = meetings_[b];
-  MeetingSlot& slot = meeting_slot(b);
+  MeetingState& buffers = meeting_states_[b];
   std::size_t i = grid_first_[b];
   for (const Meeting::Matrix& entry : meeting.matrices) {
     const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
@@ -209,7 +245,7 @@ void ShardedOptimizer::Impl::compute_on_grid(std::size_t b) {
       place = own.meeting_offset;  // of the first of its pieces
       break;
     }
-    grid_matrices_[i++](floats(slot.mine, place), lmo.iterations(), lmo.safety(), lmo.options(),
+    grid_matrices_[i++](floats(buffers.mine, place), lmo.iterations(), lmo.safety(), lmo.options(),
                         scratch_, *grid_, mesh_.shard, *backend_);
     matrices_ += entry.mine ? 1 : 0;
   }
@@ -234,11 +270,11 @@ MatrixView ShardedOptimizer::Impl::lines_of(const OwnSegment& own) const {
 /// Lines 6 and 7 of a piece whose direction has come back.
 double ShardedOptimizer::Impl::finish_piece(OwnSegment& own) {
   const runtime::Bucket& bucket = plan_.buckets[own.bucket];
-  MeetingSlot& slot = meeting_slot(own.bucket);
+  const MeetingState& buffers = meeting_states_[own.bucket];
   if (bucket.mode == Mode::gram_steps) {
-    return apply(own, dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32));
+    return apply(own, dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32));
   }
-  MatrixView direction = dense(slot.mine, own.meeting_offset, own.rows, own.cols, bucket.wire);
+  MatrixView direction = dense(buffers.back, own.meeting_offset, own.rows, own.cols, bucket.wire);
   if (bucket.wire != DType::f32) {
     const MatrixView wide = Carver(scratch_).matrix(own.rows, own.cols);
     backend_->convert(direction, 1, wide);
@@ -262,13 +298,13 @@ int ShardedOptimizer::Impl::gram_exponent(const runtime::MatrixPlan& m) const {
 void ShardedOptimizer::Impl::send_grams(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   const Meeting& meeting = meetings_[b];
-  MeetingSlot& slot = meeting_slot(b);
+  MeetingState& buffers = meeting_states_[b];
   const bool steps = bucket.mode == Mode::gram_steps;
   for (const Meeting::Matrix& entry : meeting.matrices) {
     const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
     const runtime::Group& group = plan_.group(m.parameter);
     const Index side = m.gram_side();
-    float* const triangle = floats(slot.mine, entry.triangle);
+    float* const triangle = floats(buffers.mine, entry.triangle);
     bool any = false;
     for (OwnSegment& own : segments(b)) {
       if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
@@ -279,7 +315,7 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
       for_each_panel(own, m.gram_of_rows, elements, [&](const Panel& panel) {
         Carver rest(carver);
         const MatrixView x =
-            steps ? dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32)
+            steps ? dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32)
                   : rest.matrix(panel.rows, panel.cols);
         load_gradient(own, panel, x);
         const StateViews state(own, panel);
@@ -294,12 +330,12 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
     progress();
   }
   const Index all = meeting.mine_size;
-  if (steps || meeting.lone) {
-    slot.request = mesh_.shard.start_all_reduce({slot.mine.data(), all, DType::f32}, ReduceOp::sum);
+  if (steps || bucket.lone) {
+    start(b, mesh_.shard.start_all_reduce({buffers.mine.data(), all, DType::f32}, ReduceOp::sum));
   } else {
-    slot.request =
-        mesh_.shard.start_reduce_scatter({slot.mine.data(), all, DType::f32}, meeting.counts,
-                                         {slot.theirs.data(), meeting.theirs_size, DType::f32});
+    start(b, mesh_.shard.start_reduce_scatter(
+                 {buffers.mine.data(), all, DType::f32}, meeting.counts,
+                 {buffers.theirs.data(), meeting.theirs_size, DType::f32}));
   }
 }
 
@@ -312,59 +348,45 @@ void ShardedOptimizer::Impl::add_gram(const runtime::MatrixPlan& m, MatrixView x
   backend_->syrk(1, x, m.gram_of_rows ? Transpose::no : Transpose::yes, add ? 1 : 0, r);
 }
 
-/// Q of the matrices this rank computes, on its way to all.
-void ShardedOptimizer::Impl::compute_polynomials(std::size_t b) {
-  const Meeting& meeting = meetings_[b];
-  MeetingSlot& slot = meeting_slot(b);
-  const auto me = static_cast<std::size_t>(mesh_.shard.rank());
-  Index first_triangle = 0;  // of this rank's among all
-  Index first_back = 0;
-  for (std::size_t r = 0; r < me; ++r) {
-    first_triangle += meeting.counts[r];
-    first_back += meeting.back[r];
+/// Q of a matrix takes the place of its triangle.
+void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Matrix& entry) {
+  const bool lone = plan_.buckets[b].lone;
+  const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+  const runtime::Group& group = plan_.group(m.parameter);
+  const Index side = m.gram_side();
+  const Index lines = rule_of(group).line_count(m.rows, m.cols);
+  // This rank's run of what comes back begins where its first Q is.
+  const auto& back = meetings_[b].back;
+  const Index run =
+      lone ? 0 : std::accumulate(back.begin(), back.begin() + mesh_.shard.rank(), Index{0});
+  const std::span<std::byte> here = lone ? meeting_states_[b].mine : meeting_states_[b].theirs;
+  Carver carver(scratch_);
+  const MatrixView r = carver.matrix(side, side);
+  const MatrixView q = carver.matrix(side, side);
+  const std::span<double> squares(
+      reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
+      static_cast<std::size_t>(lines));
+  kernels::unpack_triangle(floats(here, entry.back - run), r);
+  const kernels::MsignOptions& options = group.lmo->options();
+  kernels::gram_polynomial(
+      r, group.lmo->iterations(),
+      {group.lmo->safety(), options.eps_mode, std::ldexp(options.eps, -gram_exponent(m))}, q,
+      squares, carver.rest(), *backend_);
+  kernels::pack_triangle(q, floats(here, entry.back - run));
+  if (lines > 0) {
+    for (double& s : squares) s = std::max(s, 0.0);  // rounding may leave less
+    rule_of(group).line_factors(lines_of(b, entry.matrix), m.gram_of_rows ? m.cols : m.rows,
+                                squares);
+    std::copy(squares.begin(), squares.end(), floats(here, entry.factors - run));
   }
-  for (const Meeting::Matrix& entry : meeting.matrices) {
-    if (!entry.mine && !meeting.lone) continue;
-    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
-    const runtime::Group& group = plan_.group(m.parameter);
-    const Index side = m.gram_side();
-    const Index lines = rule_of(group).line_count(m.rows, m.cols);
-    Carver carver(scratch_);
-    const MatrixView r = carver.matrix(side, side);
-    const MatrixView q = carver.matrix(side, side);
-    const std::span<double> squares(
-        reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
-        static_cast<std::size_t>(lines));
-    kernels::unpack_triangle(meeting.lone ? floats(slot.mine, entry.triangle)
-                                          : floats(slot.theirs, entry.triangle - first_triangle),
-                             r);
-    const kernels::MsignOptions& options = group.lmo->options();
-    kernels::gram_polynomial(
-        r, group.lmo->iterations(),
-        {group.lmo->safety(), options.eps_mode, std::ldexp(options.eps, -gram_exponent(m))}, q,
-        squares, carver.rest(), *backend_);
-    float* const back = floats(slot.mine, entry.back);
-    kernels::pack_triangle(q, back);
-    if (lines > 0) {
-      for (double& s : squares) s = std::max(s, 0.0);  // rounding may leave less
-      rule_of(group).line_factors(lines_of(b, entry.matrix), m.gram_of_rows ? m.cols : m.rows,
-                                  squares);
-      std::copy(squares.begin(), squares.end(), back + kernels::packed_size(side));
-    }
-    matrices_ += entry.mine ? 1 : 0;
-    progress();
-  }
-  if (meeting.lone) return;
-  slot.request =
-      mesh_.shard.start_all_gather({floats(slot.mine, first_back), meeting.back[me], DType::f32},
-                                   meeting.back, {slot.mine.data(), meeting.back_size, DType::f32});
+  matrices_ += entry.mine ? 1 : 0;
 }
 
 /// O = Q·X, panel by panel: X is made again from G and the momentum.
 double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
   const runtime::Bucket& bucket = plan_.buckets[own.bucket];
   const Meeting& meeting = meetings_[own.bucket];
-  MeetingSlot& slot = meeting_slot(own.bucket);
+  const MeetingState& buffers = meeting_states_[own.bucket];
   const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
   const runtime::Group& group = plan_.group(m.parameter);
   const Index side = m.gram_side();
@@ -373,13 +395,12 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
                    [&](const Meeting::Matrix& e) { return e.matrix == own.segment.matrix; });
   Carver carver(scratch_);
   const MatrixView q = carver.matrix(side, side);
-  const float* const back = floats(slot.mine, entry->back);
-  kernels::unpack_triangle(back, q);
+  kernels::unpack_triangle(floats(buffers.back, entry->back), q);
   const Index lines = rule_of(group).line_count(m.rows, m.cols);
   if (lines > 0) {
     auto* factors =
         reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data());
-    std::copy_n(back + kernels::packed_size(side), lines, factors);
+    std::copy_n(floats(buffers.back, entry->factors), lines, factors);
     backend_->scale_lines(
         m.gram_of_rows ? matrix_view(factors, lines, 1) : matrix_view(factors, 1, lines),
         !m.gram_of_rows, q);
@@ -407,7 +428,7 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
 /// Every iteration's Gram matrix summed on all ranks; the pieces stay where they are.
 void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
   const Meeting& meeting = meetings_[b];
-  MeetingSlot& slot = meeting_slot(b);
+  MeetingState& buffers = meeting_states_[b];
   const runtime::MatrixPlan& first =
       plan_.matrices[static_cast<std::size_t>(meeting.matrices.front().matrix)];
   const optim::Lmo& lmo = *plan_.group(first.parameter).lmo;
@@ -415,9 +436,9 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
   for (std::size_t t = 0; t < iterations.size(); ++t) {
     const kernels::Quintic& p = iterations[t];
     if (t > 0) {
-      slot.request = mesh_.shard.start_all_reduce({slot.mine.data(), meeting.mine_size, DType::f32},
-                                                  ReduceOp::sum);
-      wait_for(slot, b, "summing the Gram matrices");
+      start(b, mesh_.shard.start_all_reduce({buffers.mine.data(), meeting.mine_size, DType::f32},
+                                            ReduceOp::sum));
+      wait_for(b, /*brief=*/true, "summing the Gram matrices");
     }
     for (const Meeting::Matrix& entry : meeting.matrices) {
       const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
@@ -425,7 +446,7 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
       Carver carver(scratch_);
       const MatrixView r = carver.matrix(side, side);
       const MatrixView s = carver.matrix(side, side);
-      float* const triangle = floats(slot.mine, entry.triangle);
+      float* const triangle = floats(buffers.mine, entry.triangle);
       kernels::unpack_triangle(triangle, r);
       double inverse = 1;  // 1/ν, in the first iteration
       if (t == 0) {
@@ -444,7 +465,8 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
       bool any = false;
       for (OwnSegment& own : segments(b)) {
         if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
-        const MatrixView x = dense(slot.theirs, own.meeting_offset, own.rows, own.cols, DType::f32);
+        const MatrixView x =
+            dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32);
         if (t == 0) backend_->convert(x, inverse, x);
         const MatrixView old = Carver(carver).matrix(own.rows, own.cols);
         backend_->convert(x, 1, old);

@@ -32,10 +32,6 @@ bool sums_grams_in_f64(const optim::Lmo& lmo, Mode mode) {
   return mode == Mode::gram && lmo.iterations().size() > 5;
 }
 
-bool is_lone(const Plan& plan, const Bucket& b, int matrices) {
-  return matrices == 1 && !keeps_lines(plan.group(matrix_of(plan, b.matrices.front()).parameter));
-}
-
 Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
   // 4 MiB of f32: large enough for products at full speed, small beside any matrix that matters.
   constexpr Index panel = Index{1} << 20;
@@ -170,27 +166,37 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
                      return matrix_of(plan, x.matrix).owner % plan.shard <
                             matrix_of(plan, y.matrix).owner % plan.shard;
                    });
-  meeting.lone =
-      b.mode == Mode::gram && is_lone(plan, b, static_cast<int>(meeting.matrices.size()));
   meeting.counts.assign(shard, 0);
   meeting.theirs.assign(shard, 0);
   meeting.back.assign(shard, 0);
   if (uses_gram(b.mode)) {
     Index at = 0;
-    Index back = 0;
     for (Meeting::Matrix& entry : meeting.matrices) {
       const MatrixPlan& m = matrix_of(plan, entry.matrix);
+      const auto owner = static_cast<std::size_t>(m.owner % plan.shard);
       entry.triangle = at;
-      entry.back = back;
-      const Index tri = triangle(m);
-      const Index sent = tri + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
-      at += tri;
-      back += sent;
-      meeting.counts[static_cast<std::size_t>(m.owner % plan.shard)] += tri;
-      meeting.back[static_cast<std::size_t>(m.owner % plan.shard)] += sent;
+      at += triangle(m);
+      meeting.counts[owner] += triangle(m);
+      meeting.back[owner] += triangle(m) + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
     }
+    // Of every owner its Q's, in the places of its triangles, then the factors of their lines.
+    std::vector<Index> triangles(shard + 1, 0);
+    std::vector<Index> runs(shard + 1, 0);
+    for (std::size_t r = 0; r < shard; ++r) {
+      triangles[r + 1] = triangles[r] + meeting.counts[r];
+      runs[r + 1] = runs[r] + meeting.back[r];
+    }
+    std::vector<Index> factors(shard);
+    for (std::size_t r = 0; r < shard; ++r) factors[r] = runs[r] + meeting.counts[r];
+    for (Meeting::Matrix& entry : meeting.matrices) {
+      const MatrixPlan& m = matrix_of(plan, entry.matrix);
+      const auto owner = static_cast<std::size_t>(m.owner % plan.shard);
+      entry.back = runs[owner] + entry.triangle - triangles[owner];
+      entry.factors = factors[owner];
+      factors[owner] += line_factors(plan, m);
+    }
+    meeting.back_size = runs[shard];
     meeting.mine_size = at;
-    meeting.back_size = back;
     meeting.theirs_size = meeting.counts[static_cast<std::size_t>(me)];
     Index place = 0;  // gram_steps keeps its pieces among `theirs`
     for (const Segment& s : b.segments) {
@@ -259,7 +265,7 @@ Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingS
     case Mode::gather:
       return cost::all_but_own(size.theirs, size.mine, wire, plan.max_chunk);
     case Mode::gram:
-      if (is_lone(plan, b, size.matrices)) {
+      if (b.lone) {
         return cost::all_reduce(size.mine, plan.shard, me, 4, plan.max_chunk);
       }
       return cost::all_but_own(size.mine, size.theirs, 4, plan.max_chunk) +
@@ -280,14 +286,18 @@ Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingS
 }
 
 std::size_t mine_bytes(const Bucket& b, const MeetingSize& size) {
-  if (uses_gram(b.mode)) return static_cast<std::size_t>(std::max(size.mine, size.back)) * 4;
-  return static_cast<std::size_t>(size.mine) * bytes_of(b.wire);
+  return static_cast<std::size_t>(size.mine) * (uses_gram(b.mode) ? 4 : bytes_of(b.wire));
 }
 
 std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size) {
-  if (b.mode == Mode::gram) return static_cast<std::size_t>(size.theirs) * 4;
+  if (b.mode == Mode::gram) return b.lone ? 0 : static_cast<std::size_t>(size.own_back) * 4;
   if (b.mode == Mode::gram_steps) return static_cast<std::size_t>(size.pieces) * 4;
   return static_cast<std::size_t>(size.theirs) * bytes_of(b.wire);
+}
+
+std::size_t back_bytes(const Bucket& b, const MeetingSize& size) {
+  if (b.mode == Mode::gram) return static_cast<std::size_t>(size.back) * 4;
+  return mine_bytes(b, size);
 }
 
 std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {

@@ -5,13 +5,12 @@
 ///
 /// Buffers of rank r, per bucket. Matrices are ordered by owner, then as in the plan:
 /// - exchange: `mine` is r's pieces, which go to their owners; `theirs` the pieces of the matrices
-/// r
-///   owns, from rank 0, 1, …; the result goes back the same way.
-/// - gather: `mine` is r's pieces, `theirs` all ranks'.
-/// - gram: `mine` is the packed triangle of every matrix, summed into the owners' `theirs`; then
-/// the
-///   owners' Q's, packed, with a factor per line where the rule scales lines. A lone matrix is
-///   summed on all ranks instead, and nothing comes back.
+///   r owns, from rank 0, 1, …, replaced by what they become; `back` r's pieces of that.
+/// - gather: `mine` is r's pieces, `theirs` all ranks'; `mine` takes the result.
+/// - gram: `mine` is the packed triangle of every matrix, summed into the owners' `theirs`, where
+///   their Q's replace them, followed by a factor per line where the rule scales lines; `back` is
+///   all of that, owner by owner. A lone matrix is summed on all ranks instead, and its Q replaces
+///   it in `mine`.
 /// - gram_steps: `mine` is the packed triangles, summed on all ranks; `theirs` r's pieces, in f32.
 /// - block_cyclic: `mine` is r's pieces; they go to the grid and come back matrix by matrix.
 
@@ -51,7 +50,8 @@ struct Meeting {
     int matrix = 0;
     bool mine = false;      ///< this rank computes it
     Index triangle = 0;     ///< gram: its place among the triangles…
-    Index back = 0;         ///< …and among the Q's
+    Index back = 0;         ///< …its Q's in `back`…
+    Index factors = 0;      ///< …and its line factors' there
     std::size_t first = 0;  ///< exchange, gather: its pieces among `arrivals`
     std::size_t last = 0;
   };
@@ -59,7 +59,6 @@ struct Meeting {
     Region region;     ///< in the parameter
     Index offset = 0;  ///< in `theirs`
   };
-  bool lone = false;                        ///< gram: one matrix, summed on all ranks
   std::vector<Matrix> matrices;             ///< that meet in this rank's replica
   std::vector<Index> counts, theirs, back;  ///< per rank of the shard group
   std::vector<Arrival> arrivals;
@@ -71,9 +70,10 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank);
 
 /// What rank w sends in one meeting. @param size  its entry of `meeting_sizes`.
 Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingSize& size);
-/// Bytes of `mine` and `theirs`.
+/// Bytes of `mine`, `theirs` and `back`.
 std::size_t mine_bytes(const Bucket& b, const MeetingSize& size);
 std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size);
+std::size_t back_bytes(const Bucket& b, const MeetingSize& size);
 /// Scratch of one matrix for whoever computes it.
 std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m);
 /// Scratch of a piece before and after: what `send_grams`, say, cuts up.
@@ -81,7 +81,5 @@ std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment
 /// Are the Gram matrices summed in f64 on their rank? Six iterations lift the rounding of an f32
 /// sum above what mode gram promises (kernels/gram.hpp).
 bool sums_grams_in_f64(const optim::Lmo& lmo, optim::Mode mode);
-/// Is a gram meeting of `matrices` matrices a lone one?
-bool is_lone(const Plan& plan, const Bucket& b, int matrices);
 
 }  // namespace orthrus::runtime

@@ -276,7 +276,7 @@ std::string decisions(const Plan& plan) {
   };
   add(plan.ranks), add(plan.shard), add(plan.replicate), add(plan.virtual_shards);
   add(plan.micro_batches), add(plan.stage), add(std::string(name_of(plan.gradient_wire)));
-  add(plan.max_chunk);
+  add(plan.max_chunk), add(plan.lag);
   for (const int level : plan.levels) add(level);
   if (plan.weights_sharded()) add(plan.working_set);
   for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
@@ -298,7 +298,7 @@ std::string decisions(const Plan& plan) {
   }
   for (const Bucket& b : plan.buckets) {
     add(std::string(name_of(b.weights))), add(b.reduced ? 1 : 0), add(b.held ? 1 : 0);
-    add(std::string(name_of(b.wire))), add(b.period);
+    add(std::string(name_of(b.wire))), add(b.period), add(b.lone ? 1 : 0);
     for (const Segment& s : b.segments) {
       add(s.parameter), add(s.matrix), add_region(s.region), add(s.rank);
     }
@@ -308,10 +308,9 @@ std::string decisions(const Plan& plan) {
 
 /// Decides and predicts all that follows from parameters and groups. @return whether there was a
 /// choice of modes.
-bool complete_plan(const Config& config, const MachineProfile& profile, Preference preference,
-                   Plan& plan) {
+bool complete_plan(const MachineProfile& profile, Preference preference, bool lean, Plan& plan) {
   const Placement placement = place(profile, preference, plan);
-  lay_out(config, placement, plan);
+  lay_out(placement, lean, plan);
   check_exchange_sizes(plan);
   predict(profile, plan);
   const std::string text = decisions(plan);
@@ -427,17 +426,24 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   for (const Preference preference :
        {Preference::fastest, Preference::sharded, Preference::leanest}) {
     Plan candidate = plan;
-    const bool chose = complete_plan(config, profile, preference, candidate);
-    const std::int64_t most = most_memory(candidate);
-    least = std::min(least, most);
-    const bool fits = config.memory_cap <= 0 || most <= config.memory_cap;
+    bool chose = complete_plan(profile, preference, preference == Preference::leanest, candidate);
+    const auto fits = [&] {
+      const std::int64_t most = most_memory(candidate);
+      least = std::min(least, most);
+      return config.memory_cap <= 0 || most <= config.memory_cap;
+    };
+    if (!fits() && candidate.lag > 0) {  // with fewer of them on their way?
+      candidate = plan;
+      chose = complete_plan(profile, preference, /*lean=*/true, candidate);
+    }
     // What a rank has more than its share matters where it is large.
     constexpr double negligible = 64 << 20;
-    const bool even = candidate.memory_imbalance <= 1.3 ||
-                      static_cast<double>(most) * (1 - 1 / candidate.memory_imbalance) < negligible;
-    if (fits && (even || !chose || preference == Preference::sharded)) return candidate;
-    if (fits && !fitting) fitting = std::move(candidate);
-    if (!chose || (fits && config.memory_cap <= 0 && preference != Preference::fastest)) break;
+    const double more =
+        static_cast<double>(most_memory(candidate)) * (1 - 1 / candidate.memory_imbalance);
+    const bool even = candidate.memory_imbalance <= 1.3 || more < negligible;
+    if (fits() && (even || !chose || preference == Preference::sharded)) return candidate;
+    if (fits() && !fitting) fitting = std::move(candidate);
+    if (!chose || (fitting && config.memory_cap <= 0 && preference != Preference::fastest)) break;
   }
   if (fitting) return std::move(*fitting);
   throw ConfigError("memory_cap: a rank needs " + std::to_string(least) + " bytes, the cap is " +

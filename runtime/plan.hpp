@@ -102,6 +102,7 @@ struct Bucket {
   optim::Mode mode = optim::Mode::owner;
   std::int64_t period = 1;
   DType wire = DType::f32;  ///< of what meets
+  bool lone = false;        ///< gram: the model's only matrix, which every rank computes
 
   /// First element at or after slot `slot`.
   [[nodiscard]] Index offset_of(int slot) const;
@@ -117,15 +118,22 @@ struct Bucket {
   }
 };
 
-/// Buckets in flight: gradients on their way, pieces of matrices on theirs, and new weights.
+/// One bucket's turn in a step (`step.cpp` says what happens then).
+struct Turn {
+  /// In this order at any time.
+  enum class Kind : std::uint8_t { depart, arrive, send_back, complete };
+  Kind kind = Kind::complete;
+  int bucket = 0;
+};
+
+/// Buckets in flight: gradients on their way, and new weights.
 inline constexpr int gradient_slots = 3;
-inline constexpr int meeting_slots = 3;
 inline constexpr int weight_slots = 2;
 
 /// Bytes of each work buffer of a rank: what `MemoryPlan::work` adds up.
 struct WorkSizes {
   std::size_t gradient_send = 0, gradient_receive = 0;  ///< per gradient slot
-  std::size_t mine = 0, theirs = 0;                     ///< per meeting slot
+  std::size_t meetings = 0;                             ///< what pieces of matrices meet in
   std::size_t weight_gather = 0;                        ///< per weight slot
   std::size_t gathered =
       0;                    ///< ZeRO-3: per staging buffer of the working set, of which there are 2
@@ -133,12 +141,10 @@ struct WorkSizes {
   std::size_t widened = 0;  ///< a panel of weights in f32…
   std::size_t narrowed = 0;  ///< …and rounded, on its way to the trainer
   std::size_t control = 0;
-  int meetings = 0;  ///< meeting slots there are
   [[nodiscard]] std::int64_t total() const {
     return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
-                                     static_cast<std::size_t>(meetings) * (mine + theirs) +
-                                     weight_slots * weight_gather + 2 * gathered + rule + widened +
-                                     narrowed + control);
+                                     meetings + weight_slots * weight_gather + 2 * gathered + rule +
+                                     widened + narrowed + control);
   }
 };
 
@@ -178,7 +184,9 @@ struct Plan {
   std::vector<Group> groups;
   std::vector<MatrixPlan> matrices;
   std::vector<int> passed_over;  ///< parameters that a matrix rule matched but that are no matrices
-  std::vector<Bucket> buckets;   ///< in the global order of collectives
+  std::vector<Bucket> buckets;   ///< in the order backward fills them
+  int lag = 0;                   ///< `lag_of`, or less
+  std::vector<Turn> schedule;    ///< `make_schedule`: the global order of what follows backward
   std::vector<RankPlan> per_rank;  ///< by world rank
   double imbalance = 1;            ///< max/mean of predicted seconds of computing
   double memory_imbalance = 1;     ///< max/mean of weights, gradients and state

@@ -25,8 +25,9 @@ struct Placement {
 /// @throws ConfigError  a mode was named that cannot be: the message names parameter and reason.
 Placement place(const MachineProfile& profile, Preference preference, Plan& plan);
 
-/// Buckets, their parts and segments, in the global order of collectives.
-void lay_out(const Config& config, const Placement& placement, Plan& plan);
+/// Buckets, their parts and segments, and the order in which a step walks them.
+/// @param lean  as few of them on their way as can be
+void lay_out(const Placement& placement, bool lean, Plan& plan);
 
 /// Bytes, messages, memory and seconds of every rank.
 void predict(const MachineProfile& profile, Plan& plan);

@@ -8,6 +8,7 @@
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
 #include "runtime/region.hpp"
+#include "runtime/schedule.hpp"
 #include "runtime/working_set.hpp"
 
 namespace orthrus::runtime {
@@ -291,15 +292,13 @@ void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
   }
 }
 
-/// Pieces of bucket b that meet: bytes, messages, buffers and flops of all ranks.
+/// Pieces of bucket b that meet: bytes, messages, scratch and flops of all ranks.
 void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profile,
                  std::vector<RankPlan>& ranks) {
   const std::vector<MeetingSize> sizes = meeting_sizes(plan, b);
   for (int w = 0; w < plan.ranks; ++w) {
     RankPlan& r = ranks[static_cast<std::size_t>(w)];
     const MeetingSize& size = sizes[static_cast<std::size_t>(w)];
-    at_least(r.work.mine, static_cast<std::int64_t>(Arena::rounded(mine_bytes(b, size))));
-    at_least(r.work.theirs, static_cast<std::int64_t>(Arena::rounded(theirs_bytes(b, size))));
     if (size.matrices == 0) continue;  // nothing meets in this replica
     const Traffic sent = meeting_traffic(plan, b, w, size);
     r.traffic += sent;
@@ -315,8 +314,7 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
       RankPlan& r = ranks[static_cast<std::size_t>(w)];
       const MeetingSize& size = sizes[static_cast<std::size_t>(w)];
       const bool all = b.mode == optim::Mode::gather || b.mode == optim::Mode::gram_steps ||
-                       b.mode == optim::Mode::block_cyclic ||
-                       (b.mode == optim::Mode::gram && is_lone(plan, b, size.matrices));
+                       b.mode == optim::Mode::block_cyclic || b.lone;
       std::int64_t needed = all || m.owner % plan.shard == w % plan.shard ? scratch : 0;
       if (b.mode == optim::Mode::gram_steps) needed += room(size.largest_piece, 4);
       at_least(r.work.rule, needed);
@@ -340,6 +338,20 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
       if (!b.held) break;
     }
   }
+}
+
+/// What the buffers of meetings take on every rank, all of their lives considered.
+void find_meeting_room(const Plan& plan, std::vector<RankPlan>& ranks) {
+  std::vector<MeetingArena> arenas(ranks.size());
+  const std::vector<MeetingSize> none(ranks.size());
+  for (const Turn& turn : plan.schedule) {
+    const Bucket& b = plan.buckets[static_cast<std::size_t>(turn.bucket)];
+    if (b.matrices.empty()) continue;
+    const bool takes = turn.kind == Turn::Kind::depart || turn.kind == Turn::Kind::send_back;
+    const std::vector<MeetingSize> sizes = takes ? meeting_sizes(plan, b) : none;
+    for (std::size_t w = 0; w < ranks.size(); ++w) arenas[w].turn(b, turn, sizes[w]);
+  }
+  for (std::size_t w = 0; w < ranks.size(); ++w) ranks[w].work.meetings = arenas[w].bytes();
 }
 
 }  // namespace
@@ -375,9 +387,7 @@ void predict(const MachineProfile& profile, Plan& plan) {
   // A gradient is widened before it is added to what earlier micro-batches left, the owner's or
   // another's.
   std::size_t widest = 0;
-  int met = 0;
   for (const Bucket& b : plan.buckets) {
-    met += b.matrices.empty() ? 0 : 1;
     for (const Segment& s : b.segments) {
       widest = std::max(widest, static_cast<std::size_t>(room(s.size(), 4)));
       for (int w = s.rank; w < plan.ranks; w += plan.shard) {
@@ -388,7 +398,6 @@ void predict(const MachineProfile& profile, Plan& plan) {
   }
   for (int w = 0; w < plan.ranks; ++w) {
     RankPlan& r = plan.per_rank[static_cast<std::size_t>(w)];
-    r.work.meetings = std::min(met, meeting_slots);
     if (plan.virtual_shards > 0 || plan.micro_batches > 1) r.work.widened = widest;
     r.work.control = Arena::rounded(
         static_cast<std::size_t>(std::max(plan.control_before(), plan.control_after())) *
@@ -411,6 +420,7 @@ void predict(const MachineProfile& profile, Plan& plan) {
     add_weights(plan, b, plan.per_rank);
   }
   if (plan.weights_sharded()) add_gathers(plan, plan.per_rank);
+  find_meeting_room(plan, plan.per_rank);
   for (RankPlan& r : plan.per_rank) {
     r.traffic += r.gathers;
     r.work.rule = Arena::rounded(r.work.rule);

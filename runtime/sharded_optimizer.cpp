@@ -5,6 +5,7 @@
 
 #include "runtime/agree.hpp"
 #include "runtime/engine.hpp"
+#include "runtime/schedule.hpp"
 
 namespace orthrus {
 
@@ -303,6 +304,30 @@ void ShardedOptimizer::Impl::find_bounds() {
   for (std::size_t i = 0; i < sums.size(); ++i) bounds_[i] = std::sqrt(sums[i]);
 }
 
+/// The buffers of every bucket's meeting, as the plan has counted them.
+void ShardedOptimizer::Impl::place_meetings(std::span<std::byte> arena) {
+  const auto me = static_cast<std::size_t>(mesh_.world.rank());
+  meeting_states_.resize(plan_.buckets.size());
+  owed_.reserve(plan_.buckets.size());
+  under_way_.reserve(plan_.buckets.size());
+  runtime::MeetingArena places;
+  for (const runtime::Turn turn : plan_.schedule) {
+    const auto b = static_cast<std::size_t>(turn.bucket);
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    if (bucket.matrices.empty()) continue;
+    MeetingState& state = meeting_states_[b];
+    const runtime::MeetingSize size = runtime::meeting_sizes(plan_, bucket)[me];
+    const auto at = places.turn(bucket, turn, size);
+    constexpr auto nowhere = runtime::MeetingArena::nowhere;
+    if (at.mine != nowhere) state.mine = arena.subspan(at.mine, runtime::mine_bytes(bucket, size));
+    if (at.theirs != nowhere) {
+      state.theirs = arena.subspan(at.theirs, runtime::theirs_bytes(bucket, size));
+    }
+    if (at.back != nowhere) state.back = arena.subspan(at.back, runtime::back_bytes(bucket, size));
+    if (!runtime::computed_by_owners(bucket)) state.back = state.mine;
+  }
+}
+
 void ShardedOptimizer::Impl::allocate() {
   using runtime::Arena;
   own_ = segments_of(mesh_.world.rank());
@@ -357,29 +382,22 @@ void ShardedOptimizer::Impl::allocate() {
       plan_.per_rank[static_cast<std::size_t>(mesh_.world.rank())].work;
   work_arena_ = Arena(Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
                       Arena::rounded(sizes.narrowed) + Arena::rounded(sizes.control) +
-                      static_cast<std::size_t>(sizes.meetings) *
-                          (Arena::rounded(sizes.mine) + Arena::rounded(sizes.theirs)) +
+                      Arena::rounded(sizes.meetings) +
                       weight_slots_.size() * Arena::rounded(sizes.weight_gather));
   scratch_ = work_arena_.take(sizes.rule);
   widened_ = work_arena_.take(sizes.widened);
   narrowed_ = work_arena_.take(sizes.narrowed);
   control_ = work_arena_.take(sizes.control);
   for (WeightSlot& slot : weight_slots_) slot.bytes = work_arena_.take(sizes.weight_gather);
-  for (int i = 0; i < sizes.meetings; ++i) {
-    meeting_slots_[static_cast<std::size_t>(i)].mine = work_arena_.take(sizes.mine);
-    meeting_slots_[static_cast<std::size_t>(i)].theirs = work_arena_.take(sizes.theirs);
-  }
-  int met = 0;
+  place_meetings(work_arena_.take(sizes.meetings));
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
     const runtime::Bucket& bucket = plan_.buckets[b];
     for (std::size_t level = 0; level < plan_.levels.size(); ++level) {
       cuts_.push_back(plan_.cut_of(bucket, mesh_.world.rank(), level));
     }
-    meeting_number_.push_back(met);
     meetings_.emplace_back();
     grid_first_.push_back(grid_matrices_.size());
     if (bucket.matrices.empty()) continue;
-    ++met;
     meetings_.back() = runtime::make_meeting(plan_, bucket, mesh_.world.rank());
     for (std::size_t i = first_own_[b]; i < first_own_[b + 1]; ++i) {
       own_[i].meeting_offset = meetings_.back().departures[i - first_own_[b]];

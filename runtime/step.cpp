@@ -89,17 +89,11 @@ void ShardedOptimizer::Impl::walk() {
     skipped_in_a_row_ = 0;
     auto* sums = reinterpret_cast<double*>(control_.data());
     std::fill_n(sums, plan_.control_after(), 0.0);
-    // While one bucket's matrices are computed, the next one's pieces are on their way, and the
-    // last one's results.
-    const std::size_t buckets = plan_.buckets.size();
-    ahead_ = completed_ = 0;
-    begin(0);
-    for (std::size_t b = 0; b < buckets; ++b) {
-      if (b + 1 < buckets) begin(b + 1);
-      compute(b);
-      const std::size_t ready = meets(b) && b + 1 < buckets ? b : b + 1;
-      while (completed_ < ready) complete(completed_);
-    }
+    for (runtime::OwnSegment& own : own_) own.updated = false;
+    for (MeetingState& state : meeting_states_) state.computed = 0;
+    owed_.clear();
+    first_owed_ = ahead_ = completed_ = 0;
+    for (const runtime::Turn turn : plan_.schedule) take_turn(turn);
     for (WeightSlot& slot : weight_slots_) deliver(slot);
     audit(before);
   }
@@ -212,26 +206,41 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   return false;
 }
 
+/// While one bucket's matrices are computed, the next one's pieces are on their way, and the last
+/// one's results.
+void ShardedOptimizer::Impl::take_turn(runtime::Turn turn) {
+  const auto b = static_cast<std::size_t>(turn.bucket);
+  switch (turn.kind) {
+    case runtime::Turn::Kind::depart:
+      return depart(b);
+    case runtime::Turn::Kind::arrive:
+      return arrive(b);
+    case runtime::Turn::Kind::send_back:
+      return send_back(b);
+    case runtime::Turn::Kind::complete:
+      return complete(b);
+  }
+}
+
 /// Lines 6 to 8 of a bucket (3 to 8 where nothing meets): its new weights leave.
 void ShardedOptimizer::Impl::complete(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   auto* sums = reinterpret_cast<double*>(control_.data());
   const bool met = meets(b);
-  if (met) wait_for(meeting_slot(b), b, "returning the direction");
-  if (!bucket.held) deliver(weight_slots_[b % runtime::weight_slots]);  // its buffer is needed
+  if (met) wait_for(b, /*brief=*/false, "returning the direction");
+  const std::size_t slot = completed_++ % runtime::weight_slots;
+  if (!bucket.held) deliver(weight_slots_[slot]);  // its buffer is needed
   for (runtime::OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
     if (!own.updated) update(own);
-    own.updated = false;
     // In the plan's order, whatever the order of updates: the same bits in every run.
     if (counts(own)) sums[own.group] += own.update_squares;
   }
-  completed_ = b + 1;
   if (poisons_ && met) {
-    runtime::poison(meeting_slot(b).mine);
-    runtime::poison(meeting_slot(b).theirs);
+    runtime::poison(meeting_states_[b].theirs);
+    runtime::poison(meeting_states_[b].back);
   }
-  if (!bucket.held) gather(b);
+  if (!bucket.held) gather(b, weight_slots_[slot]);
 }
 
 /// Lines 6 and 7 of a segment (3 to 7 where it meets nobody).
@@ -249,12 +258,20 @@ void ShardedOptimizer::Impl::update(runtime::OwnSegment& own) {
   report_.ms.update += ms_since(start);
 }
 
-/// Something is waited for, and a segment further on meets nobody: it can be updated now. What is
-/// large on one rank then holds up no other. @return whether there was one.
-bool ShardedOptimizer::Impl::run_ahead() {
-  for (; ahead_ < own_.size(); ++ahead_) {
-    runtime::OwnSegment& own = own_[ahead_];
-    if (own.bucket < completed_ || own.updated || own.size() == 0 || meets(own.bucket)) continue;
+/// Something is waited for: a matrix that has arrived can be computed now, or a segment updated
+/// that meets nobody. What is large on one rank then holds up no other.
+/// @param brief  only what does not take long. @return whether there was anything.
+bool ShardedOptimizer::Impl::run_ahead(bool brief) {
+  for (; !brief && first_owed_ < owed_.size(); ++first_owed_) {
+    if (compute_next(owed_[first_owed_])) return true;
+  }
+  const auto done = [this](const runtime::OwnSegment& own) {
+    return own.updated || own.size() == 0 || meets(own.bucket);
+  };
+  while (ahead_ < own_.size() && done(own_[ahead_])) ++ahead_;
+  for (std::size_t i = ahead_; i < own_.size(); ++i) {
+    runtime::OwnSegment& own = own_[i];
+    if (done(own) || (brief && own.segment.matrix >= 0)) continue;
     update(own);
     return true;
   }
@@ -438,19 +455,18 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
 }
 
 /// Waits for a call, and works meanwhile.
-void ShardedOptimizer::Impl::wait_ahead(Request& request) {
+void ShardedOptimizer::Impl::wait_ahead(Request& request, bool brief) {
   while (!request.test()) {
-    if (!run_ahead()) return request.wait();
+    if (!run_ahead(brief)) return request.wait();
   }
 }
 
 /// Line 8 begins: the new weights of bucket b leave, over the outermost level first.
-void ShardedOptimizer::Impl::gather(std::size_t b) {
+void ShardedOptimizer::Impl::gather(std::size_t b, WeightSlot& slot) {
   // The bucket before has had this one's update to cross its levels.
   for (WeightSlot& other : weight_slots_) {
     while (other.bucket >= 0 && other.level > lowest_level()) gather_level(other);
   }
-  WeightSlot& slot = weight_slots_[b % runtime::weight_slots];
   if (!plan_.weights_sharded()) {
     const auto copying = Clock::now();
     const DType format = plan_.buckets[b].weights;
@@ -472,6 +488,7 @@ void ShardedOptimizer::Impl::gather(std::size_t b) {
 /// Waits for the level on its way and starts the next one inward.
 void ShardedOptimizer::Impl::gather_level(WeightSlot& slot) {
   const auto waiting = Clock::now();
+  const double updating = report_.ms.update;
   const runtime::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(slot.bucket)];
   try {
     wait_ahead(slot.request);
@@ -481,7 +498,7 @@ void ShardedOptimizer::Impl::gather_level(WeightSlot& slot) {
                         "' (bucket " + std::to_string(slot.bucket) + ")",
                     e.exit_code());
   }
-  report_.ms.gather += ms_since(waiting);
+  report_.ms.gather += ms_since(waiting) - (report_.ms.update - updating);
   if (slot.level == lowest_level()) return;
   --slot.level;
   const runtime::Plan::Cut& cut =

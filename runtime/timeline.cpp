@@ -10,6 +10,7 @@
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
 #include "runtime/region.hpp"
+#include "runtime/schedule.hpp"
 #include "runtime/timeline_clocks.hpp"
 
 namespace orthrus::runtime {
@@ -51,20 +52,20 @@ class Walk {
     reduce();
     control();
     find_tasks();
-    const int buckets = static_cast<int>(std::ssize(plan_.buckets));
-    begin(0);
-    int completed = 0;
-    for (int b = 0; b < buckets; ++b) {
-      if (b + 1 < buckets) begin(b + 1);
-      compute(b);
-      const int ready = meets(b) && b + 1 < buckets ? b : b + 1;
-      while (completed < ready) complete(completed++);
-    }
+    for (const Turn turn : plan_.schedule) take_turn(turn);
     for (WeightSlot& slot : weights_) deliver(slot);
     all_reduce(Phase::audit, plan_.control_after());
   }
 
  private:
+  void take_turn(Turn turn) {
+    if (turn.kind == Turn::Kind::complete) return complete(turn.bucket);
+    if (!meets(turn.bucket)) return;
+    if (turn.kind == Turn::Kind::depart) return depart(turn.bucket);
+    if (turn.kind == Turn::Kind::arrive) return arrive(turn.bucket);
+    send_back(turn.bucket);
+  }
+
   [[nodiscard]] const Bucket& bucket(int b) const { return plan_.buckets[at(b)]; }
   [[nodiscard]] const MatrixPlan& matrix(int m) const { return plan_.matrices[at(m)]; }
   [[nodiscard]] const ParameterShape& parameter(int i) const { return plan_.parameters[at(i)]; }
@@ -366,15 +367,33 @@ class Walk {
     }
   }
 
-  /// What a rank updates without meeting anyone, in the plan's order.
+  /// What a rank may do while it waits.
   struct Task {
     int bucket = 0;
     double lmo = 0, update = 0, copies = 0;
+    Phase copied = Phase::pack;
+  };
+  /// In the order in which it does them.
+  class Tasks {
+   public:
+    void push(const Task& task) { tasks_.push_back(task); }
+    [[nodiscard]] bool any() const { return next_ < tasks_.size(); }
+    /// Is there one of a bucket no later than `bucket`?
+    [[nodiscard]] bool any_of(int bucket) const { return any() && tasks_[next_].bucket <= bucket; }
+    const Task& pop() { return tasks_[next_++]; }
+
+   private:
+    std::vector<Task> tasks_;
+    std::size_t next_ = 0;
+  };
+  /// Of one rank.
+  struct Ahead {
+    Tasks owed;                ///< matrices that have arrived, to be computed
+    Tasks matrices, elements;  ///< what it updates without meeting anyone
   };
 
   void find_tasks() {
-    tasks_.assign(slot_of_.size(), {});
-    next_task_.assign(slot_of_.size(), 0);
+    ahead_.resize(slot_of_.size());
     for (int b = 0; b < std::ssize(plan_.buckets); ++b) {
       if (meets(b)) continue;
       for (const Segment& s : bucket(b).segments) {
@@ -382,23 +401,32 @@ class Walk {
         const Group& group = plan_.group(s.parameter);
         const Task task{b, s.matrix < 0 ? 0 : of_whole(group, s.region.rows, s.region.cols),
                         pass(pass_bytes(group) * real(s.size())), copy_seconds(bucket(b), s)};
-        for_each_rank(bucket(b), s, [&](int w) { tasks_[at(w)].push_back(task); });
+        for_each_rank(bucket(b), s, [&](int w) {
+          (s.matrix < 0 ? ahead_[at(w)].elements : ahead_[at(w)].matrices).push(task);
+        });
       }
     }
   }
-  [[nodiscard]] bool has_task(int rank) const {
-    return next_task_[at(rank)] < tasks_[at(rank)].size();
-  }
-  void next_task(int rank) {
-    const Task& task = tasks_[at(rank)][next_task_[at(rank)]++];
+  void take(int rank, const Task& task) {
     clocks_.compute(rank, Phase::lmo, task.bucket, task.lmo);
     clocks_.compute(rank, Phase::update, task.bucket, task.update);
-    clocks_.compute(rank, Phase::pack, task.bucket, task.copies);
+    clocks_.compute(rank, task.copied, task.bucket, task.copies);
   }
-  /// As `wait_ahead`: a rank that waits updates what comes next and meets nobody.
-  void wait_ahead(Flight& flight) {
-    clocks_.wait(flight, [this](int rank, double until) {
-      while (clocks_.now(rank) < until && has_task(rank)) next_task(rank);
+  /// As `run_ahead`.
+  bool run_ahead(int rank, bool brief) {
+    Ahead& ahead = ahead_[at(rank)];
+    for (Tasks* tasks : {&ahead.owed, &ahead.matrices, &ahead.elements}) {
+      if (!tasks->any() || (brief && tasks != &ahead.elements)) continue;
+      take(rank, tasks->pop());
+      return true;
+    }
+    return false;
+  }
+  /// As `wait_ahead`.
+  void wait_ahead(Flight& flight, bool brief = false) {
+    clocks_.wait(flight, [&](int rank, double until) {
+      while (clocks_.now(rank) < until && run_ahead(rank, brief)) {
+      }
     });
   }
 
@@ -406,15 +434,19 @@ class Walk {
     const Bucket& b = bucket(index);
     const bool met = meets(index);
     if (met) {
-      wait_ahead(meeting(index).flight);
+      wait_ahead(flight_of(index));
       if (b.mode == Mode::gram) unpack_polynomials(index);
     }
-    if (!b.held) deliver(weights_[at(index % weight_slots)]);
+    WeightSlot& slot = weights_[at(completed_++ % weight_slots)];
+    if (!b.held) deliver(slot);
     for (const Segment& s : b.segments) {
       if (s.size() == 0) continue;
       if (!met) {
         for_each_rank(b, s, [&](int w) {
-          while (has_task(w) && tasks_[at(w)][next_task_[at(w)]].bucket <= index) next_task(w);
+          Ahead& ahead = ahead_[at(w)];
+          for (Tasks* tasks : {&ahead.matrices, &ahead.elements}) {
+            while (tasks->any_of(index)) take(w, tasks->pop());
+          }
         });
         continue;
       }
@@ -429,7 +461,7 @@ class Walk {
     clocks_.compute(Phase::lmo, index, lmo_);
     clocks_.compute(Phase::update, index, work_);
     clocks_.compute(Phase::pack, index, copies_);
-    if (!b.held) gather(index);
+    if (!b.held) gather(index, slot);
   }
 
   /// The weights of a segment into f32 and out of it, where they do not rest in it.
@@ -451,11 +483,10 @@ class Walk {
     std::size_t level = 0;
   };
 
-  void gather(int index) {
+  void gather(int index, WeightSlot& slot) {
     for (WeightSlot& other : weights_) {
       while (other.bucket >= 0 && other.level > lowest_level()) gather_level(other);
     }
-    WeightSlot& slot = weights_[at(index % weight_slots)];
     const Bucket& b = bucket(index);
     for (const Segment& s : b.segments) {
       if (plan_.weights_sharded()) break;  // they leave from where they rest
@@ -496,11 +527,21 @@ class Walk {
 
   // ---- meet.cpp ---------------------------------------------------------------------------------
 
-  struct MeetingSlot {
-    Flight flight;
-    std::vector<MeetingSize> sizes;  ///< per rank
-  };
-  MeetingSlot& meeting(int index) { return meetings_[at(index % meeting_slots)]; }
+  /// A bucket's call, if one is on its way: no more than three are at a time.
+  Flight& flight_of(int index) {
+    for (Flight& f : meetings_) {
+      if (f.active && f.bucket == index) return f;
+    }
+    for (Flight& f : meetings_) {
+      if (!f.active) return f;
+    }
+    return meetings_.emplace_back();
+  }
+  const std::vector<MeetingSize>& sizes_of(int index) {
+    if (index != sized_) sizes_ = meeting_sizes(plan_, bucket(index));
+    sized_ = index;
+    return sizes_;
+  }
 
   /// What a rank gives to a call of a meeting.
   struct Sent {
@@ -508,37 +549,33 @@ class Walk {
     std::int64_t bytes = 0;
     Index elements = 0;       ///< that make up messages
     std::int64_t copied = 0;  ///< bytes, by a rank alone
-    bool made = true;
   };
   /// A call of every shard group in which something meets. @param sent  sent(rank, its size)
   template <class OfRank>
   void start_meeting(int index, OfRank&& sent) {
-    MeetingSlot& slot = meeting(index);
+    const std::vector<MeetingSize>& sizes = sizes_of(index);
     clocks_.start(
-        slot.flight, Phase::meet, index, {1, plan_.shard},
+        flight_of(index), Phase::meet, index, {1, plan_.shard},
         [&](int first) {
-          const Sent one = sent(first, slot.sizes[at(first)]);
-          Call c{.made = slot.sizes[at(first)].matrices > 0 && one.made, .kind = one.kind};
+          const Sent one = sent(first, sizes[at(first)]);
+          Call c{.made = sizes[at(first)].matrices > 0, .kind = one.kind};
           c.messages = real(cost::chunks(one.elements, plan_.max_chunk));
           c.copied = real(one.copied);
           for (int w = first; w < first + plan_.shard && c.made; ++w) {
-            const std::int64_t bytes = sent(w, slot.sizes[at(w)]).bytes;
+            const std::int64_t bytes = sent(w, sizes[at(w)]).bytes;
             c.most = std::max(c.most, real(bytes));
             c.all += bytes;
           }
           return c;
         },
-        [&](int rank) { return sent(rank, slot.sizes[at(rank)]).bytes; });
+        [&](int rank) { return sent(rank, sizes[at(rank)]).bytes; });
   }
   std::int64_t all_reduce_bytes(int rank, Index count) const {
     return cost::all_reduce(count, plan_.shard, rank % plan_.shard, 4, plan_.max_chunk).bytes;
   }
 
-  void begin(int index) {
-    if (!meets(index)) return;
+  void depart(int index) {
     const Bucket& b = bucket(index);
-    MeetingSlot& slot = meeting(index);
-    slot.sizes = meeting_sizes(plan_, b);
     for (const Segment& s : b.segments) {
       if (s.size() == 0) continue;
       const PieceSeconds& piece = of_piece(b, s);
@@ -550,7 +587,8 @@ class Walk {
     clocks_.compute(Phase::update, index, work_);
     clocks_.compute(Phase::lmo, index, lmo_);
     if (uses_gram(b.mode)) {
-      for (int w = 0; w < plan_.ranks; ++w) work_.add(w, pass(8 * real(slot.sizes[at(w)].mine)));
+      const std::vector<MeetingSize>& sizes = sizes_of(index);
+      for (int w = 0; w < plan_.ranks; ++w) work_.add(w, pass(8 * real(sizes[at(w)].mine)));
       clocks_.compute(Phase::pack, index, work_);
     }
     if (b.mode != Mode::block_cyclic) send_pieces(index);
@@ -565,7 +603,7 @@ class Walk {
         case Mode::gather:
           return Sent{Collective::all_gather, (n.theirs - n.mine) * wire, n.theirs, n.mine * wire};
         case Mode::gram:
-          if (!is_lone(plan_, b, n.matrices)) {
+          if (!b.lone) {
             return Sent{Collective::reduce_scatter, (n.mine - n.theirs) * 4, n.mine, n.mine * 4};
           }
           [[fallthrough]];
@@ -577,30 +615,51 @@ class Walk {
     });
   }
 
-  void compute(int index) {
-    if (!meets(index)) return;
+  void arrive(int index) {
     const Bucket& b = bucket(index);
-    const auto wire = static_cast<std::int64_t>(bytes_of(b.wire));
-    wait_ahead(meeting(index).flight);
-    switch (b.mode) {
-      case Mode::gram:
-        compute_polynomials(index);
-        return start_meeting(index, [&](int, const MeetingSize& n) {
-          return Sent{Collective::all_gather, (n.back - n.own_back) * 4, n.back, 0,
-                      !is_lone(plan_, b, n.matrices)};
-        });
-      case Mode::gram_steps:
-        return iterate_grams(index);
-      case Mode::block_cyclic:
-        return compute_on_grid(index);
-      case Mode::gather:
-        return compute_whole(index);
-      default:
-        compute_whole(index);
-        start_meeting(index, [&](int, const MeetingSize& n) {
-          return Sent{Collective::all_to_all, (n.theirs - n.own) * wire, 0, n.theirs * wire};
-        });
+    wait_ahead(flight_of(index), /*brief=*/true);
+    if (!computed_by_owners(b)) return;
+    for (const int i : b.matrices) {
+      const Task task = task_of(b, matrix(i));
+      for_each_computing(b, matrix(i), false, [&](int w) { ahead_[at(w)].owed.push({task}); });
     }
+  }
+
+  void send_back(int index) {
+    const Bucket& b = bucket(index);
+    if (b.mode == Mode::gram_steps) return iterate_grams(index);
+    if (b.mode == Mode::block_cyclic) return compute_on_grid(index);
+    for (const int i : b.matrices) {
+      const MatrixPlan& m = matrix(i);
+      if (computed_by_owners(b)) {
+        for_each_computing(b, m, false, [&](int w) {
+          Tasks& owed = ahead_[at(w)].owed;
+          while (owed.any_of(index)) take(w, owed.pop());
+        });
+      } else {
+        const Task task = task_of(b, m);
+        for_each_computing(b, m, true, [&](int w) { take(w, task); });
+      }
+    }
+    if (!computed_by_owners(b)) return;
+    const auto wire = static_cast<std::int64_t>(bytes_of(b.wire));
+    start_meeting(index, [&](int, const MeetingSize& n) {
+      if (b.mode == Mode::gram) {
+        return Sent{Collective::all_gather, (n.back - n.own_back) * 4, n.back, 0};
+      }
+      return Sent{Collective::all_to_all, (n.theirs - n.own) * wire, 0, n.theirs * wire};
+    });
+  }
+
+  /// What a matrix takes of whoever computes it.
+  Task task_of(const Bucket& b, const MatrixPlan& m) {
+    const int index = static_cast<int>(&b - plan_.buckets.data());
+    if (b.mode == Mode::gram) {
+      return {index, compute_seconds(plan_, profile_, m), 0,
+              pass(unpack_bytes(m)) + pass(8 * triangle(m))};
+    }
+    return {index, of_whole(plan_.group(m.parameter), m.rows, m.cols), 0,
+            pass(16 * real(m.rows) * real(m.cols)), Phase::meet};
   }
 
   /// f(rank) for those that compute matrix m.
@@ -614,42 +673,6 @@ class Walk {
       }
       for (int w = first; w < first + plan_.shard; ++w) f(w);
     }
-  }
-
-  void compute_whole(int index) {
-    const Bucket& b = bucket(index);
-    for (const int i : b.matrices) {
-      const MatrixPlan& m = matrix(i);
-      const double lmo = of_whole(plan_.group(m.parameter), m.rows, m.cols);
-      const double copies = pass(16 * real(m.rows) * real(m.cols));
-      for_each_computing(b, m, b.mode == Mode::gather, [&](int w) {
-        lmo_.add(w, lmo);
-        work_.add(w, copies);
-      });
-    }
-    clocks_.compute(Phase::meet, index, work_);
-    clocks_.compute(Phase::lmo, index, lmo_);
-  }
-
-  void compute_polynomials(int index) {
-    const Bucket& b = bucket(index);
-    const std::vector<MeetingSize>& sizes = meeting(index).sizes;
-    for (const int i : b.matrices) {
-      const MatrixPlan& m = matrix(i);
-      const double lmo = compute_seconds(plan_, profile_, m);
-      const double copies = pass(unpack_bytes(m)) + pass(8 * triangle(m));
-      for (int first = 0; first < plan_.ranks; first += plan_.shard) {
-        if (!plan_.meets_in(b, m, first)) continue;
-        const bool all = is_lone(plan_, b, sizes[at(first)].matrices);
-        for (int s = 0; s < plan_.shard; ++s) {
-          if (!all && s != m.owner % plan_.shard) continue;
-          lmo_.add(first + s, lmo);
-          work_.add(first + s, copies);
-        }
-      }
-    }
-    clocks_.compute(Phase::pack, index, work_);
-    clocks_.compute(Phase::lmo, index, lmo_);
   }
 
   void unpack_polynomials(int index) {
@@ -669,7 +692,7 @@ class Walk {
     for (std::ptrdiff_t t = 0; t < iterations; ++t) {
       if (t > 0) {
         send_pieces(index);
-        wait_ahead(meeting(index).flight);
+        wait_ahead(flight_of(index), /*brief=*/true);
       }
       for (const int i : b.matrices) {
         const MatrixPlan& m = matrix(i);
@@ -695,22 +718,23 @@ class Walk {
   /// All of a grid's messages at once: they overlap nothing.
   void compute_on_grid(int index) {
     const Bucket& b = bucket(index);
-    MeetingSlot& slot = meeting(index);
+    const std::vector<MeetingSize>& sizes = sizes_of(index);
+    Flight& flight = flight_of(index);
     clocks_.start(
-        slot.flight, Phase::meet, index, {1, plan_.shard},
+        flight, Phase::meet, index, {1, plan_.shard},
         [&](int first) {
-          Call c{.made = slot.sizes[at(first)].matrices > 0, .kind = Collective::broadcast};
+          Call c{.made = sizes[at(first)].matrices > 0, .kind = Collective::broadcast};
           c.messages = 0;
           for (int w = first; w < first + plan_.shard && c.made; ++w) {
-            const Traffic& sent = slot.sizes[at(w)].grid;
+            const Traffic& sent = sizes[at(w)].grid;
             c.most = std::max(c.most, real(sent.bytes));
             c.messages = std::max(c.messages, real(sent.messages));
             c.all += sent.bytes;
           }
           return c;
         },
-        [&](int rank) { return slot.sizes[at(rank)].grid.bytes; });
-    clocks_.wait(slot.flight);
+        [&](int rank) { return sizes[at(rank)].grid.bytes; });
+    clocks_.wait(flight);
     for (const int i : b.matrices) {
       const double lmo = compute_seconds(plan_, profile_, matrix(i));
       for_each_computing(b, matrix(i), /*all=*/true, [&](int w) { lmo_.add(w, lmo); });
@@ -858,13 +882,15 @@ class Walk {
   Clocks& clocks_;
   std::vector<int> slot_of_, rank_of_;
   Work work_, lmo_, copies_;
-  std::vector<std::vector<Task>> tasks_;  ///< per rank
-  std::vector<std::size_t> next_task_;    ///< per rank: those before are done
-  std::vector<int> cut_;                  ///< what `find_shares` found
+  std::vector<Ahead> ahead_;         ///< per rank
+  int completed_ = 0;                ///< buckets
+  std::vector<int> cut_;             ///< what `find_shares` found
   std::vector<Index> whole_, most_;  ///< elements cut, and the most that one part lacks of them
   std::array<Flight, gradient_slots> gradients_;
   std::array<std::size_t, gradient_slots> level_{};
-  std::array<MeetingSlot, meeting_slots> meetings_;
+  std::vector<Flight> meetings_;
+  std::vector<MeetingSize> sizes_;  ///< per rank, of bucket `sized_`
+  int sized_ = -1;
   std::array<WeightSlot, weight_slots> weights_;
   Flight control_, gathers_;
   std::vector<Shards> shards_;                             ///< messages of `gather_all`

@@ -1,8 +1,10 @@
 // After the first steps nothing is allocated any more: no operator new inside step() and
 // gradient_ready(), and the process does not grow.
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <orthrus/orthrus.hpp>
 
@@ -75,6 +77,68 @@ TEST(SteadyState, TheProcessDoesNotGrow) {
   constexpr int n = 2000;
   steps(n);
   EXPECT_LT(resident_bytes() - before, 1024L * n);  // below 1 KiB per step
+}
+
+/// Bytes this process has from malloc and from the mappings malloc makes.
+std::int64_t allocated_bytes() {
+  const auto info = mallinfo2();
+  return static_cast<std::int64_t>(info.uordblks + info.hblkhd);
+}
+
+TEST(SteadyState, WhatIsAllocatedIsPlanned) {
+  if (allocated_bytes() == 0) GTEST_SKIP() << "this build's allocator does not count";
+  // Large enough for the plan's own tables to be small beside it.
+  std::vector<std::vector<Index>> shapes;
+  for (int i = 0; i < 4; ++i) shapes.push_back({512, 768});
+  shapes.insert(shapes.end(), {{1024, 256}, {300000}});
+  for (const char* mode : {"owner", "exchange", "gather", "gram", "gram_steps", "block_local"}) {
+    for (const char* extra :
+         {"", "comm: {bucket_bytes: 1}\n", "zero: {stage: 1}\ntrain: {micro_batches: 2}\n",
+          "mesh: {replicate: 2}\n"}) {
+      const Config config = parse_config("schema: 1\n" + std::string(extra) +
+                                         "groups:\n  - {match: 'w*', rule: {name: muon}, matrix: "
+                                         "{mode: " +
+                                         mode + "}}\n  - {match: '*', rule: {name: adamw}}\n");
+      const int ranks = config.mesh.replicate == 2 ? 4 : 3;
+      std::vector<std::vector<std::vector<float>>> buffers(static_cast<std::size_t>(ranks));
+      for (auto& of_rank : buffers) {
+        for (const auto& dims : shapes) {
+          Index n = 1;
+          for (const Index d : dims) n *= d;
+          of_rank.emplace_back(static_cast<std::size_t>(n), 1.0F);
+        }
+      }
+      std::atomic<std::int64_t> planned = 0;
+      std::int64_t before = 0;
+      std::int64_t after = 0;
+      run_thread_ranks(ranks, [&](Communicator& comm) {
+        std::vector<Parameter> parameters;
+        auto& mine = buffers[static_cast<std::size_t>(comm.rank())];
+        for (std::size_t i = 0; i < shapes.size(); ++i) {
+          Parameter p;
+          p.name = (shapes[i].size() > 1 ? "w" : "b") + std::to_string(i);
+          p.shape = shapes[i];
+          p.weights = mine[i].data();
+          parameters.push_back(p);
+        }
+        std::vector<std::vector<float>> room;
+        for (Parameter& p : parameters) {
+          room.emplace_back(mine[room.size()].size());
+          p.gradient = room.back().data();
+        }
+        comm.barrier();
+        if (comm.rank() == 0) before = allocated_bytes();
+        comm.barrier();
+        const ShardedOptimizer optimizer{config, comm.duplicate("job"), parameters};
+        planned += optimizer.memory().total() - optimizer.memory().weights;
+        comm.barrier();
+        if (comm.rank() == 0) after = allocated_bytes();
+        comm.barrier();
+      });
+      const double difference = static_cast<double>(after - before) / static_cast<double>(planned);
+      EXPECT_NEAR(difference, 1, 0.01) << mode << " " << extra << ": planned " << planned;
+    }
+  }
 }
 
 }  // namespace

@@ -238,28 +238,46 @@ TEST(Timeline, LetsNoOwnerHoldUpAnother) {
   }
 }
 
-TEST(Timeline, ComputesOneMatrixWhileAnotherTravels) {
-  const Config config = parse_config(
-      "schema: 1\ncomm: {bucket_bytes: 4096}\n"
-      "groups: [{match: '*', rule: {name: muon}, matrix: {mode: exchange}}]\n");
+/// Seconds of the optimizer's step on two ranks that exchange `matrices` matrices of 4096 bytes,
+/// but for the control messages; with the seconds of half a matrix's way and of an LMO.
+struct Exchanged {
+  double seconds, half, lmo;
+};
+Exchanged exchange_on_two_ranks(int matrices, int bucket_bytes, int buckets) {
+  const Config config =
+      parse_config("schema: 1\ncomm: {bucket_bytes: " + std::to_string(bucket_bytes) +
+                   "}\ngroups: [{match: '*', rule: {name: muon}, matrix: {mode: exchange}}]\n");
   MachineProfile machine = constant_machine(0, 1e8);
   machine.pass = {{1, 1e30}};
-  const Plan plan = make_plan(config, {shape("a", {32, 32}), shape("b", {32, 32})}, 2, machine);
-  ASSERT_EQ(plan.buckets.size(), 2U);
-  ASSERT_NE(plan.matrices[0].owner, plan.matrices[1].owner);
-  const double call = 2048 / 1e8;  // half of a matrix, which every call carries
-  const double lmo = msign_seconds(machine, 32, 32, 5, DType::f32);
-  ASSERT_GT(lmo, call);
+  std::vector<ParameterShape> shapes;
+  for (int i = 0; i < matrices; ++i) shapes.push_back(shape(std::to_string(i), {32, 32}));
+  const Plan plan = make_plan(config, std::move(shapes), 2, machine);
+  EXPECT_EQ(std::ssize(plan.buckets), buckets);
   TimelineOptions options;
   options.progress = true;
   const Timeline t = make_timeline(plan, machine, options);
-  const auto exposed = [&](Phase phase) {
-    return t.ranks[0][static_cast<std::size_t>(phase)].exposed;
-  };
-  // Two reductions; the pieces of one matrix, its LMO beside the other's pieces and LMO, both
-  // directions back; then the weights of both.
-  EXPECT_NEAR(t.seconds - exposed(Phase::control) - exposed(Phase::audit),
-              2 * call + call + lmo + 2 * call + 2 * call, 1e-12);
+  double seconds = t.seconds;
+  for (const Phase phase : {Phase::control, Phase::audit}) {
+    seconds -= t.ranks[0][static_cast<std::size_t>(phase)].exposed;
+  }
+  const Exchanged found{seconds, 2048 / 1e8, msign_seconds(machine, 32, 32, 5, DType::f32)};
+  EXPECT_GT(found.lmo, found.half);
+  return found;
+}
+
+TEST(Timeline, ComputesOneMatrixWhileAnotherTravels) {
+  // A matrix per rank and bucket. Two reductions of 8192 bytes, of which a rank sends half; the
+  // pieces of the first bucket; its LMOs beside the second's pieces, the second's beside what comes
+  // back; that of the second; then the weights of both.
+  const Exchanged t = exchange_on_two_ranks(4, 8192, 2);
+  EXPECT_NEAR(t.seconds, 4 * t.half + t.half + 2 * t.lmo + t.half + 4 * t.half, 1e-12);
+}
+
+TEST(Timeline, ComputesMatricesOfSeveralBucketsAtOnce) {
+  // A matrix per bucket. Reductions, all pieces, both LMOs at the same time, both directions back,
+  // and the weights.
+  const Exchanged t = exchange_on_two_ranks(2, 4096, 2);
+  EXPECT_NEAR(t.seconds, 2 * t.half + 2 * t.half + t.lmo + 2 * t.half + 2 * t.half, 1e-12);
 }
 
 TEST(Timeline, UsesTheLinksOfItsLevels) {

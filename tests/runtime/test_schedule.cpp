@@ -1,0 +1,180 @@
+// The order in which a step walks its buckets, and where what meets lies meanwhile.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <orthrus/error.hpp>
+
+#include "runtime/arena.hpp"
+#include "runtime/schedule.hpp"
+
+namespace orthrus::runtime {
+namespace {
+
+using Kind = Turn::Kind;
+
+/// Matrices of 32×32 and wider ones, and vectors between them, one or a few to a bucket.
+Plan plan_of(const std::string& mode, int ranks, int matrices, int per_bucket, int replicas = 1,
+             const std::string& extra = "") {
+  std::vector<ParameterShape> shapes;
+  for (int i = 0; i < matrices; ++i) {
+    ParameterShape p;
+    p.name = "w" + std::to_string(i);
+    p.shape = {32, i % 3 == 0 ? 96 : 32};
+    shapes.push_back(p);
+    if (i % 4 != 1) continue;
+    p.name = "b" + std::to_string(i);
+    p.shape = {100};
+    shapes.push_back(p);
+  }
+  return make_plan(
+      parse_config("schema: 1\ncomm: {bucket_bytes: " + std::to_string(per_bucket * 4096) +
+                   "}\nmesh: {replicate: " + std::to_string(replicas) + "}\n" + extra +
+                   "groups:\n"
+                   "  - {match: 'w*', rule: {name: muon}, matrix: {mode: " +
+                   mode + "}}\n  - {match: 'b*', rule: {name: adamw}}\n"),
+      std::move(shapes), ranks);
+}
+
+struct Case {
+  const char* mode;
+  int ranks, matrices, per_bucket, replicas = 1;
+};
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const char* mode : {"owner", "exchange", "gather", "gram", "gram_steps", "block_local"}) {
+    for (const int ranks : {1, 2, 3, 5, 8}) {
+      for (const int per_bucket : {1, 3, 100}) {
+        all.push_back({mode, ranks, 11, per_bucket});
+        all.push_back({mode, ranks, 1, per_bucket});
+        if (ranks % 2 == 0) all.push_back({mode, ranks, 11, per_bucket, 2});
+      }
+    }
+  }
+  return all;
+}
+Plan plan_of(const Case& c) {
+  return plan_of(c.mode, c.ranks, c.matrices, c.per_bucket, c.replicas);
+}
+std::string label(const Case& c) {
+  return std::string(c.mode) + ", " + std::to_string(c.ranks) + " ranks, " +
+         std::to_string(c.matrices) + " matrices, " + std::to_string(c.per_bucket) +
+         " per bucket, " + std::to_string(c.replicas) + " replicas";
+}
+
+TEST(Schedule, EveryBucketHasItsTurnsInTheirOrder) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(label(c));
+    const Plan plan = plan_of(c);
+    std::map<int, std::vector<Kind>> turns;
+    for (const Turn& t : plan.schedule) turns[t.bucket].push_back(t.kind);
+    ASSERT_EQ(std::ssize(turns), std::ssize(plan.buckets));
+    for (const auto& [b, kinds] : turns) {
+      const bool meets = !plan.buckets[static_cast<std::size_t>(b)].matrices.empty();
+      EXPECT_EQ(kinds,
+                meets ? (std::vector{Kind::depart, Kind::arrive, Kind::send_back, Kind::complete})
+                      : std::vector{Kind::complete})
+          << "bucket " << b;
+    }
+  }
+}
+
+TEST(Schedule, TwoBucketsAreOnTheirWayInEachDirection) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(label(c));
+    const Plan plan = plan_of(c);
+    int there = 0;
+    int back = 0;
+    for (const Turn& t : plan.schedule) {
+      const Bucket& b = plan.buckets[static_cast<std::size_t>(t.bucket)];
+      if (b.matrices.empty()) continue;
+      there += t.kind == Kind::depart ? 1 : t.kind == Kind::arrive ? -1 : 0;
+      back += t.kind == Kind::send_back ? 1 : t.kind == Kind::complete ? -1 : 0;
+      EXPECT_LE(there, 2);
+      EXPECT_LE(back, 2);
+    }
+    EXPECT_EQ(there, 0);
+    EXPECT_EQ(back, 0);
+  }
+}
+
+TEST(Schedule, EveryRankHasAMatrixToComputeWhileOthersTravel) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(label(c));
+    const Plan plan = plan_of(c);
+    Index most = 0;  // that have arrived and not come back
+    Index now = 0;
+    Index all = 0;
+    for (const Turn& t : plan.schedule) {
+      const Bucket& b = plan.buckets[static_cast<std::size_t>(t.bucket)];
+      if (!computed_by_owners(b)) continue;
+      const auto n = std::ssize(b.matrices);
+      if (t.kind == Kind::depart) all += n;
+      if (t.kind == Kind::arrive) most = std::max(most, now += n);
+      if (t.kind == Kind::send_back) now -= n;
+    }
+    // On average over buckets that are not equally full: half of what `lag_of` asks for.
+    EXPECT_GE(most, std::min<Index>(all, plan.ranks));
+  }
+}
+
+TEST(Schedule, BuffersThatAreInUseNeverOverlap) {
+  struct Span {
+    std::size_t begin, end;
+  };
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(label(c));
+    const Plan plan = plan_of(c);
+    for (int w = 0; w < plan.ranks; ++w) {
+      MeetingArena arena;
+      std::map<std::pair<int, char>, Span> in_use;
+      std::size_t most = 0;
+      for (const Turn& t : plan.schedule) {
+        const Bucket& b = plan.buckets[static_cast<std::size_t>(t.bucket)];
+        if (b.matrices.empty()) continue;
+        const MeetingSize size = meeting_sizes(plan, b)[static_cast<std::size_t>(w)];
+        const auto places = arena.turn(b, t, size);
+        const auto use = [&](char what, std::size_t begin, std::size_t bytes) {
+          if (begin == MeetingArena::nowhere || bytes == 0) return;
+          for (const auto& [key, span] : in_use) {
+            EXPECT_TRUE(begin >= span.end || begin + bytes <= span.begin)
+                << what << " of bucket " << t.bucket << " lies on " << key.second << " of bucket "
+                << key.first;
+          }
+          EXPECT_EQ(begin % Arena::alignment, 0U);
+          EXPECT_LE(begin + bytes, arena.bytes());
+          in_use[{t.bucket, what}] = {begin, begin + bytes};
+        };
+        use('m', places.mine, mine_bytes(b, size));
+        use('t', places.theirs, theirs_bytes(b, size));
+        use('b', places.back, back_bytes(b, size));
+        std::size_t sum = 0;
+        for (const auto& [key, span] : in_use) sum += Arena::rounded(span.end - span.begin);
+        most = std::max(most, sum);
+        // What was sent is read until it has arrived, what arrived until it is applied.
+        if (t.kind == Kind::arrive && computed_by_owners(b)) in_use.erase({t.bucket, 'm'});
+        if (t.kind != Kind::complete) continue;
+        for (const char what : {'m', 't', 'b'}) in_use.erase({t.bucket, what});
+      }
+      EXPECT_EQ(plan.per_rank[static_cast<std::size_t>(w)].work.meetings, arena.bytes());
+      EXPECT_GE(arena.bytes(), most);
+      // First fit leaves gaps, but not as much again.
+      EXPECT_LE(arena.bytes(), 2 * most);
+    }
+  }
+}
+
+TEST(Schedule, IsLeanWhereTheCapAsksForIt) {
+  const Plan plan = plan_of("exchange", 4, 24, 1);
+  EXPECT_GT(plan.lag, 0);
+  std::int64_t needed = 0;
+  for (const RankPlan& r : plan.per_rank) needed = std::max(needed, r.memory.total());
+  const Plan capped =
+      plan_of("exchange", 4, 24, 1, 1, "memory_cap: " + std::to_string(needed - 1) + "\n");
+  EXPECT_EQ(capped.lag, 0);
+  EXPECT_NE(capped.hash, plan.hash);
+  for (const RankPlan& r : capped.per_rank) EXPECT_LT(r.memory.total(), needed);
+}
+
+}  // namespace
+}  // namespace orthrus::runtime
