@@ -69,18 +69,16 @@ MeshShape mesh_shape(int ranks, int shard, int replicate, int node) {
 }
 
 Communicator& Mesh::level(std::size_t i) {
-  const bool nodes = shard.size() > 1 && levels.front() < shard.size();
-  if (nodes && i == 0) return node;
-  if (nodes && i == 1) return across;
-  if (!nodes && i == 0 && shard.size() > 1) return shard;
-  return replicate;
+  if (spans_nodes() && i == 0) return node;
+  if (spans_nodes() && i == 1) return across;
+  return i == 0 && shard.size() > 1 ? shard : replicate;
 }
 
 Mesh make_mesh(Communicator world, int shard, int replicate, int node) {
   const MeshShape shape = mesh_shape(world.size(), shard, replicate, node);
   const int column = world.rank() % shape.shard;
   const int row = world.rank() / shape.shard;
-  const bool nodes = node > 1 && node < shape.shard;
+  const bool nodes = shape.shard > 1 && shape.levels.front() < shape.shard;
   Mesh mesh;
   mesh.levels = shape.levels;
   if (world.dry()) {

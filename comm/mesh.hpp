@@ -21,6 +21,10 @@ struct Mesh {
   std::vector<int> levels;    ///< sizes, innermost first
 
   [[nodiscard]] Communicator& level(std::size_t i);
+  /// Does a shard group span several nodes?
+  [[nodiscard]] bool spans_nodes() const {
+    return shard.size() > 1 && levels.front() < shard.size();
+  }
 };
 
 /// Splits `world` (taken over). Collective. @param shard, replicate  sizes; 0: as many as the other

@@ -145,9 +145,8 @@ struct ShardedOptimizer::Impl {
   std::vector<std::size_t> owed_;            ///< buckets that have arrived with matrices to compute
   std::unique_ptr<comm::ProcessGrid> grid_;  ///< where a bucket is block_cyclic
   std::vector<optim::BlockCyclicMsign> grid_matrices_;
-  std::vector<std::size_t> grid_first_;   ///< per bucket: its first in `grid_matrices_`
-  std::vector<double> bounds_;            ///< per bound slot: no less than the momentum's norm
-  std::vector<runtime::Plan::Cut> cuts_;  ///< per bucket and level
+  std::vector<std::size_t> grid_first_;  ///< per bucket: its first in `grid_matrices_`
+  std::vector<double> bounds_;           ///< per bound slot: no less than the momentum's norm
   std::unique_ptr<runtime::GradientBuckets> gradients_;
   std::unique_ptr<runtime::WorkingSet> working_set_;  ///< ZeRO-3: where weights rest
 
@@ -242,11 +241,9 @@ struct ShardedOptimizer::Impl {
   double apply(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView direction);
   void audit(const Traffic& before);
   void compare_replicas();
-  void compare_stores();
+  [[nodiscard]] std::uint64_t hash_of_weights(std::size_t parameter);
+  [[nodiscard]] std::uint64_t hash_of_store(std::size_t bucket) const;
   void set_deadline();
-  [[nodiscard]] bool two_level() const {
-    return mesh_.shard.size() > 1 && mesh_.levels.front() < mesh_.shard.size();
-  }
   [[nodiscard]] std::vector<Communicator*> communicators();
   void find_bounds();
   void store_weights();

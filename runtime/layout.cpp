@@ -239,14 +239,17 @@ void make_norm_slots(Plan& plan) {
 
 }  // namespace
 
+Index ParameterShape::lines() const {
+  return sharding.along == Sharding::Along::rows      ? rows()
+         : sharding.along == Sharding::Along::columns ? cols()
+                                                      : size();
+}
+
 Region ParameterShape::part(int r, int ranks) const {
-  const Index lines = sharding.along == Sharding::Along::rows      ? rows()
-                      : sharding.along == Sharding::Along::columns ? cols()
-                                                                   : size();
   Index begin = 0;
   Index count = 0;
   if (sharding.counts.empty()) {
-    std::tie(begin, count) = even_share(lines, r, ranks);
+    std::tie(begin, count) = even_share(lines(), r, ranks);
   } else {
     begin = std::accumulate(sharding.counts.begin(), sharding.counts.begin() + r, Index{0});
     count = sharding.counts[static_cast<std::size_t>(r)];

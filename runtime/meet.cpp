@@ -26,10 +26,6 @@ using runtime::StateViews;
 
 namespace {
 
-const optim::MatrixRule& rule_of(const runtime::Group& g) {
-  return static_cast<const optim::MatrixRule&>(*g.rule);
-}
-
 /// f(panel) for runs of lines of `own`, each of at most `elements` elements.
 template <class F>
 void for_each_panel(const OwnSegment& own, bool columns, Index elements, F&& f) {
@@ -188,7 +184,8 @@ void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
     const MatrixView x =
         bucket.wire == DType::f32 ? leaves : Carver(scratch_).matrix(own.rows, own.cols);
     load_gradient(own, whole(own), x);
-    rule_of(plan_.group(own.segment.parameter))
+    plan_.group(own.segment.parameter)
+        .matrix_rule()
         .accumulate({{}, x, own.state, {}}, scalars_of(own), *backend_);
     if (bucket.wire != DType::f32) backend_->convert(x, 1, leaves);
   }
@@ -216,7 +213,7 @@ void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix&
   for (std::size_t i = entry.first; i < entry.last; ++i) {
     backend_->convert(arrival(i), 1, place_of(meeting.arrivals[i].region, m, x));
   }
-  matrices_ += optim::whole_matrix(rule_of(group), *group.lmo, x, lines_of(b, entry.matrix),
+  matrices_ += optim::whole_matrix(group.matrix_rule(), *group.lmo, x, lines_of(b, entry.matrix),
                                    carver.rest(), *backend_);
   if (bucket.mode == Mode::gather) {
     for (const OwnSegment& own : segments(b)) {
@@ -319,7 +316,7 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
                   : rest.matrix(panel.rows, panel.cols);
         load_gradient(own, panel, x);
         const StateViews state(own, panel);
-        rule_of(group).accumulate({{}, x, state.views(), {}}, scalars_of(own), *backend_);
+        group.matrix_rule().accumulate({{}, x, state.views(), {}}, scalars_of(own), *backend_);
         kernels::scale_by_power(x, -gram_exponent(m), *backend_);
         add_gram(m, x, any, r, rest);
         any = true;
@@ -354,7 +351,7 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
   const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
   const runtime::Group& group = plan_.group(m.parameter);
   const Index side = m.gram_side();
-  const Index lines = rule_of(group).line_count(m.rows, m.cols);
+  const Index lines = group.matrix_rule().line_count(m.rows, m.cols);
   // This rank's run of what comes back begins where its first Q is.
   const auto& back = meetings_[b].back;
   const Index run =
@@ -375,8 +372,8 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
   kernels::pack_triangle(q, floats(here, entry.back - run));
   if (lines > 0) {
     for (double& s : squares) s = std::max(s, 0.0);  // rounding may leave less
-    rule_of(group).line_factors(lines_of(b, entry.matrix), m.gram_of_rows ? m.cols : m.rows,
-                                squares);
+    group.matrix_rule().line_factors(lines_of(b, entry.matrix), m.gram_of_rows ? m.cols : m.rows,
+                                     squares);
     std::copy(squares.begin(), squares.end(), floats(here, entry.factors - run));
   }
   matrices_ += entry.mine ? 1 : 0;
@@ -396,7 +393,7 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
   Carver carver(scratch_);
   const MatrixView q = carver.matrix(side, side);
   kernels::unpack_triangle(floats(buffers.back, entry->back), q);
-  const Index lines = rule_of(group).line_count(m.rows, m.cols);
+  const Index lines = group.matrix_rule().line_count(m.rows, m.cols);
   if (lines > 0) {
     auto* factors =
         reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data());
@@ -413,7 +410,7 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
                    const MatrixView o = rest.matrix(panel.rows, panel.cols);
                    load_gradient(own, panel, x);
                    const StateViews state(own, panel);
-                   rule_of(group).query({{}, x, state.views(), {}}, *backend_);
+                   group.matrix_rule().query({{}, x, state.views(), {}}, *backend_);
                    kernels::scale_by_power(x, -gram_exponent(m), *backend_);
                    if (m.gram_of_rows) {
                      backend_->gemm(1, q, Transpose::no, x, Transpose::no, 0, o);

@@ -20,8 +20,7 @@ const MatrixPlan& matrix_of(const Plan& plan, int m) {
 
 /// Numbers that travel with a Q: a factor per line, where the rule scales lines.
 Index line_factors(const Plan& plan, const MatrixPlan& m) {
-  return static_cast<const optim::MatrixRule&>(*plan.group(m.parameter).rule)
-      .line_count(m.rows, m.cols);
+  return plan.group(m.parameter).matrix_rule().line_count(m.rows, m.cols);
 }
 
 Index triangle(const MatrixPlan& m) { return kernels::packed_size(m.gram_side()); }
@@ -302,7 +301,7 @@ std::size_t back_bytes(const Bucket& b, const MeetingSize& size) {
 
 std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
   const Group& g = plan.group(m.parameter);
-  const auto& rule = static_cast<const optim::MatrixRule&>(*g.rule);
+  const optim::MatrixRule& rule = g.matrix_rule();
   const auto side = static_cast<std::size_t>(m.gram_side());
   const std::size_t square = Arena::rounded(side * side * 4);
   switch (m.mode) {

@@ -18,10 +18,6 @@ namespace {
 
 using optim::Mode;
 
-const optim::MatrixRule& rule_of(const Group& g) {
-  return static_cast<const optim::MatrixRule&>(*g.rule);
-}
-
 DType iteration_dtype(const Group& g) {
   return g.config->lmo.dtype == "bf16" ? DType::bf16 : DType::f32;
 }
@@ -59,7 +55,7 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
     return "matrix.wire bf16 rounds what is exchanged: it needs matrix.accuracy fast, without "
            "reproducible.virtual_shards";
   }
-  const optim::Lines lines = rule_of(g).scaled_lines(m.rows, m.cols);
+  const optim::Lines lines = g.matrix_rule().scaled_lines(m.rows, m.cols);
   if (lines != optim::Lines::none && (mode == Mode::gram_steps || mode == Mode::block_cyclic ||
                                       mode == Mode::block_local || mode == Mode::periodic)) {
     return "rule " + g.config->rule.name +

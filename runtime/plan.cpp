@@ -222,15 +222,12 @@ void check_held(const Plan& plan) {
     }
     const auto& counts = p.sharding.counts;
     if (counts.empty()) continue;
-    const Index lines = p.sharding.along == Sharding::Along::rows      ? p.rows()
-                        : p.sharding.along == Sharding::Along::columns ? p.cols()
-                                                                       : p.size();
     if (std::ssize(counts) != plan.shard || *std::min_element(counts.begin(), counts.end()) < 0 ||
-        std::accumulate(counts.begin(), counts.end(), Index{0}) != lines) {
+        std::accumulate(counts.begin(), counts.end(), Index{0}) != p.lines()) {
       refuse(p, "its " + std::to_string(counts.size()) + " shards hold " +
                     std::to_string(std::accumulate(counts.begin(), counts.end(), Index{0})) +
-                    " of " + std::to_string(lines) + " lines, for " + std::to_string(plan.shard) +
-                    " ranks");
+                    " of " + std::to_string(p.lines()) + " lines, for " +
+                    std::to_string(plan.shard) + " ranks");
     }
   }
 }

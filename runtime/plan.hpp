@@ -37,6 +37,8 @@ struct ParameterShape {
   [[nodiscard]] Index cols() const;  ///< the product of the rest
   /// Do the trainer's buffers hold only this rank's part?
   [[nodiscard]] bool held() const { return sharding.along != Sharding::Along::none; }
+  /// What its shards are counted in: rows, columns or elements.
+  [[nodiscard]] Index lines() const;
   /// What shard rank `r` of `ranks` holds (of a held parameter).
   [[nodiscard]] Region part(int r, int ranks) const;
 };
@@ -56,6 +58,10 @@ struct Group {
   bool master = false;                    ///< f32 weights kept beside rounded ones
   bool stochastic = false;
   DType format = DType::f32;
+  /// The rule of a group with an `lmo`.
+  [[nodiscard]] const optim::MatrixRule& matrix_rule() const {
+    return static_cast<const optim::MatrixRule&>(*rule);
+  }
 };
 
 /// One logical matrix of a matrix rule.

@@ -47,7 +47,7 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
     const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
     rows = m.rows;
     cols = m.cols;
-    const auto& rule = static_cast<const optim::MatrixRule&>(*g.rule);
+    const optim::MatrixRule& rule = g.matrix_rule();
     if (b.stays_apart()) {  // the piece itself may be orthogonalized
       scratch = std::max<std::int64_t>(
           scratch, static_cast<std::int64_t>(optim::whole_matrix_workspace_bytes(

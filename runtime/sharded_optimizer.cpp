@@ -133,7 +133,7 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
 
 std::vector<Communicator*> ShardedOptimizer::Impl::communicators() {
   std::vector<Communicator*> all{&mesh_.world, &mesh_.shard, &mesh_.replicate};
-  if (two_level()) all.insert(all.end(), {&mesh_.node, &mesh_.across});
+  if (mesh_.spans_nodes()) all.insert(all.end(), {&mesh_.node, &mesh_.across});
   return all;
 }
 
@@ -392,9 +392,6 @@ void ShardedOptimizer::Impl::allocate() {
   place_meetings(work_arena_.take(sizes.meetings));
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
     const runtime::Bucket& bucket = plan_.buckets[b];
-    for (std::size_t level = 0; level < plan_.levels.size(); ++level) {
-      cuts_.push_back(plan_.cut_of(bucket, mesh_.world.rank(), level));
-    }
     meetings_.emplace_back();
     grid_first_.push_back(grid_matrices_.size());
     if (bucket.matrices.empty()) continue;

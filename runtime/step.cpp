@@ -31,7 +31,7 @@ double tree_sum(const double* slots, runtime::Leaves n) {
 
 Traffic ShardedOptimizer::Impl::traffic(TrafficClass c) const {
   Traffic sum = mesh_.world.traffic(c) + mesh_.shard.traffic(c) + mesh_.replicate.traffic(c);
-  if (two_level()) sum += mesh_.node.traffic(c) + mesh_.across.traffic(c);
+  if (mesh_.spans_nodes()) sum += mesh_.node.traffic(c) + mesh_.across.traffic(c);
   return sum;
 }
 
@@ -186,8 +186,8 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
       const auto g =
           static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(m.parameter)]);
       double& bound = bounds_[static_cast<std::size_t>(m.bound_slot)];
-      bound = static_cast<const optim::MatrixRule&>(*plan_.groups[g].rule)
-                  .bound(bound, clip_[g] * std::sqrt(norms[plan_.norm_slots + m.bound_slot]));
+      bound = plan_.groups[g].matrix_rule().bound(
+          bound, clip_[g] * std::sqrt(norms[plan_.norm_slots + m.bound_slot]));
     }
     return true;
   }
@@ -447,8 +447,8 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
   const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
   const runtime::StateViews state(own, panel);
   const MatrixView w = open_weights(own, panel);
-  const double sum = static_cast<const optim::MatrixRule&>(*group.rule)
-                         .apply({w, direction, state.views(), {}}, group.lmo->scale(m.rows, m.cols),
+  const double sum =
+      group.matrix_rule().apply({w, direction, state.views(), {}}, group.lmo->scale(m.rows, m.cols),
                                 scalars_of(own), *backend_);
   close_weights(own, panel, w);
   return sum;
@@ -502,7 +502,7 @@ void ShardedOptimizer::Impl::gather_level(WeightSlot& slot) {
   if (slot.level == lowest_level()) return;
   --slot.level;
   const runtime::Plan::Cut& cut =
-      cuts_[static_cast<std::size_t>(slot.bucket) * plan_.levels.size() + slot.level];
+      gradients_->cut(static_cast<std::size_t>(slot.bucket), slot.level);
   const std::size_t element = bytes_of(bucket.weights);
   std::byte* const bytes = plan_.weights_sharded()
                                ? working_set_->store(static_cast<std::size_t>(slot.bucket))
@@ -583,62 +583,54 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
   }
 }
 
-/// Replicated weights must be the same bits everywhere. @throws NumericError naming parameter and
-/// rank.
+/// Replicated weights must be the same bits everywhere; shards that rest on several replicas,
+/// there.
+/// @throws NumericError naming parameter and rank.
 void ShardedOptimizer::Impl::compare_replicas() {
-  if (plan_.weights_sharded()) return compare_stores();
-  const TrafficScope scope(mesh_.world, TrafficClass::setup);
-  const auto hash = [&](std::size_t p) {
-    const runtime::ParameterShape& shape = plan_.parameters[p];
-    if (shape.held()) return std::uint64_t{0};  // not replicated, or by the trainer
-    if (shape.strides.empty()) {
-      return XXH3_64bits(parameters_[p].weights,
-                         static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
-    }
-    std::vector<float> dense(static_cast<std::size_t>(shape.size()));
-    runtime::pack(shape, parameters_[p].weights, shape.dtype, {0, 1, shape.size(), shape.size()},
-                  {dense.data(), shape.size(), DType::f32}, *backend_);
-    return XXH3_64bits(dense.data(), dense.size() * sizeof(float));
-  };
-  std::vector<std::int64_t> hashes(parameters_.size());
-  for (std::size_t p = 0; p < hashes.size(); ++p) hashes[p] = static_cast<std::int64_t>(hash(p));
+  const bool sharded = plan_.weights_sharded();
+  Communicator& replicas = sharded ? mesh_.replicate : mesh_.world;
+  const TrafficScope scope(replicas, TrafficClass::setup);
+  std::vector<std::int64_t> hashes(sharded ? plan_.buckets.size() : parameters_.size());
+  for (std::size_t i = 0; i < hashes.size(); ++i) {
+    hashes[i] = static_cast<std::int64_t>(sharded ? hash_of_store(i) : hash_of_weights(i));
+  }
   std::vector<std::int64_t> reference = hashes;
-  mesh_.world.broadcast(std::span(reference), 0);
+  replicas.broadcast(std::span(reference), 0);
+  const auto [here, there] = std::mismatch(hashes.begin(), hashes.end(), reference.begin());
   std::string difference;
-  for (std::size_t p = 0; p < hashes.size() && difference.empty(); ++p) {
-    if (hashes[p] != reference[p]) {
-      difference = "step " + std::to_string(steps_) + ": the weights of '" +
-                   plan_.parameters[p].name + "' differ from rank 0's";
-    }
+  if (here != hashes.end()) {
+    const auto i = static_cast<std::size_t>(here - hashes.begin());
+    const auto p = sharded ? static_cast<std::size_t>(plan_.buckets[i].parameters.front()) : i;
+    difference = "step " + std::to_string(steps_) + ": the weights of '" +
+                 plan_.parameters[p].name + "'" +
+                 (sharded ? " (bucket " + std::to_string(i) + ") differ from the first replica's"
+                          : " differ from rank 0's");
   }
   runtime::agree(mesh_.world, difference, ExitCode::numeric);
 }
 
-/// The shards of weights that rest on several replicas must be the same bits there.
-void ShardedOptimizer::Impl::compare_stores() {
-  const TrafficScope scope(mesh_.replicate, TrafficClass::setup);
-  std::vector<std::int64_t> hashes;
-  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
-    const runtime::Bucket& bucket = plan_.buckets[b];
-    const int slot = plan_.slot_of(mesh_.world.rank()) / plan_.replicate * plan_.replicate;
-    const Index begin = bucket.offset_of(slot);
-    const std::size_t element = bytes_of(bucket.weights);
-    hashes.push_back(static_cast<std::int64_t>(XXH3_64bits(
-        working_set_->store(b) + static_cast<std::size_t>(begin) * element,
-        static_cast<std::size_t>(bucket.offset_of(slot + plan_.replicate) - begin) * element)));
+std::uint64_t ShardedOptimizer::Impl::hash_of_weights(std::size_t p) {
+  const runtime::ParameterShape& shape = plan_.parameters[p];
+  if (shape.held()) return 0;  // not replicated, or by the trainer
+  if (shape.strides.empty()) {
+    return XXH3_64bits(parameters_[p].weights,
+                       static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
   }
-  std::vector<std::int64_t> reference = hashes;
-  mesh_.replicate.broadcast(std::span(reference), 0);
-  std::string difference;
-  for (std::size_t b = 0; b < hashes.size() && difference.empty(); ++b) {
-    if (hashes[b] != reference[b]) {
-      difference =
-          "step " + std::to_string(steps_) + ": the weights of '" +
-          plan_.parameters[static_cast<std::size_t>(plan_.buckets[b].parameters.front())].name +
-          "' (bucket " + std::to_string(b) + ") differ from the first replica's";
-    }
-  }
-  runtime::agree(mesh_.world, difference, ExitCode::numeric);
+  std::vector<float> dense(static_cast<std::size_t>(shape.size()));
+  runtime::pack(shape, parameters_[p].weights, shape.dtype, {0, 1, shape.size(), shape.size()},
+                {dense.data(), shape.size(), DType::f32}, *backend_);
+  return XXH3_64bits(dense.data(), dense.size() * sizeof(float));
+}
+
+/// Of this shard's part of bucket b.
+std::uint64_t ShardedOptimizer::Impl::hash_of_store(std::size_t b) const {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  const int slot = plan_.slot_of(mesh_.world.rank()) / plan_.replicate * plan_.replicate;
+  const Index begin = bucket.offset_of(slot);
+  const std::size_t element = bytes_of(bucket.weights);
+  return XXH3_64bits(
+      working_set_->store(b) + static_cast<std::size_t>(begin) * element,
+      static_cast<std::size_t>(bucket.offset_of(slot + plan_.replicate) - begin) * element);
 }
 
 /// Without comm.timeout_s: a minute, or ten times the median of the last steps.

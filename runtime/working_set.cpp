@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "comm/cost.hpp"
-#include "runtime/clock.hpp"
 #include "runtime/region.hpp"
 
 namespace orthrus::runtime {
@@ -147,7 +146,6 @@ void WorkingSet::find_cut(const Flight& flight, std::size_t level) {
 
 /// Waits for the level on its way and starts the next one inward.
 void WorkingSet::advance(Flight& flight) {
-  const auto start = Clock::now();
   try {
     flight.request.wait();
   } catch (const CommError& e) {
@@ -156,7 +154,6 @@ void WorkingSet::advance(Flight& flight) {
                         "' (" + std::to_string(flight.ids.size()) + " parameters)",
                     e.exit_code());
   }
-  wait_ms_ += ms_since(start);
   if (flight.level == 0) return;
   find_cut(flight, --flight.level);
   const Index own = cut_.own();

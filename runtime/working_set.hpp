@@ -46,7 +46,6 @@ class WorkingSet {
   /// Whole weights of parameter i, dense and of its dtype: the same address for ever, with the
   /// weights there from `gather` to `release`.
   [[nodiscard]] void* weights(std::size_t i) const { return reserve_.data() + places_[i]; }
-  [[nodiscard]] bool holds(std::size_t i) const { return resident_[i]; }
 
   /// Collective over the shard group. What was gathered next in the step before is fetched ahead.
   /// @throws ConfigError  the gathered tensors would be larger than the working set.
@@ -58,8 +57,6 @@ class WorkingSet {
   /// What the calls since the last `reset_traffic` should have sent.
   [[nodiscard]] Traffic expected() const { return expected_; }
   void reset_traffic() { expected_ = {}; }
-  [[nodiscard]] double wait_ms() const { return wait_ms_; }
-  void reset_wait() { wait_ms_ = 0; }
 
  private:
   /// Several parameters on their way in one message.
@@ -103,7 +100,6 @@ class WorkingSet {
   std::vector<int> order_, last_order_;  ///< as gathered in this step, and in the one before
   std::vector<int> ahead_;
   Traffic expected_;
-  double wait_ms_ = 0;
 };
 
 }  // namespace orthrus::runtime

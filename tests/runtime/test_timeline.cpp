@@ -72,7 +72,7 @@ class AnyTimeline : public testing::Test {
   static std::string mode_of(const std::string& mode) { return "groups.0.matrix.mode=" + mode; }
 
   void add(const std::vector<std::string>& what, int ranks, std::vector<std::string> set) {
-    set.push_back("comm.bucket_bytes=3000");
+    set.emplace_back("comm.bucket_bytes=3000");
     configs_.push_back(std::make_unique<Config>(parse_config(toy::muon_and_adamw, "config", set)));
     std::string name;
     for (const std::string& w : what) name += w + " ";
