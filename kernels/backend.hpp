@@ -56,6 +56,9 @@ class Backend {
                                 Index first_element) = 0;
   /// y ← a·x + b·y: two products and one sum, each rounded. With b = 0, y is not read. x may be y.
   virtual void axpby(double a, ConstMatrixView x, double b, MatrixView y) = 0;
+  /// M ← β·M + w·G, then G ← β·M + w·G of the new M (`ahead`, Nesterov) or G ← M: the same bits as
+  /// two `axpby`, in one pass over memory. @par Cost 16 bytes per f32 element.
+  virtual void momentum(double beta, double weight, bool ahead, MatrixView g, MatrixView m) = 0;
   /// to ← sign(from), sign(±0) = 0, NaN stays NaN. `to` may be `from`.
   virtual void sign(ConstMatrixView from, MatrixView to) = 0;
   /// W ← ρ·W − η·U. f32. @return Σ U² in f64 (as `sum_squares`).

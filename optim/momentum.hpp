@@ -23,8 +23,7 @@ struct Momentum {
 
   /// M takes G in; G becomes X = M, or with Nesterov X = (1−β)G + βM (heavy_ball: G + βM).
   void accumulate(MatrixView m, MatrixView g, kernels::Backend& backend) const {
-    backend.axpby(weight(), g, beta, m);
-    query(m, g, backend);
+    backend.momentum(beta, weight(), nesterov, g, m);
   }
   /// G becomes X.
   void query(MatrixView m, MatrixView g, kernels::Backend& backend) const {

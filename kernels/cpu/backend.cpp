@@ -204,6 +204,22 @@ class CpuBackend final : public Backend {
     });
   }
 
+  void momentum(double beta, double weight, bool ahead, MatrixView g, MatrixView m) override {
+    check_same("momentum", {m, g});
+    with_type(m.dtype, [&](auto type) {
+      using T = decltype(type);
+      for_rows(m.contiguous() && g.contiguous(), m.rows, m.cols, [&](Index i, Index n) {
+        for (Index at = 0; at < n; at += sum_block) {  // a run is still in cache the second time
+          const Index count = std::min(sum_block, n - at);
+          T* const gradient = row<T>(g, i) + at;
+          T* const moment = row<T>(m, i) + at;
+          cpu::axpby(weight, gradient, beta, moment, count);
+          cpu::axpby(ahead ? beta : 1, moment, ahead ? weight : 0, gradient, count);
+        }
+      });
+    });
+  }
+
   void sign(ConstMatrixView from, MatrixView to) override {
     check_same("sign", {from, to});
     with_type(to.dtype, [&](auto type) {

@@ -130,6 +130,11 @@ class ReferenceBackend final : public Backend {
     });
   }
 
+  void momentum(double beta, double weight, bool ahead, MatrixView g, MatrixView m) override {
+    axpby(weight, g, beta, m);
+    ahead ? axpby(beta, m, weight, g) : axpby(1, m, 0, g);
+  }
+
   void sign(ConstMatrixView from, MatrixView to) override {
     check_same("sign", {from, to});
     for_each(to, [&](Index i, Index j) {

@@ -135,7 +135,7 @@ void bench_kernels(const Options& o, Printer& out) {
     s.lr = 1e-3;
     backend->adamw(s, row(g), row(m), row(v), row(w));
   });
-  pass("momentum", 12, [&] { backend->axpby(0.05, row(g), 0.95, row(m)); });
+  pass("momentum", 16, [&] { backend->momentum(0.95, 0.05, true, row(g), row(m)); });
   pass("decay_step", 12, [&] { backend->decay_step(0.999, 1e-3, row(g), row(w)); });
   pass("sum_squares", 4, [&] { (void)backend->sum_squares(row(g)); });
 }

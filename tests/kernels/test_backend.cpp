@@ -212,6 +212,16 @@ TEST_P(EveryDevice, AddsMultiples) {
   EXPECT_EQ(y.values().data, (std::vector<double>{-8, -36, 48}));
 }
 
+TEST_P(EveryDevice, MovesMomentum) {
+  for (const bool ahead : {false, true}) {
+    Buffer g(small(1, 3, {4, -8, 12}), dtype);
+    Buffer m(small(1, 3, {2, 4, -6}), dtype);
+    device->momentum(0.5, 2, ahead, g.view(), m.view());
+    EXPECT_EQ(m.values().data, (std::vector<double>{9, -14, 21}));
+    EXPECT_EQ(g.values().data, ahead ? (std::vector<double>{12.5, -23, 34.5}) : m.values().data);
+  }
+}
+
 TEST_P(EveryDevice, TakesSigns) {
   const double inf = std::numeric_limits<double>::infinity();
   const double least = dtype == DType::f64 ? std::numeric_limits<double>::denorm_min() : 0x1p-130;
@@ -522,6 +532,16 @@ TEST_P(Conformance, ElementWiseVerbsToTheBit) {
       };
       check("axpby", [&](Backend& b, Buffer& y) { b.axpby(0.3, x.view(), -1.7, y.view()); });
       check("axpby, b = 0", [&](Backend& b, Buffer& y) { b.axpby(0.3, x.view(), 0, y.view()); });
+      for (const bool ahead : {false, true}) {
+        check("momentum", [&](Backend& b, Buffer& m) {
+          Buffer g(xs, dtype, gap);
+          b.momentum(0.95, 0.05, ahead, g.view(), m.view());
+        });
+        check("momentum's gradient", [&](Backend& b, Buffer& g) {
+          Buffer m(xs, dtype, gap);
+          b.momentum(0.95, 0.05, ahead, g.view(), m.view());
+        });
+      }
       check("sign", [&](Backend& b, Buffer& y) { b.sign(x.view(), y.view()); });
       Buffer by_row(zoo::gaussian(rows, 1, seed + 2), DType::f64, 2);
       Buffer by_column(zoo::gaussian(1, cols, seed + 3), DType::f64);

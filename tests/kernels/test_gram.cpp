@@ -460,6 +460,9 @@ class Counting final : public Backend {
                         std::uint64_t stream_id, std::uint64_t step, Index first) override {
     inner_->round_stochastic(from, to, seed, stream_id, step, first);
   }
+  void momentum(double beta, double weight, bool ahead, MatrixView g, MatrixView m) override {
+    inner_->momentum(beta, weight, ahead, g, m);
+  }
   void axpby(double a, ConstMatrixView x, double b, MatrixView y) override {
     inner_->axpby(a, x, b, y);
   }

@@ -70,6 +70,12 @@ class ShapeBackend final : public Backend {
     pass({from, to});
   }
 
+  void momentum(double, double, bool, MatrixView g, MatrixView m) override {
+    check_same("momentum", {m, g});
+    mark(m);
+    mark(g);
+    pass({g, g, m, m});
+  }
   void axpby(double, ConstMatrixView x, double b, MatrixView y) override {
     check_same("axpby", {x, y});
     mark(y);
