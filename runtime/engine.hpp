@@ -142,7 +142,8 @@ struct ShardedOptimizer::Impl {
   std::vector<runtime::Meeting> meetings_;    ///< per bucket
   std::vector<MeetingState> meeting_states_;  ///< per bucket
   std::vector<std::size_t> under_way_;        ///< buckets whose request is not waited for yet
-  std::vector<std::size_t> owed_;            ///< buckets that have arrived with matrices to compute
+  std::vector<std::size_t> owed_;  ///< buckets that have arrived and have matrices to compute
+  std::size_t first_owed_ = 0;     ///< those before it have none left
   std::unique_ptr<comm::ProcessGrid> grid_;  ///< where a bucket is block_cyclic
   std::vector<optim::BlockCyclicMsign> grid_matrices_;
   std::vector<std::size_t> grid_first_;  ///< per bucket: its first in `grid_matrices_`
@@ -172,10 +173,10 @@ struct ShardedOptimizer::Impl {
   bool agree_to_go_on();
   void take_turn(runtime::Turn turn);
   void depart(std::size_t bucket);  ///< 3, and the way out of 4
-  void arrive(std::size_t bucket);  ///< 4
-  void send_back(
-      std::size_t bucket);  ///< 5 of what this rank computes, if not done, and its way back
-  void complete(std::size_t bucket);  ///< 6 to 8; all of it where nothing meets
+  void arrive(std::size_t bucket);
+  void compute(std::size_t bucket);    ///< 5 of what this rank computes, if it has not
+  void send_back(std::size_t bucket);  ///< the way back of 4
+  void complete(std::size_t bucket);   ///< 6 to 8; all of it where nothing meets
   void gather(std::size_t bucket, WeightSlot& slot);
   void gather_level(WeightSlot& slot);
   void deliver(WeightSlot& slot);
@@ -254,9 +255,8 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] Traffic planned_traffic() const;
   Traffic step_began_;         ///< what had been sent before this step's first bucket
   std::int64_t matrices_ = 0;  ///< orthogonalized in this step
-  std::size_t completed_ = 0;  ///< buckets of this step
+  std::size_t gathered_ = 0;   ///< buckets whose new weights have left in this step
   std::size_t ahead_ = 0;      ///< segments before this one need not be looked at again
-  std::size_t first_owed_ = 0;
 };
 
 }  // namespace orthrus

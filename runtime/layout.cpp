@@ -333,7 +333,7 @@ Plan::Cut Plan::cut_of(const Bucket& bucket, int world_rank, std::size_t level) 
   return cut;
 }
 
-void lay_out(const Placement& placement, bool lean, Plan& plan) {
+void lay_out(const Placement& placement, Plan& plan) {
   std::vector<std::vector<int>> matrices_of(plan.parameters.size());
   for (std::size_t m = 0; m < plan.matrices.size(); ++m) {
     matrices_of[static_cast<std::size_t>(plan.matrices[m].parameter)].push_back(
@@ -398,13 +398,9 @@ void lay_out(const Placement& placement, bool lean, Plan& plan) {
   }
   make_norm_slots(plan);
   // Nobody could compute anything beside it: all do, and nothing comes back.
-  const auto by_gram = std::count_if(plan.matrices.begin(), plan.matrices.end(),
-                                     [](const auto& m) { return m.mode == optim::Mode::gram; });
   for (Bucket& bucket : plan.buckets) {
-    bucket.lone = bucket.mode == optim::Mode::gram && by_gram == 1 &&
-                  !keeps_lines(plan.group(bucket.parameters.front()));
+    bucket.lone = bucket.mode == optim::Mode::gram && has_lone_matrix(plan);
   }
-  plan.lag = lean ? 0 : lag_of(plan);
   plan.schedule = make_schedule(plan);
 }
 

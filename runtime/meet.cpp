@@ -141,24 +141,29 @@ bool ShardedOptimizer::Impl::compute_next(std::size_t b) {
   return false;
 }
 
-/// Line 5 of what is not computed yet. What owners made goes back to all.
+void ShardedOptimizer::Impl::compute(std::size_t b) {
+  if (!meets(b)) return;
+  const Mode mode = plan_.buckets[b].mode;
+  if (mode != Mode::gram_steps && mode != Mode::block_cyclic) {
+    while (compute_next(b)) {
+    }
+    return;
+  }
+  const auto start = Clock::now();
+  const StepTimes before = report_.ms;
+  mode == Mode::gram_steps ? iterate_grams(b) : compute_on_grid(b);
+  const double elsewhere = report_.ms.meet - before.meet + report_.ms.update - before.update;
+  const double ms = ms_since(start) - elsewhere;
+  report_.ms.lmo += ms;
+  report_.ms.update += ms;
+}
+
+/// What owners made goes back to all.
 void ShardedOptimizer::Impl::send_back(std::size_t b) {
   if (!meets(b)) return;
   const runtime::Bucket& bucket = plan_.buckets[b];
   const Meeting& meeting = meetings_[b];
   MeetingState& buffers = meeting_states_[b];
-  if (bucket.mode == Mode::gram_steps || bucket.mode == Mode::block_cyclic) {
-    const auto start = Clock::now();
-    const double waited = report_.ms.meet;
-    bucket.mode == Mode::gram_steps ? iterate_grams(b) : compute_on_grid(b);
-    const double ms = ms_since(start) - (report_.ms.meet - waited);
-    report_.ms.lmo += ms;
-    report_.ms.update += ms;
-    return;
-  }
-  while (compute_next(b)) {
-  }
-  if (!runtime::computed_by_owners(bucket)) return;
   if (bucket.mode == Mode::gram) {
     const auto me = static_cast<std::size_t>(mesh_.shard.rank());
     return start(b, mesh_.shard.start_all_gather(

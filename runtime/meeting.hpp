@@ -22,6 +22,8 @@ namespace orthrus::runtime {
 
 /// Is the update done in panels, so that a piece is never copied whole?
 constexpr bool is_panelled(optim::Mode mode) { return mode == optim::Mode::gram; }
+/// Is it updated so quickly, where it meets nobody, that no other rank notices the wait?
+inline bool is_brief(const Segment& s) { return s.matrix < 0 && s.size() <= Index{1} << 20; }
 /// Elements of a panel of this segment: what its rank keeps of it in f32 beside the state.
 Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s);
 

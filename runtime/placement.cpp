@@ -270,7 +270,7 @@ class Planner {
         cost.owner = 0;
         break;
       case Mode::gram:
-        if (plan_.matrices.size() == 1) {
+        if (has_lone_matrix(plan_)) {
           cost.wire = seconds(Collective::all_reduce, 2 * others * gram);
           cost.every += cost.owner;
           cost.owner = 0;
@@ -326,10 +326,23 @@ class Planner {
       // Matrices of one replica only: the others do theirs meanwhile.
       const double per_replica = std::ceil(n / plan_.replicate);
       every += (cost.every + cost.wire) * per_replica;
-      if (cost.owner > 0) tasks.emplace_back(cost.owner, std::ssize(c.matrices));
+      // One bucket after the other, two at a time: where they hold few matrices, most owners wait.
+      const double at_a_time = 2 * matrices_per_bucket(c);
+      if (c.mode != Mode::owner && plan_.depth == 0 && at_a_time < plan_.shard) {
+        every += cost.owner * std::ceil(per_replica / at_a_time);
+      } else if (cost.owner > 0) {
+        tasks.emplace_back(cost.owner, std::ssize(c.matrices));
+      }
     }
     for (const Mode mode : modes) every += latency(mode);
     return every + busiest(tasks);
+  }
+
+  [[nodiscard]] double matrices_per_bucket(const Class& c) const {
+    const MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(c.matrices.front())];
+    const double bytes = static_cast<double>(m.rows) * static_cast<double>(m.cols) *
+                         static_cast<double>(bytes_of(plan_.gradient_wire));
+    return std::max(1.0, std::floor(static_cast<double>(plan_.bucket_bytes) / bytes));
   }
 
   /// The longest processing time first, whole rounds of equal tasks at once.
@@ -490,6 +503,10 @@ bool keeps_lines(const Group& g) {
   const auto state = g.rule->state();
   return std::any_of(state.begin(), state.end(),
                      [](const optim::StateSpec& s) { return s.per_line(); });
+}
+
+bool has_lone_matrix(const Plan& plan) {
+  return plan.matrices.size() == 1 && !keeps_lines(plan.group(plan.matrices.front().parameter));
 }
 
 double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols) {

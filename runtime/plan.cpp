@@ -273,7 +273,7 @@ std::string decisions(const Plan& plan) {
   };
   add(plan.ranks), add(plan.shard), add(plan.replicate), add(plan.virtual_shards);
   add(plan.micro_batches), add(plan.stage), add(std::string(name_of(plan.gradient_wire)));
-  add(plan.max_chunk), add(plan.lag);
+  add(plan.max_chunk);
   for (const int level : plan.levels) add(level);
   if (plan.weights_sharded()) add(plan.working_set);
   for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
@@ -300,14 +300,15 @@ std::string decisions(const Plan& plan) {
       add(s.parameter), add(s.matrix), add_region(s.region), add(s.rank);
     }
   }
+  for (const Turn& turn : plan.schedule) add(static_cast<int>(turn.kind)), add(turn.bucket);
   return text;
 }
 
 /// Decides and predicts all that follows from parameters and groups. @return whether there was a
 /// choice of modes.
-bool complete_plan(const MachineProfile& profile, Preference preference, bool lean, Plan& plan) {
+bool complete_plan(const MachineProfile& profile, Preference preference, Plan& plan) {
   const Placement placement = place(profile, preference, plan);
-  lay_out(placement, lean, plan);
+  lay_out(placement, plan);
   check_exchange_sizes(plan);
   predict(profile, plan);
   const std::string text = decisions(plan);
@@ -417,30 +418,33 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
     }
   }
   // The fastest that fits. What rests whole on few ranks gives way to shards where the cap or an
-  // even use of memory asks for it.
+  // even use of memory asks for it; then fewer matrices are brought together at a time.
+  struct Attempt {
+    Preference preference;
+    int depth;
+  };
+  constexpr Attempt attempts[] = {{Preference::fastest, 2}, {Preference::sharded, 2},
+                                  {Preference::fastest, 1}, {Preference::sharded, 1},
+                                  {Preference::fastest, 0}, {Preference::sharded, 0},
+                                  {Preference::leanest, 0}};
   std::int64_t least = INT64_MAX;
   std::optional<Plan> fitting;
-  for (const Preference preference :
-       {Preference::fastest, Preference::sharded, Preference::leanest}) {
+  bool has_choice = true;
+  for (const Attempt& attempt : attempts) {
+    if (!has_choice && attempt.preference != Preference::fastest) continue;
+    if (attempt.depth < 2 && (config.memory_cap <= 0 || fitting)) break;
     Plan candidate = plan;
-    bool chose = complete_plan(profile, preference, preference == Preference::leanest, candidate);
-    const auto fits = [&] {
-      const std::int64_t most = most_memory(candidate);
-      least = std::min(least, most);
-      return config.memory_cap <= 0 || most <= config.memory_cap;
-    };
-    if (!fits() && candidate.lag > 0) {  // with fewer of them on their way?
-      candidate = plan;
-      chose = complete_plan(profile, preference, /*lean=*/true, candidate);
-    }
+    candidate.depth = attempt.depth;
+    has_choice = complete_plan(profile, attempt.preference, candidate);
+    const std::int64_t most = most_memory(candidate);
+    least = std::min(least, most);
+    if (config.memory_cap > 0 && most > config.memory_cap) continue;
     // What a rank has more than its share matters where it is large.
     constexpr double negligible = 64 << 20;
-    const double more =
-        static_cast<double>(most_memory(candidate)) * (1 - 1 / candidate.memory_imbalance);
-    const bool even = candidate.memory_imbalance <= 1.3 || more < negligible;
-    if (fits() && (even || !chose || preference == Preference::sharded)) return candidate;
-    if (fits() && !fitting) fitting = std::move(candidate);
-    if (!chose || (fitting && config.memory_cap <= 0 && preference != Preference::fastest)) break;
+    const bool even = candidate.memory_imbalance <= 1.3 ||
+                      static_cast<double>(most) * (1 - 1 / candidate.memory_imbalance) < negligible;
+    if (even || !has_choice || attempt.preference == Preference::sharded) return candidate;
+    if (!fitting) fitting = std::move(candidate);
   }
   if (fitting) return std::move(*fitting);
   throw ConfigError("memory_cap: a rank needs " + std::to_string(least) + " bytes, the cap is " +

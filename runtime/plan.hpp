@@ -108,7 +108,7 @@ struct Bucket {
   optim::Mode mode = optim::Mode::owner;
   std::int64_t period = 1;
   DType wire = DType::f32;  ///< of what meets
-  bool lone = false;        ///< gram: the model's only matrix, which every rank computes
+  bool lone = false;        ///< gram: holds the model's only matrix, which every rank computes
 
   /// First element at or after slot `slot`.
   [[nodiscard]] Index offset_of(int slot) const;
@@ -126,8 +126,7 @@ struct Bucket {
 
 /// One bucket's turn in a step (`step.cpp` says what happens then).
 struct Turn {
-  /// In this order at any time.
-  enum class Kind : std::uint8_t { depart, arrive, send_back, complete };
+  enum class Kind : std::uint8_t { depart, arrive, compute, send_back, complete };
   Kind kind = Kind::complete;
   int bucket = 0;
 };
@@ -191,8 +190,8 @@ struct Plan {
   std::vector<MatrixPlan> matrices;
   std::vector<int> passed_over;  ///< parameters that a matrix rule matched but that are no matrices
   std::vector<Bucket> buckets;   ///< in the order backward fills them
-  int lag = 0;                   ///< `lag_of`, or less
-  std::vector<Turn> schedule;    ///< `make_schedule`: the global order of what follows backward
+  int depth = 2;                 ///< matrices per rank that are computed at a time (schedule.hpp)
+  std::vector<Turn> schedule;    ///< the global order of what follows backward
   std::vector<RankPlan> per_rank;  ///< by world rank
   double imbalance = 1;            ///< max/mean of predicted seconds of computing
   double memory_imbalance = 1;     ///< max/mean of weights, gradients and state

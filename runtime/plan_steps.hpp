@@ -26,8 +26,7 @@ struct Placement {
 Placement place(const MachineProfile& profile, Preference preference, Plan& plan);
 
 /// Buckets, their parts and segments, and the order in which a step walks them.
-/// @param lean  as few of them on their way as can be
-void lay_out(const Placement& placement, bool lean, Plan& plan);
+void lay_out(const Placement& placement, Plan& plan);
 
 /// Bytes, messages, memory and seconds of every rank.
 void predict(const MachineProfile& profile, Plan& plan);
@@ -48,6 +47,8 @@ double piece_seconds(const Plan& plan, const MachineProfile& profile, const Matr
 
 /// Has its rule a number per line?
 bool keeps_lines(const Group& g);
+/// Is there one matrix only, without numbers per line? In mode gram all ranks compute it.
+bool has_lone_matrix(const Plan& plan);
 
 /// Pieces of matrix m on shard rank s of `shard`: none, one, or (where a held part begins or ends
 /// inside a row) up to three.

@@ -62,7 +62,7 @@ nlohmann::ordered_json plan_document(const Plan& plan, double step_seconds) {
                        {"state", r.memory.state},
                        {"work", r.memory.work}}}});
   }
-  doc["lag"] = plan.lag;
+  doc["depth"] = plan.depth;
   doc["imbalance"] = plan.imbalance;
   doc["memory_imbalance"] = plan.memory_imbalance;
   doc["load_bound"] = plan.load_bound;

@@ -347,9 +347,9 @@ void find_meeting_room(const Plan& plan, std::vector<RankPlan>& ranks) {
   for (const Turn& turn : plan.schedule) {
     const Bucket& b = plan.buckets[static_cast<std::size_t>(turn.bucket)];
     if (b.matrices.empty()) continue;
-    const bool takes = turn.kind == Turn::Kind::depart || turn.kind == Turn::Kind::send_back;
-    const std::vector<MeetingSize> sizes = takes ? meeting_sizes(plan, b) : none;
-    for (std::size_t w = 0; w < ranks.size(); ++w) arenas[w].turn(b, turn, sizes[w]);
+    const std::vector<MeetingSize> sizes =
+        MeetingArena::takes(turn) ? meeting_sizes(plan, b) : none;
+    for (std::size_t w = 0; w < ranks.size(); ++w) arenas[w].take_turn(b, turn, sizes[w]);
   }
   for (std::size_t w = 0; w < ranks.size(); ++w) ranks[w].work.meetings = arenas[w].bytes();
 }

@@ -1,7 +1,6 @@
 #include "runtime/schedule.hpp"
 
 #include <algorithm>
-#include <tuple>
 
 #include "runtime/arena.hpp"
 
@@ -9,55 +8,128 @@ namespace orthrus::runtime {
 
 using optim::Mode;
 
+namespace {
+
+struct Wave {
+  std::vector<int> buckets;
+  int owned = 0;        ///< of them are computed by owners
+  bool common = false;  ///< one of them is computed by all together
+  double seconds = 0;   ///< of all matrices that owners compute
+  double largest = 0;   ///< of one
+};
+
+std::vector<Wave> waves_of(const Plan& plan) {
+  std::vector<Wave> waves(1);
+  for (int index = 0; index < static_cast<int>(std::ssize(plan.buckets)); ++index) {
+    const Bucket& b = plan.buckets[static_cast<std::size_t>(index)];
+    if (!b.matrices.empty()) {
+      const Wave& last = waves.back();
+      const double round = last.largest * plan.ranks;
+      const bool full = last.common || (last.owned > 0 && plan.depth == 0) ||
+                        (last.owned == 1 && last.seconds >= round) ||
+                        (last.owned > 1 && last.seconds >= plan.depth * round);
+      if (full) waves.emplace_back();
+    }
+    Wave& wave = waves.back();
+    wave.buckets.push_back(index);
+    if (b.matrices.empty()) continue;
+    if (!computed_by_owners(b)) {
+      wave.common = true;
+      continue;
+    }
+    ++wave.owned;
+    for (const int m : b.matrices) {
+      const double seconds = plan.matrices[static_cast<std::size_t>(m)].seconds;
+      wave.seconds += seconds * (b.held ? plan.replicate : 1);
+      wave.largest = std::max(wave.largest, seconds);
+    }
+  }
+  return waves;
+}
+
+/// Puts turns in order.
+class Scheduler {
+ public:
+  explicit Scheduler(const Plan& plan) : plan_(plan) {}
+
+  void send(const Wave& wave) {
+    for (const int b : wave.buckets) {
+      if (bucket(b).matrices.empty()) continue;
+      add(Turn::Kind::depart, b);
+      receive();
+      travelling_ = b;
+    }
+  }
+  /// What is still on its way.
+  void receive() {
+    if (travelling_ < 0) return;
+    add(Turn::Kind::arrive, travelling_);
+    if (!computed_by_owners(bucket(travelling_))) {
+      add(Turn::Kind::compute, travelling_);
+      add(Turn::Kind::complete, travelling_);
+    }
+    travelling_ = -1;
+  }
+  void send_back(const Wave& wave) {
+    for (const int b : wave.buckets) {
+      if (computed_by_owners(bucket(b))) add(Turn::Kind::compute, b);
+    }
+    for (const int b : wave.buckets) {
+      if (bucket(b).matrices.empty()) add(Turn::Kind::complete, b);
+      if (!computed_by_owners(bucket(b))) continue;
+      add(Turn::Kind::send_back, b);
+      receive_back();
+      returning_ = b;
+    }
+  }
+  void receive_back() {
+    if (returning_ >= 0) add(Turn::Kind::complete, returning_);
+    returning_ = -1;
+  }
+  std::vector<Turn> take() { return std::move(turns_); }
+
+ private:
+  [[nodiscard]] const Bucket& bucket(int b) const {
+    return plan_.buckets[static_cast<std::size_t>(b)];
+  }
+  void add(Turn::Kind kind, int b) { turns_.push_back({kind, b}); }
+
+  const Plan& plan_;
+  std::vector<Turn> turns_;
+  int travelling_ = -1, returning_ = -1;
+};
+
+}  // namespace
+
 bool computed_by_owners(const Bucket& b) {
+  if (b.matrices.empty()) return false;
   return b.mode == Mode::exchange || b.mode == Mode::periodic || (b.mode == Mode::gram && !b.lone);
 }
 
-int lag_of(const Plan& plan) {
-  Index buckets = 0;
-  Index matrices = 0;
-  for (const Bucket& b : plan.buckets) {
-    if (b.matrices.empty() || !computed_by_owners(b)) continue;
-    ++buckets;
-    matrices += std::ssize(b.matrices) * (b.held ? plan.replicate : 1);
-  }
-  if (matrices >= buckets * plan.ranks) return 0;
-  const Index at_once = (2 * plan.ranks * buckets + matrices - 1) / matrices;
-  return static_cast<int>(std::min(buckets, at_once) - 1);
-}
-
 std::vector<Turn> make_schedule(const Plan& plan) {
-  // Time counts meetings: meeting n departs at n, and at each time these happen in this order.
-  std::vector<std::tuple<int, Turn::Kind, int>> turns;
-  int met = 0;
-  for (int b = 0; b < static_cast<int>(std::ssize(plan.buckets)); ++b) {
-    const Bucket& bucket = plan.buckets[static_cast<std::size_t>(b)];
-    if (bucket.matrices.empty()) {
-      turns.emplace_back(met + 1 + plan.lag, Turn::Kind::complete, b);
-      continue;
+  const std::vector<Wave> waves = waves_of(plan);
+  Scheduler scheduler(plan);
+  scheduler.send(waves.front());
+  for (std::size_t k = 0; k < waves.size(); ++k) {
+    if (k + 1 < waves.size()) {
+      scheduler.send(waves[k + 1]);
+    } else {
+      scheduler.receive();
     }
-    const int lag = computed_by_owners(bucket) ? plan.lag : 0;
-    turns.emplace_back(met, Turn::Kind::depart, b);
-    turns.emplace_back(met + 1, Turn::Kind::arrive, b);
-    turns.emplace_back(met + 1 + lag, Turn::Kind::send_back, b);
-    turns.emplace_back(met + 2 + lag, Turn::Kind::complete, b);
-    ++met;
+    scheduler.send_back(waves[k]);
   }
-  std::sort(turns.begin(), turns.end());
-  std::vector<Turn> schedule;
-  for (const auto& [time, kind, bucket] : turns) schedule.push_back({kind, bucket});
-  return schedule;
+  scheduler.receive_back();
+  return scheduler.take();
 }
 
-MeetingArena::Places MeetingArena::turn(const Bucket& b, Turn turn, const MeetingSize& size) {
+MeetingArena::Places MeetingArena::take_turn(const Bucket& b, Turn turn, const MeetingSize& size) {
   Places places;
-  const bool owners = computed_by_owners(b);
   if (turn.kind == Turn::Kind::depart) {
     // What was sent is not needed after it has arrived; where all compute together it is.
-    const auto until = owners ? Turn::Kind::arrive : Turn::Kind::complete;
+    const auto until = computed_by_owners(b) ? Turn::Kind::arrive : Turn::Kind::complete;
     places.mine = take(turn.bucket, until, mine_bytes(b, size));
     places.theirs = take(turn.bucket, Turn::Kind::complete, theirs_bytes(b, size));
-  } else if (turn.kind == Turn::Kind::send_back && owners) {
+  } else if (turn.kind == Turn::Kind::send_back) {
     places.back = take(turn.bucket, Turn::Kind::complete, back_bytes(b, size));
   }
   std::erase_if(live_,
@@ -67,7 +139,7 @@ MeetingArena::Places MeetingArena::turn(const Bucket& b, Turn turn, const Meetin
 
 std::size_t MeetingArena::take(int bucket, Turn::Kind until, std::size_t bytes) {
   bytes = Arena::rounded(bytes);
-  if (bytes == 0) return 0;
+  if (bytes == 0) return nowhere;
   std::size_t begin = 0;
   auto at = live_.begin();
   for (; at != live_.end() && at->begin < begin + bytes; ++at) begin = at->end;

@@ -12,18 +12,20 @@
 
 namespace orthrus::runtime {
 
-/// Does the owner of each of its matrices compute it, while others go on? (Else all compute
-/// together, and what they made is used at once.)
+/// Does the owner of each of its matrices compute it, while others compute others? (Else all
+/// compute together, or nothing meets.)
 bool computed_by_owners(const Bucket& b);
 
-/// How many buckets more have departed before the first one's results come back: so many that there
-/// are about two matrices for every rank to compute in the meantime. 0 where one bucket brings a
-/// matrix for each.
-int lag_of(const Plan& plan);
-
-/// Every bucket's turns. A bucket departs while the one before it arrives, and comes back while the
-/// one before that is completed; between arriving and coming back lie `plan.lag` buckets. What
-/// meets nobody is only completed, between those that do.
+/// Every bucket's turns, wave by wave. A wave is as many consecutive buckets as bring every rank
+/// something to compute: their pieces leave one after the other, each while the one before it
+/// arrives, then every rank computes what it owns of them, then the results leave, each while the
+/// one before it is completed. Before a wave is computed the next one has left: a rank that is done
+/// has more, and the last pieces are on their way.
+///
+/// With matrices of equal cost a bucket that brings one for every rank is a wave alone; smaller
+/// ones are joined until there are `plan.depth` for every rank. Depth 0: every bucket is a wave,
+/// which takes least memory. What all compute together is computed and completed as it arrives;
+/// what meets nobody is completed with the wave it lies in.
 std::vector<Turn> make_schedule(const Plan& plan);
 
 /// Where the buffers of one rank's meetings lie: each as low in the arena as it fits at its turn.
@@ -33,9 +35,13 @@ class MeetingArena {
   /// What a turn gives room to: offsets in bytes.
   struct Places {
     std::size_t mine = nowhere, theirs = nowhere;  ///< at `depart`
-    std::size_t back = nowhere;                    ///< at `send_back`, of owners' results
+    std::size_t back = nowhere;                    ///< at `send_back`
   };
-  Places turn(const Bucket& b, Turn turn, const MeetingSize& size);
+  /// Does this turn give room to anything? (Only then is its size looked at.)
+  static bool takes(Turn turn) {
+    return turn.kind == Turn::Kind::depart || turn.kind == Turn::Kind::send_back;
+  }
+  Places take_turn(const Bucket& b, Turn turn, const MeetingSize& size);
   /// What the arena must hold.
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 

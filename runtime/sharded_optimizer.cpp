@@ -310,14 +310,16 @@ void ShardedOptimizer::Impl::place_meetings(std::span<std::byte> arena) {
   meeting_states_.resize(plan_.buckets.size());
   owed_.reserve(plan_.buckets.size());
   under_way_.reserve(plan_.buckets.size());
+  if (config_.checks == "collective") runtime::poison(arena);
   runtime::MeetingArena places;
   for (const runtime::Turn turn : plan_.schedule) {
     const auto b = static_cast<std::size_t>(turn.bucket);
     const runtime::Bucket& bucket = plan_.buckets[b];
     if (bucket.matrices.empty()) continue;
     MeetingState& state = meeting_states_[b];
-    const runtime::MeetingSize size = runtime::meeting_sizes(plan_, bucket)[me];
-    const auto at = places.turn(bucket, turn, size);
+    runtime::MeetingSize size;
+    if (runtime::MeetingArena::takes(turn)) size = runtime::meeting_sizes(plan_, bucket)[me];
+    const auto at = places.take_turn(bucket, turn, size);
     constexpr auto nowhere = runtime::MeetingArena::nowhere;
     if (at.mine != nowhere) state.mine = arena.subspan(at.mine, runtime::mine_bytes(bucket, size));
     if (at.theirs != nowhere) {

@@ -92,7 +92,7 @@ void ShardedOptimizer::Impl::walk() {
     for (runtime::OwnSegment& own : own_) own.updated = false;
     for (MeetingState& state : meeting_states_) state.computed = 0;
     owed_.clear();
-    first_owed_ = ahead_ = completed_ = 0;
+    first_owed_ = ahead_ = gathered_ = 0;
     for (const runtime::Turn turn : plan_.schedule) take_turn(turn);
     for (WeightSlot& slot : weight_slots_) deliver(slot);
     audit(before);
@@ -206,8 +206,6 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   return false;
 }
 
-/// While one bucket's matrices are computed, the next one's pieces are on their way, and the last
-/// one's results.
 void ShardedOptimizer::Impl::take_turn(runtime::Turn turn) {
   const auto b = static_cast<std::size_t>(turn.bucket);
   switch (turn.kind) {
@@ -215,6 +213,8 @@ void ShardedOptimizer::Impl::take_turn(runtime::Turn turn) {
       return depart(b);
     case runtime::Turn::Kind::arrive:
       return arrive(b);
+    case runtime::Turn::Kind::compute:
+      return compute(b);
     case runtime::Turn::Kind::send_back:
       return send_back(b);
     case runtime::Turn::Kind::complete:
@@ -228,8 +228,8 @@ void ShardedOptimizer::Impl::complete(std::size_t b) {
   auto* sums = reinterpret_cast<double*>(control_.data());
   const bool met = meets(b);
   if (met) wait_for(b, /*brief=*/false, "returning the direction");
-  const std::size_t slot = completed_++ % runtime::weight_slots;
-  if (!bucket.held) deliver(weight_slots_[slot]);  // its buffer is needed
+  WeightSlot& slot = weight_slots_[gathered_ % weight_slots_.size()];
+  if (!bucket.held) deliver(slot);  // its buffer is needed
   for (runtime::OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
     if (!own.updated) update(own);
@@ -240,7 +240,9 @@ void ShardedOptimizer::Impl::complete(std::size_t b) {
     runtime::poison(meeting_states_[b].theirs);
     runtime::poison(meeting_states_[b].back);
   }
-  if (!bucket.held) gather(b, weight_slots_[slot]);
+  if (bucket.held) return;
+  gather(b, slot);
+  ++gathered_;
 }
 
 /// Lines 6 and 7 of a segment (3 to 7 where it meets nobody).
@@ -271,7 +273,7 @@ bool ShardedOptimizer::Impl::run_ahead(bool brief) {
   while (ahead_ < own_.size() && done(own_[ahead_])) ++ahead_;
   for (std::size_t i = ahead_; i < own_.size(); ++i) {
     runtime::OwnSegment& own = own_[i];
-    if (done(own) || (brief && own.segment.matrix >= 0)) continue;
+    if (done(own) || (brief && !runtime::is_brief(own.segment))) continue;
     update(own);
     return true;
   }

@@ -3,6 +3,7 @@
 #include "runtime/timeline.hpp"
 
 #include <algorithm>
+#include <climits>
 #include <numeric>
 
 #include "comm/cost.hpp"
@@ -63,6 +64,7 @@ class Walk {
     if (!meets(turn.bucket)) return;
     if (turn.kind == Turn::Kind::depart) return depart(turn.bucket);
     if (turn.kind == Turn::Kind::arrive) return arrive(turn.bucket);
+    if (turn.kind == Turn::Kind::compute) return compute(turn.bucket);
     send_back(turn.bucket);
   }
 
@@ -378,8 +380,8 @@ class Walk {
    public:
     void push(const Task& task) { tasks_.push_back(task); }
     [[nodiscard]] bool any() const { return next_ < tasks_.size(); }
-    /// Is there one of a bucket no later than `bucket`?
-    [[nodiscard]] bool any_of(int bucket) const { return any() && tasks_[next_].bucket <= bucket; }
+    /// Of which bucket is the next? (Beyond all of them where there is none.)
+    [[nodiscard]] int bucket() const { return any() ? tasks_[next_].bucket : INT_MAX; }
     const Task& pop() { return tasks_[next_++]; }
 
    private:
@@ -388,8 +390,8 @@ class Walk {
   };
   /// Of one rank.
   struct Ahead {
-    Tasks owed;                ///< matrices that have arrived, to be computed
-    Tasks matrices, elements;  ///< what it updates without meeting anyone
+    Tasks owed;           ///< matrices that have arrived, to be computed
+    Tasks longer, brief;  ///< what it updates without meeting anyone
   };
 
   void find_tasks() {
@@ -402,7 +404,7 @@ class Walk {
         const Task task{b, s.matrix < 0 ? 0 : of_whole(group, s.region.rows, s.region.cols),
                         pass(pass_bytes(group) * real(s.size())), copy_seconds(bucket(b), s)};
         for_each_rank(bucket(b), s, [&](int w) {
-          (s.matrix < 0 ? ahead_[at(w)].elements : ahead_[at(w)].matrices).push(task);
+          (is_brief(s) ? ahead_[at(w)].brief : ahead_[at(w)].longer).push(task);
         });
       }
     }
@@ -415,12 +417,12 @@ class Walk {
   /// As `run_ahead`.
   bool run_ahead(int rank, bool brief) {
     Ahead& ahead = ahead_[at(rank)];
-    for (Tasks* tasks : {&ahead.owed, &ahead.matrices, &ahead.elements}) {
-      if (!tasks->any() || (brief && tasks != &ahead.elements)) continue;
-      take(rank, tasks->pop());
-      return true;
-    }
-    return false;
+    Tasks* next = &ahead.brief;
+    if (!brief && ahead.longer.bucket() <= ahead.brief.bucket()) next = &ahead.longer;
+    if (!brief && ahead.owed.any()) next = &ahead.owed;
+    if (!next->any()) return false;
+    take(rank, next->pop());
+    return true;
   }
   /// As `wait_ahead`.
   void wait_ahead(Flight& flight, bool brief = false) {
@@ -437,15 +439,15 @@ class Walk {
       wait_ahead(flight_of(index));
       if (b.mode == Mode::gram) unpack_polynomials(index);
     }
-    WeightSlot& slot = weights_[at(completed_++ % weight_slots)];
+    WeightSlot& slot = weights_[at(gathered_ % weight_slots)];
     if (!b.held) deliver(slot);
     for (const Segment& s : b.segments) {
       if (s.size() == 0) continue;
       if (!met) {
         for_each_rank(b, s, [&](int w) {
           Ahead& ahead = ahead_[at(w)];
-          for (Tasks* tasks : {&ahead.matrices, &ahead.elements}) {
-            while (tasks->any_of(index)) take(w, tasks->pop());
+          for (Tasks* tasks : {&ahead.longer, &ahead.brief}) {
+            while (tasks->bucket() <= index) take(w, tasks->pop());
           }
         });
         continue;
@@ -461,7 +463,9 @@ class Walk {
     clocks_.compute(Phase::lmo, index, lmo_);
     clocks_.compute(Phase::update, index, work_);
     clocks_.compute(Phase::pack, index, copies_);
-    if (!b.held) gather(index, slot);
+    if (b.held) return;
+    gather(index, slot);
+    ++gathered_;
   }
 
   /// The weights of a segment into f32 and out of it, where they do not rest in it.
@@ -621,11 +625,11 @@ class Walk {
     if (!computed_by_owners(b)) return;
     for (const int i : b.matrices) {
       const Task task = task_of(b, matrix(i));
-      for_each_computing(b, matrix(i), false, [&](int w) { ahead_[at(w)].owed.push({task}); });
+      for_each_computing(b, matrix(i), false, [&](int w) { ahead_[at(w)].owed.push(task); });
     }
   }
 
-  void send_back(int index) {
+  void compute(int index) {
     const Bucket& b = bucket(index);
     if (b.mode == Mode::gram_steps) return iterate_grams(index);
     if (b.mode == Mode::block_cyclic) return compute_on_grid(index);
@@ -634,14 +638,17 @@ class Walk {
       if (computed_by_owners(b)) {
         for_each_computing(b, m, false, [&](int w) {
           Tasks& owed = ahead_[at(w)].owed;
-          while (owed.any_of(index)) take(w, owed.pop());
+          while (owed.bucket() <= index) take(w, owed.pop());
         });
       } else {
         const Task task = task_of(b, m);
         for_each_computing(b, m, true, [&](int w) { take(w, task); });
       }
     }
-    if (!computed_by_owners(b)) return;
+  }
+
+  void send_back(int index) {
+    const Bucket& b = bucket(index);
     const auto wire = static_cast<std::int64_t>(bytes_of(b.wire));
     start_meeting(index, [&](int, const MeetingSize& n) {
       if (b.mode == Mode::gram) {
@@ -883,7 +890,7 @@ class Walk {
   std::vector<int> slot_of_, rank_of_;
   Work work_, lmo_, copies_;
   std::vector<Ahead> ahead_;         ///< per rank
-  int completed_ = 0;                ///< buckets
+  int gathered_ = 0;                 ///< buckets whose weights have left
   std::vector<int> cut_;             ///< what `find_shares` found
   std::vector<Index> whole_, most_;  ///< elements cut, and the most that one part lacks of them
   std::array<Flight, gradient_slots> gradients_;

@@ -92,13 +92,14 @@ struct Timeline {
 
 /// Predicts a step in which all pieces meet (the first one, of mode `periodic`).
 ///
-/// Ranks walk the plan's buckets as `ShardedOptimizer` does, with its buffers, and update what
-/// meets nobody while they wait. A call begins when all its ranks have made it and its links are
-/// free, and takes `collective_seconds`; a link carries one call of a rank at a time, in order.
-/// Passes over what was last touched a step ago find no cache warm: they run at the profile's rate
-/// of a pass over all that a rank holds. Weights that ZeRO-3 gathers come first, one message after
-/// the other: when the trainer will use them is not known. Replicas in which nothing of a bucket
-/// meets walk it like those in which something does: its weights leave together in any case.
+/// Ranks walk the plan's schedule as `ShardedOptimizer` does, with its buffers; while they wait
+/// they compute matrices that have arrived and update what meets nobody. A call begins when all its
+/// ranks have made it and its links are free, and takes `collective_seconds`; a link carries one
+/// call of a rank at a time, in order. Passes over what was last touched a step ago find no cache
+/// warm: they run at the profile's rate of a pass over all that a rank holds. Weights that ZeRO-3
+/// gathers come first, one message after the other: when the trainer will use them is not known.
+/// Replicas in which nothing of a bucket meets walk it like those in which something does: its
+/// weights leave together in any case.
 ///
 /// @param profile  of the machine: its rates count, not those that `plan` was made with.
 /// @par Cost  a few passes over all ranks per bucket and level: 0.1 s for 1100 buckets on 4096

@@ -170,7 +170,7 @@ class Job {
   Job(const Config& config, Communicator& comm, const std::vector<Parameter>& parameters,
       const Run& run)
       : calls_(std::make_shared<Tap::Calls>()),
-        compares_replicas_(config.replica_hash_every > 0),
+        compares_replicas_(config.replica_hash_every > 0 || config.checks == "collective"),
         plan_(modes::plan_of(config, parameters, comm.size(), run.max_chunk)),
         comm_(comm),
         optimizer(config, tapped(comm, run.max_chunk, calls_), parameters) {
@@ -490,11 +490,11 @@ TEST_P(ZooInMode, IsTheUpdateOfTheWholeMatrixOnAnyNumberOfRanks) {
     int ranks;
     const char* extra;
   };
-  // One bucket for all; buckets of a few; every matrix alone (which gram sums on all ranks).
-  for (const Layout& layout :
-       {Layout{1, ""}, Layout{2, "comm: {bucket_bytes: 4KiB}\n"}, Layout{3, ""},
-        Layout{3, "comm: {bucket_bytes: 1}\n"}, Layout{4, "comm: {bucket_bytes: 4KiB}\n"},
-        Layout{5, "zero: {stage: 1}\n"}, Layout{8, ""}}) {
+  // One bucket for all; buckets of a few; every matrix in one of its own.
+  for (const Layout& layout : {Layout{1, ""}, Layout{2, "comm: {bucket_bytes: 4KiB}\n"},
+                               Layout{3, ""}, Layout{3, "comm: {bucket_bytes: 1}\n"},
+                               Layout{4, "comm: {bucket_bytes: 4KiB}\nchecks: collective\n"},
+                               Layout{5, "zero: {stage: 1}\n"}, Layout{8, ""}}) {
     const Config config =
         modes::in_mode(parse_config(kZooRecipe + std::string(layout.extra)), GetParam());
     const Outcome found = train(config, zoo.model, layout.ranks);
@@ -515,6 +515,64 @@ TEST_P(ZooInMode, IsTheUpdateOfTheWholeMatrixOnAnyNumberOfRanks) {
       const double error = error_of(zoo.model, i, found.weights[i], zoo.expected[i]);
       EXPECT_LE(error, bound_of(GetParam(), spectrum)) << where << name;
       record(GetParam(), spectrum, error);
+    }
+  }
+}
+
+// Buckets of several modes in one step: what all compute together lies between the waves of what
+// owners compute, and weights leave in another order than gradients came.
+TEST(MixedModes, AreTheUpdateOfTheWholeMatrix) {
+  const Zoo& zoo = Zoo::instance();
+  const Config recipe = parse_config(kZooRecipe);
+  struct Part {
+    std::string spectrum;
+    const ModeCase& mode;
+  };
+  // By spectrum, so that matrices of every kind of shape have every kind of neighbour.
+  const Part parts[] = {{"gaussian", modes::exchange},
+                        {"flat", modes::gram},
+                        {"condition_1e4", modes::gather},
+                        {"rank_deficient", modes::owner},
+                        {"*", modes::gram_steps}};
+  Config config = recipe;
+  config.groups.clear();
+  for (const Part& part : parts) {
+    for (GroupConfig group : modes::in_mode(recipe, part.mode).groups) {
+      group.match = group.match.substr(0, group.match.find('.') + 1) + part.spectrum + ".*";
+      config.groups.push_back(std::move(group));
+    }
+  }
+  config.comm.timeout_s = 30;
+  config.checks = "collective";  // what is free is NaN
+  for (const int ranks : {1, 3, 4}) {
+    for (const std::int64_t bucket_bytes : {1, 4096, 1 << 26}) {
+      for (const int replicate : {1, 2}) {
+        if (ranks % replicate != 0) continue;
+        config.comm.bucket_bytes = bucket_bytes;
+        config.mesh.replicate = replicate;
+        const std::string where = std::to_string(ranks) + " ranks, " + std::to_string(replicate) +
+                                  " replicas, buckets of " + std::to_string(bucket_bytes);
+        const Outcome found = train(config, zoo.model, ranks);
+        std::map<std::string, int> seen;
+        for (std::size_t i = 0; i < zoo.model.tensors.size(); ++i) {
+          const std::string& name = zoo.model.tensors[i].name;
+          const std::string spectrum = spectrum_of(name);
+          const auto* const part = std::find_if(
+              std::begin(parts), std::end(parts),
+              [&](const Part& p) { return p.spectrum == spectrum || p.spectrum == "*"; });
+          ++seen[part->spectrum];
+          if (part->mode.bitwise) {
+            EXPECT_EQ(found.weights[i], zoo.one.weights[i]) << where << ": " << name;
+          } else if (spectrum == "zero") {
+            EXPECT_EQ(found.weights[i], floats(zoo.expected[i])) << where << ": " << name;
+          } else {
+            EXPECT_LE(error_of(zoo.model, i, found.weights[i], zoo.expected[i]),
+                      bound_of(part->mode, spectrum))
+                << where << ": " << name;
+          }
+        }
+        EXPECT_EQ(seen.size(), std::size(parts)) << "a mode without matrices";
+      }
     }
   }
 }

@@ -266,9 +266,9 @@ Exchanged exchange_on_two_ranks(int matrices, int bucket_bytes, int buckets) {
 }
 
 TEST(Timeline, ComputesOneMatrixWhileAnotherTravels) {
-  // A matrix per rank and bucket. Two reductions of 8192 bytes, of which a rank sends half; the
-  // pieces of the first bucket; its LMOs beside the second's pieces, the second's beside what comes
-  // back; that of the second; then the weights of both.
+  // A matrix per rank and bucket: each is a wave. Two reductions of 8192 bytes, of which a rank
+  // sends half; the pieces of the first bucket; its LMOs beside the second's pieces, the second's
+  // beside what comes back; that of the second; then the weights of both.
   const Exchanged t = exchange_on_two_ranks(4, 8192, 2);
   EXPECT_NEAR(t.seconds, 4 * t.half + t.half + 2 * t.lmo + t.half + 4 * t.half, 1e-12);
 }
@@ -278,6 +278,38 @@ TEST(Timeline, ComputesMatricesOfSeveralBucketsAtOnce) {
   // and the weights.
   const Exchanged t = exchange_on_two_ranks(2, 4096, 2);
   EXPECT_NEAR(t.seconds, 2 * t.half + 2 * t.half + t.lmo + 2 * t.half + 2 * t.half, 1e-12);
+}
+
+TEST(Timeline, KeepsEveryRankComputingThroughManyWaves) {
+  // Links and passes that cost nothing, and a matrix per bucket: all that is left is computing.
+  MachineProfile machine = constant_machine(0, 1e30);
+  machine.pass = {{1, 1e30}};
+  for (const char* mode : {"exchange", "gram", "owner"}) {
+    const Config config = parse_config(
+        "schema: 1\ncomm: {bucket_bytes: 1}\ngroups: [{match: '*', rule: {name: muon}, matrix: "
+        "{mode: " +
+        std::string(mode) + "}}]\n");
+    for (const int ranks : {2, 4, 8, 16}) {
+      for (const bool equal : {true, false}) {
+        std::vector<ParameterShape> shapes;
+        for (int i = 0; i < 12 * ranks; ++i) {
+          shapes.push_back(shape(std::to_string(i), {equal || i % 3 == 0 ? 64 : 32, 96}));
+        }
+        const Plan plan = make_plan(config, std::move(shapes), ranks, machine);
+        double busiest = 0;
+        for (const RankPlan& r : plan.per_rank) busiest = std::max(busiest, r.seconds);
+        for (const bool progress : {false, true}) {
+          TimelineOptions options;
+          options.progress = progress;
+          const double seconds = make_timeline(plan, machine, options).seconds;
+          // Equal matrices: nobody waits. Else a rank may wait for the end of a wave, of which
+          // there are about five, each two matrices long on every rank.
+          EXPECT_LE(seconds, (equal ? 1.001 : 1.3) * busiest)
+              << mode << ", " << ranks << " ranks, " << (equal ? "equal" : "mixed");
+        }
+      }
+    }
+  }
 }
 
 TEST(Timeline, UsesTheLinksOfItsLevels) {
