@@ -38,13 +38,20 @@ class Backend {
   [[nodiscard]] virtual Stream stream() const { return {}; }
 
   // ---- products -------------------------------------------------------------------------------
-  /// C ← α·op(A)·op(B) + β·C. bf16 in and out accumulates in f32. C must not alias A or B.
-  /// With β = 0, C is not read. @par Cost 2·m·n·k flops.
+  /// C ← α·op(A)·op(B) + β·C. bf16 in accumulates in f32; C may then be f32 too, and is not rounded
+  /// to bf16. C must not alias A or B. With β = 0, C is not read. @par Cost 2·m·n·k flops.
   virtual void gemm(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b,
                     Transpose op_b, double beta, MatrixView c) = 0;
   /// C ← α·A·Aᵀ + β·C (`Transpose::yes`: AᵀA); C is written whole and exactly symmetric, and is
-  /// taken to be symmetric on input. @par Cost n²·k flops where the library has a symmetric kernel.
+  /// taken to be symmetric on input. Types as for `gemm`. @par Cost n²·k flops, and what the
+  /// squares on the diagonal waste.
   virtual void syrk(double alpha, ConstMatrixView a, Transpose op_a, double beta, MatrixView c) = 0;
+  /// A ← A⁻¹ for a symmetric positive definite A, f32 or f64, of which the lower triangle is read;
+  /// written whole and exactly symmetric.
+  /// @return false, and A spoiled, when A is not positive definite to working precision, or holds
+  ///         NaN or Inf where that is noticed: the caller may shift its diagonal and try again.
+  /// @par Cost m³ flops.
+  [[nodiscard]] virtual bool invert_spd(MatrixView a) = 0;
 
   // ---- element-wise ---------------------------------------------------------------------------
   /// to ← scale·from, any two of {f32, bf16, f64}; round to nearest even. `to` may be `from`.

@@ -17,6 +17,11 @@ bool is_floating(DType t) noexcept {
   throw ShapeError(what);
 }
 
+/// Of a product's type, or bf16 like the first factor where the product is f32.
+void check_factor(std::string_view verb, ConstMatrixView v, DType first, DType product) {
+  check_dtype(verb, v, product == DType::f32 && first == DType::bf16 ? first : product);
+}
+
 std::string_view mark(Transpose op) noexcept { return op == Transpose::yes ? "^T" : ""; }
 
 }  // namespace
@@ -69,10 +74,8 @@ void check_lines(std::string_view verb, ConstMatrixView x, bool of_columns, Cons
 
 ProductShape check_gemm(ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
                         ConstMatrixView c) {
-  for (const ConstMatrixView v : {a, b, c}) {
-    check_view("gemm", v);
-    check_dtype("gemm", v, c.dtype);
-  }
+  for (const ConstMatrixView v : {a, b, c}) check_view("gemm", v);
+  for (const ConstMatrixView v : {a, b}) check_factor("gemm", v, a.dtype, c.dtype);
   const bool ta = op_a == Transpose::yes;
   const bool tb = op_b == Transpose::yes;
   const ProductShape s{ta ? a.cols : a.rows, tb ? b.rows : b.cols, ta ? a.rows : a.cols};
@@ -84,10 +87,8 @@ ProductShape check_gemm(ConstMatrixView a, Transpose op_a, ConstMatrixView b, Tr
 }
 
 ProductShape check_syrk(ConstMatrixView a, Transpose op_a, ConstMatrixView c) {
-  for (const ConstMatrixView v : {a, c}) {
-    check_view("syrk", v);
-    check_dtype("syrk", v, c.dtype);
-  }
+  for (const ConstMatrixView v : {a, c}) check_view("syrk", v);
+  check_factor("syrk", a, a.dtype, c.dtype);
   const bool ta = op_a == Transpose::yes;
   const ProductShape s{ta ? a.cols : a.rows, ta ? a.cols : a.rows, ta ? a.rows : a.cols};
   if (c.rows != s.n || c.cols != s.n) {
@@ -95,6 +96,12 @@ ProductShape check_syrk(ConstMatrixView a, Transpose op_a, ConstMatrixView c) {
            {ta ? "A^T*A" : "A*A^T", " with A ", describe(a), " does not fit C ", describe(c)});
   }
   return s;
+}
+
+void check_invert_spd(ConstMatrixView a) {
+  check_view("invert_spd", a);
+  if (a.rows != a.cols) refuse("invert_spd", {"not square: ", describe(a)});
+  if (a.dtype == DType::bf16) refuse("invert_spd", {"f32 or f64 is needed: ", describe(a)});
 }
 
 }  // namespace orthrus::kernels

@@ -17,11 +17,13 @@ std::string describe(ConstMatrixView view);
 struct ProductShape {
   Index m, n, k;
 };
-/// C (m×n) ← op(A) (m×k) · op(B) (k×n), all of one floating dtype.
+/// C (m×n) ← op(A) (m×k) · op(B) (k×n), all of one floating dtype, or C f32 and the others bf16.
 ProductShape check_gemm(ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
                         ConstMatrixView c);
-/// C (n×n) ← op(A)·op(A)ᵀ with op(A) n×k; m = n.
+/// C (n×n) ← op(A)·op(A)ᵀ with op(A) n×k; m = n. Types as above.
 ProductShape check_syrk(ConstMatrixView a, Transpose op_a, ConstMatrixView c);
+/// Square, f32 or f64.
+void check_invert_spd(ConstMatrixView a);
 /// Floating dtype, sizes not negative, rows that do not overlap.
 void check_view(std::string_view verb, ConstMatrixView view);
 /// `check_view` of each, all of one shape.

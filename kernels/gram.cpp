@@ -1,7 +1,6 @@
 #include "kernels/gram.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -10,6 +9,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
+#include "kernels/mirror.hpp"
 
 namespace orthrus::kernels {
 namespace {
@@ -33,29 +33,6 @@ const T* row(ConstMatrixView v, Index i) {
 
 bool is_square_f32(ConstMatrixView v) {
   return v.rows == v.cols && v.dtype == DType::f32 && (v.rows <= 1 || v.ld >= v.cols);
-}
-
-/// Copies what is below the diagonal above it, through tiles of whole cache lines: where ld is a
-/// power of two, the lines of a column evict each other.
-template <class T>
-void mirror_lower(MatrixView c) {
-  constexpr Index tile = 16;
-  std::array<T, tile * tile> turned;
-  for (Index bi = 0; bi < c.rows; bi += tile) {
-    const Index rows = std::min(tile, c.rows - bi);
-    for (Index bj = 0; bj <= bi; bj += tile) {
-      const Index cols = std::min(tile, c.rows - bj);
-      for (Index i = 0; i < rows; ++i) {
-        const T* from = row<T>(c, bi + i) + bj;
-        for (Index j = 0; j < cols; ++j) turned[static_cast<std::size_t>(j * tile + i)] = from[j];
-      }
-      for (Index j = 0; j < cols; ++j) {
-        const Index first = bi == bj ? j + 1 : 0;
-        std::copy(turned.data() + j * tile + first, turned.data() + j * tile + rows,
-                  row<T>(c, bj + j) + bi + first);
-      }
-    }
-  }
 }
 
 /// Rows that are multiplied at once. More rows: better products, but more work on the diagonal and

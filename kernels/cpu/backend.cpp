@@ -8,12 +8,16 @@
 #include <cstring>
 #include <limits>
 #include <orthrus/error.hpp>
+#include <vector>
 
 #include "kernels/block_sum.hpp"
 #include "kernels/check.hpp"
 #include "kernels/cpu/bf16_product.hpp"
 #include "kernels/cpu/elementwise.hpp"
+#include "kernels/cpu/f32_product.hpp"
+#include "kernels/cpu/spd_inverse.hpp"
 #include "kernels/devices.hpp"
+#include "kernels/mirror.hpp"
 #include "kernels/rng.hpp"
 
 namespace orthrus::kernels {
@@ -112,20 +116,21 @@ int blas_int(Index n) {
 int blas_ld(ConstMatrixView v) { return blas_int(std::max({v.ld, v.cols, Index{1}})); }
 CBLAS_TRANSPOSE blas_op(Transpose op) { return op == Transpose::yes ? CblasTrans : CblasNoTrans; }
 
-/// Copies the lower triangle into the upper one, a tile at a time: both sides stay in cache.
-template <class T>
-void mirror_lower(MatrixView c) {
-  constexpr Index tile = 32;
-  const Index n = c.rows;
-  for (Index bi = 0; bi < n; bi += tile) {
-    for (Index bj = 0; bj <= bi; bj += tile) {
-      for (Index i = bi; i < std::min(bi + tile, n); ++i) {
-        const T* from = row<T>(c, i);
-        for (Index j = bj; j < std::min(bj + tile, i); ++j) row<T>(c, j)[i] = from[j];
-      }
-    }
-  }
+/// The block of v from (i, j) on.
+ConstMatrixView block(ConstMatrixView v, Index i, Index j, Index rows, Index cols) {
+  const auto width = static_cast<Index>(bytes_of(v.dtype));
+  return {static_cast<const std::byte*>(v.data) + (i * v.ld + j) * width, rows, cols, v.ld,
+          v.dtype};
 }
+MatrixView block(MatrixView v, Index i, Index j, Index rows, Index cols) {
+  const auto width = static_cast<Index>(bytes_of(v.dtype));
+  return {static_cast<std::byte*>(v.data) + (i * v.ld + j) * width, rows, cols, v.ld, v.dtype};
+}
+/// Lines i … of op(A), all of its other side.
+ConstMatrixView lines(ConstMatrixView a, Transpose op, Index i, Index count) {
+  return op == Transpose::yes ? block(a, 0, i, a.rows, count) : block(a, i, 0, count, a.cols);
+}
+Transpose other(Transpose op) { return op == Transpose::yes ? Transpose::no : Transpose::yes; }
 
 class CpuBackend final : public Backend {
  public:
@@ -136,18 +141,10 @@ class CpuBackend final : public Backend {
     const ProductShape s = check_gemm(a, op_a, b, op_b, c);
     if (s.m == 0 || s.n == 0) return;
     if (s.k == 0) return scale_whole(beta, c);
-    const int m = blas_int(s.m);
-    const int n = blas_int(s.n);
-    const int k = blas_int(s.k);
-    if (c.dtype == DType::f32) {
-      cblas_sgemm(CblasRowMajor, blas_op(op_a), blas_op(op_b), m, n, k, static_cast<float>(alpha),
-                  static_cast<const float*>(a.data), blas_ld(a), static_cast<const float*>(b.data),
-                  blas_ld(b), static_cast<float>(beta), static_cast<float*>(c.data), blas_ld(c));
+    if (a.dtype == DType::f32) {
+      product_f32(alpha, a, op_a, b, op_b, beta, c);
     } else if (c.dtype == DType::f64) {
-      cblas_dgemm(CblasRowMajor, blas_op(op_a), blas_op(op_b), m, n, k, alpha,
-                  static_cast<const double*>(a.data), blas_ld(a),
-                  static_cast<const double*>(b.data), blas_ld(b), beta,
-                  static_cast<double*>(c.data), blas_ld(c));
+      product_f64(alpha, a, op_a, b, op_b, beta, c);
     } else {
       bf16().gemm(alpha, a, op_a, b, op_b, beta, c);
     }
@@ -159,7 +156,16 @@ class CpuBackend final : public Backend {
     if (s.k == 0) return scale_whole(beta, c);
     const int n = blas_int(s.n);
     const int k = blas_int(s.k);
-    if (c.dtype == DType::f32) {
+    if (a.dtype == DType::f32 && f32_ != nullptr) {
+      // oneDNN has no symmetric product: what lies on and below the diagonal, in columns.
+      constexpr Index width = 192;
+      for (Index j = 0; j < s.n; j += width) {
+        const Index cols = std::min(width, s.n - j);
+        product_f32(alpha, lines(a, op_a, j, s.n - j), op_a, lines(a, op_a, j, cols), other(op_a),
+                    beta, block(c, j, j, s.n - j, cols));
+      }
+      mirror_lower<float>(c);
+    } else if (a.dtype == DType::f32) {
       cblas_ssyrk(CblasRowMajor, CblasLower, blas_op(op_a), n, k, static_cast<float>(alpha),
                   static_cast<const float*>(a.data), blas_ld(a), static_cast<float>(beta),
                   static_cast<float*>(c.data), blas_ld(c));
@@ -170,10 +176,33 @@ class CpuBackend final : public Backend {
                   static_cast<double*>(c.data), blas_ld(c));
       mirror_lower<double>(c);
     } else {
-      const Transpose other = op_a == Transpose::yes ? Transpose::no : Transpose::yes;
-      bf16().gemm(alpha, a, op_a, a, other, beta, c);
-      mirror_lower<BFloat16>(c);
+      // As above, but by rows; pieces of columns have gaps, and would be packed again and again.
+      const Index height = op_a == Transpose::no ? 256 : s.n;
+      for (Index i = 0; i < s.n; i += height) {
+        const Index rows = std::min(height, s.n - i);
+        bf16().gemm(alpha, lines(a, op_a, i, rows), op_a, lines(a, op_a, 0, i + rows), other(op_a),
+                    beta, block(c, i, 0, rows, i + rows));
+      }
+      if (c.dtype == DType::f32) {
+        mirror_lower<float>(c);
+      } else {
+        mirror_lower<BFloat16>(c);
+      }
     }
+  }
+
+  bool invert_spd(MatrixView a) override {
+    check_invert_spd(a);
+    if (a.dtype == DType::f32) {
+      const bool definite = cpu::invert_lower(
+          a, scratch_f32_, [this](auto... arguments) { product_f32(arguments...); });
+      if (definite) mirror_lower<float>(a);
+      return definite;
+    }
+    const bool definite = cpu::invert_lower(
+        a, scratch_f64_, [this](auto... arguments) { product_f64(arguments...); });
+    if (definite) mirror_lower<double>(a);
+    return definite;
   }
 
   void convert(ConstMatrixView from, double scale, MatrixView to) override {
@@ -336,6 +365,39 @@ class CpuBackend final : public Backend {
     }
   }
 
+  static void product_f64(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b,
+                          Transpose op_b, double beta, MatrixView c) {
+    cblas_dgemm(CblasRowMajor, blas_op(op_a), blas_op(op_b), blas_int(c.rows), blas_int(c.cols),
+                blas_int(op_a == Transpose::yes ? a.rows : a.cols), alpha,
+                static_cast<const double*>(a.data), blas_ld(a), static_cast<const double*>(b.data),
+                blas_ld(b), beta, static_cast<double*>(c.data), blas_ld(c));
+  }
+
+  void product_f32(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b,
+                   Transpose op_b, double beta, MatrixView c) {
+    if (f32_ != nullptr) {
+      // One line of op(A), one column of op(B): without gaps, whatever the view, for equal bits.
+      if (c.rows == 1 && op_a == Transpose::yes) a = without_gaps(a, line_a_);
+      if (c.cols == 1 && op_b == Transpose::no) b = without_gaps(b, line_b_);
+      return f32_(alpha, a, op_a, b, op_b, beta, c);
+    }
+    cblas_sgemm(CblasRowMajor, blas_op(op_a), blas_op(op_b), blas_int(c.rows), blas_int(c.cols),
+                blas_int(op_a == Transpose::yes ? a.rows : a.cols), static_cast<float>(alpha),
+                static_cast<const float*>(a.data), blas_ld(a), static_cast<const float*>(b.data),
+                blas_ld(b), static_cast<float>(beta), static_cast<float*>(c.data), blas_ld(c));
+  }
+
+  /// A column, copied where its rows have gaps.
+  static ConstMatrixView without_gaps(ConstMatrixView column, std::vector<float>& storage) {
+    if (column.contiguous()) return column;
+    const auto need = static_cast<std::size_t>(column.rows);
+    if (storage.size() < need) storage.resize(need);
+    for (Index i = 0; i < column.rows; ++i) {
+      storage[static_cast<std::size_t>(i)] = *row<float>(column, i);
+    }
+    return matrix_view(static_cast<const float*>(storage.data()), column.rows, 1);
+  }
+
   /// Opened by the first bf16 product: most programs that only reduce or plan never need it.
   cpu::Bf16Product& bf16() {
     if (!bf16_) bf16_ = cpu::open_onednn_product();
@@ -344,6 +406,10 @@ class CpuBackend final : public Backend {
   }
 
   std::unique_ptr<cpu::Bf16Product> bf16_;
+  /// nullptr: the BLAS.
+  cpu::F32Product f32_ = cpu::onednn_f32_product();
+  std::vector<float> line_a_, line_b_, scratch_f32_;
+  std::vector<double> scratch_f64_;
 };
 
 }  // namespace

@@ -39,7 +39,8 @@ struct Key {
   Index m, n, k;
   bool transpose_a, transpose_b;
   float alpha, beta;
-  auto tied() const { return std::tie(m, n, k, transpose_a, transpose_b, alpha, beta); }
+  bool wide;  ///< C is f32
+  auto tied() const { return std::tie(m, n, k, transpose_a, transpose_b, alpha, beta, wide); }
   friend bool operator<(const Key& x, const Key& y) { return x.tied() < y.tied(); }
 };
 
@@ -51,11 +52,12 @@ struct Product {
 };
 
 /// A row-major matrix without gaps, as oneDNN sees it after op.
-dnnl_memory_desc_t description(Index rows, Index cols, bool transposed) {
+dnnl_memory_desc_t description(Index rows, Index cols, bool transposed,
+                               dnnl_data_type_t type = dnnl_bf16) {
   const dnnl_dims_t sides = {rows, cols};
   const dnnl_dims_t strides = {transposed ? 1 : cols, transposed ? rows : 1};
   dnnl_memory_desc_t result;
-  check(dnnl_memory_desc_init_by_strides(&result, 2, sides, dnnl_bf16, strides),
+  check(dnnl_memory_desc_init_by_strides(&result, 2, sides, type, strides),
         "dnnl_memory_desc_init_by_strides");
   return result;
 }
@@ -71,7 +73,8 @@ class OnednnProduct final : public Bf16Product {
   /// Has oneDNN a bf16 product for this processor?
   bool works() {
     Description unused;
-    return describe({16, 16, 16, false, false, 1, 0}, unused) == dnnl_success;
+    return describe({16, 16, 16, false, false, 1, 0, false}, unused) == dnnl_success &&
+           describe({16, 16, 16, false, false, 1, 1, true}, unused) == dnnl_success;
   }
 
   void gemm(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
@@ -84,7 +87,8 @@ class OnednnProduct final : public Bf16Product {
                   ta,
                   tb,
                   static_cast<float>(alpha),
-                  static_cast<float>(beta)};
+                  static_cast<float>(beta),
+                  c.dtype == DType::f32};
     Product& product = find(key);
     // oneDNN picks its kernel, and with it the order of a sum, by the strides: matrices with gaps
     // are packed, so that a view and its copy give the same bits.
@@ -107,10 +111,11 @@ class OnednnProduct final : public Bf16Product {
     check(dnnl_stream_wait(queue_.get()), "dnnl_stream_wait");
 
     if (packed_c != c.data) {
-      const auto* from = static_cast<const BFloat16*>(packed_c);
+      const std::size_t row = static_cast<std::size_t>(c.cols) * bytes_of(c.dtype);
+      const auto* from = static_cast<const std::byte*>(packed_c);
       for (Index i = 0; i < c.rows; ++i) {
-        std::memcpy(static_cast<BFloat16*>(c.data) + i * c.ld, from + i * c.cols,
-                    static_cast<std::size_t>(c.cols) * sizeof(BFloat16));
+        std::memcpy(static_cast<std::byte*>(c.data) + row_at(c, i),
+                    from + static_cast<std::size_t>(i) * row, row);
       }
     }
   }
@@ -118,7 +123,7 @@ class OnednnProduct final : public Bf16Product {
  private:
   /// A training run has a few shapes times a few coefficients. A caller whose α changes every step
   /// would collect products without end, hence a limit.
-  static constexpr std::size_t most_products = 1024;
+  static constexpr std::size_t most_products = 4096;
 
   dnnl_status_t describe(const Key& key, Description& result) {
     Attributes attributes;
@@ -138,7 +143,7 @@ class OnednnProduct final : public Bf16Product {
     }
     const dnnl_memory_desc_t a = description(key.m, key.k, key.transpose_a);
     const dnnl_memory_desc_t b = description(key.k, key.n, key.transpose_b);
-    const dnnl_memory_desc_t c = description(key.m, key.n, false);
+    const dnnl_memory_desc_t c = description(key.m, key.n, false, key.wide ? dnnl_f32 : dnnl_bf16);
     dnnl_matmul_desc_t operation;
     check(dnnl_matmul_desc_init(&operation, &a, &b, nullptr, &c), "dnnl_matmul_desc_init");
     return dnnl_primitive_desc_create(result.out(), &operation, attributes.get(), engine_.get(),
@@ -169,15 +174,21 @@ class OnednnProduct final : public Bf16Product {
     check(dnnl_memory_set_data_handle(memory.get(), data), "dnnl_memory_set_data_handle");
   }
 
+  /// Where row i starts, in bytes.
+  static Index row_at(ConstMatrixView x, Index i) {
+    return i * x.ld * static_cast<Index>(bytes_of(x.dtype));
+  }
+
   /// The matrix without gaps: its own memory where that has none. oneDNN takes inputs as `void*`
   /// too, but only reads them.
-  static void* packed(ConstMatrixView x, std::vector<BFloat16>& storage, bool copy) {
+  static void* packed(ConstMatrixView x, std::vector<std::byte>& storage, bool copy) {
     if (x.contiguous()) return const_cast<void*>(x.data);
-    const auto need = static_cast<std::size_t>(x.size());
+    const std::size_t row = static_cast<std::size_t>(x.cols) * bytes_of(x.dtype);
+    const std::size_t need = static_cast<std::size_t>(x.rows) * row;
     if (storage.size() < need) storage.resize(need);
     for (Index i = 0; copy && i < x.rows; ++i) {
-      std::memcpy(storage.data() + i * x.cols, static_cast<const BFloat16*>(x.data) + i * x.ld,
-                  static_cast<std::size_t>(x.cols) * sizeof(BFloat16));
+      std::memcpy(storage.data() + static_cast<std::size_t>(i) * row,
+                  static_cast<const std::byte*>(x.data) + row_at(x, i), row);
     }
     return storage.data();
   }
@@ -185,8 +196,7 @@ class OnednnProduct final : public Bf16Product {
   Engine engine_;
   Queue queue_;
   std::map<Key, Product> products_;
-  std::vector<BFloat16> pack_a_, pack_b_, pack_c_;
-  std::vector<std::byte> scratch_;
+  std::vector<std::byte> pack_a_, pack_b_, pack_c_, scratch_;
 };
 
 }  // namespace

@@ -8,8 +8,9 @@
 
 namespace orthrus::kernels::cpu {
 
-/// C ← α·op(A)·op(B) + β·C for bf16 views, checked and not empty: f32 sums, one rounding at the
-/// end. Buffers and compiled kernels are kept, so one object serves one thread at a time.
+/// C ← α·op(A)·op(B) + β·C for bf16 A and B, checked and not empty: f32 sums, one rounding at the
+/// end, none where C is f32. Buffers and compiled kernels are kept, so one object serves one thread
+/// at a time.
 class Bf16Product {
  public:
   virtual ~Bf16Product() = default;

@@ -30,17 +30,19 @@ class WidenedProduct final : public Bf16Product {
             double beta, MatrixView c) override {
     const MatrixView wide_a = scratch(a_, a);
     const MatrixView wide_b = scratch(b_, b);
-    const MatrixView wide_c = scratch(c_, c);
+    const bool narrow = c.dtype != DType::f32;
+    const MatrixView wide_c = narrow ? scratch(c_, c) : c;
     convert_rows(a, wide_a);
     convert_rows(b, wide_b);
-    if (beta != 0) convert_rows(c, wide_c);
+    if (narrow && beta != 0) convert_rows(c, wide_c);
     const Index k = op_a == Transpose::yes ? a.rows : a.cols;
     cblas_sgemm(CblasRowMajor, op_a == Transpose::yes ? CblasTrans : CblasNoTrans,
                 op_b == Transpose::yes ? CblasTrans : CblasNoTrans, static_cast<int>(c.rows),
                 static_cast<int>(c.cols), static_cast<int>(k), static_cast<float>(alpha), a_.data(),
                 static_cast<int>(a.cols), b_.data(), static_cast<int>(b.cols),
-                static_cast<float>(beta), c_.data(), static_cast<int>(c.cols));
-    convert_rows(wide_c, c);
+                static_cast<float>(beta), static_cast<float*>(wide_c.data),
+                static_cast<int>(wide_c.ld));
+    if (narrow) convert_rows(wide_c, c);
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/cpu/clones.hpp"
@@ -298,6 +299,44 @@ ORTHRUS_CLONES void scale(const double* s, Index step, double* x, Index n) {
 }
 ORTHRUS_CLONES void scale(const double* s, Index step, BFloat16* x, Index n) {
   scale_loop(s, step, x, n);
+}
+
+ORTHRUS_CLONES bool invert_factor(double* a, double* x, Index n) {
+  // By rows of Lᵀ and of L⁻¹: every inner loop is a multiple of one row added to another.
+  for (Index p = 0; p < n; ++p) {
+    const double* pivot = a + p * n;
+    if (!(pivot[p] > 0 && pivot[p] <= std::numeric_limits<double>::max())) return false;
+    const double scale = 1 / std::sqrt(pivot[p]);
+    for (Index j = p; j < n; ++j) a[p * n + j] *= scale;
+    for (Index i = p + 1; i < n; ++i) {
+      const double factor = pivot[i];
+      for (Index j = i; j < n; ++j) a[i * n + j] -= factor * pivot[j];
+    }
+  }
+  for (Index i = 0; i < n; ++i) {
+    double* row = x + i * n;
+    for (Index j = 0; j < n; ++j) row[j] = i == j ? 1 : 0;
+    for (Index p = 0; p < i; ++p) {
+      const double factor = a[p * n + i];
+      const double* other = x + p * n;
+      for (Index j = 0; j <= p; ++j) row[j] -= factor * other[j];
+    }
+    const double scale = 1 / a[i * n + i];
+    for (Index j = 0; j <= i; ++j) row[j] *= scale;
+  }
+  return true;
+}
+
+ORTHRUS_CLONES void negative_square(const double* x, double* to, Index n) {
+  for (Index i = 0; i < n; ++i) {
+    double* row = to + i * n;
+    for (Index j = 0; j <= i; ++j) row[j] = 0;
+    for (Index p = i; p < n; ++p) {
+      const double* from = x + p * n;
+      const double factor = from[i];
+      for (Index j = 0; j <= i; ++j) row[j] -= factor * from[j];
+    }
+  }
 }
 
 }  // namespace orthrus::kernels::cpu

@@ -53,4 +53,12 @@ void scale(const double* s, Index step, float* x, Index n);
 void scale(const double* s, Index step, double* x, Index n);
 void scale(const double* s, Index step, BFloat16* x, Index n);
 
+/// Cholesky of a small matrix, and the inverse of its factor: A = LLᵀ, x ← L⁻¹. Contiguous.
+/// @param[in,out] a  n×n, only i ≤ j is used; ends as Lᵀ.
+/// @param[out]    x  n×n, with zeros above the diagonal.
+/// @return false when a pivot is not a positive finite number.
+bool invert_factor(double* a, double* x, Index n);
+/// to ← −xᵀx, its lower triangle, for such an x.
+void negative_square(const double* x, double* to, Index n);
+
 }  // namespace orthrus::kernels::cpu

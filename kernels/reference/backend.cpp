@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "kernels/bf16.hpp"
 #include "kernels/check.hpp"
@@ -93,6 +94,45 @@ class ReferenceBackend final : public Backend {
         put(c, j, i, get<double>(c, i, j));
       }
     }
+  }
+
+  bool invert_spd(MatrixView a) override {
+    check_invert_spd(a);
+    // A = LLᵀ, then X = L⁻¹, then XᵀX.
+    const Index n = a.rows;
+    std::vector<double> l(static_cast<std::size_t>(n * n));
+    std::vector<double> x(static_cast<std::size_t>(n * n));
+    const auto at = [n](Index i, Index j) { return static_cast<std::size_t>(i * n + j); };
+    for (Index i = 0; i < n; ++i) {
+      for (Index j = 0; j <= i; ++j) {
+        double sum = get<double>(a, i, j);
+        for (Index p = 0; p < j; ++p) sum -= l[at(i, p)] * l[at(j, p)];
+        if (i > j) {
+          l[at(i, j)] = sum / l[at(j, j)];
+        } else if (sum > 0 && std::isfinite(sum)) {
+          l[at(i, i)] = std::sqrt(sum);
+        } else {
+          return false;
+        }
+      }
+    }
+    for (Index j = 0; j < n; ++j) {
+      x[at(j, j)] = 1 / l[at(j, j)];
+      for (Index i = j + 1; i < n; ++i) {
+        double sum = 0;
+        for (Index p = j; p < i; ++p) sum -= l[at(i, p)] * x[at(p, j)];
+        x[at(i, j)] = sum / l[at(i, i)];
+      }
+    }
+    for (Index i = 0; i < n; ++i) {
+      for (Index j = 0; j <= i; ++j) {
+        double sum = 0;
+        for (Index p = i; p < n; ++p) sum += x[at(p, i)] * x[at(p, j)];
+        put(a, i, j, sum);
+        put(a, j, i, sum);
+      }
+    }
+    return true;
   }
 
   void convert(ConstMatrixView from, double scale, MatrixView to) override {

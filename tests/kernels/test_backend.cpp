@@ -176,6 +176,61 @@ TEST_P(EveryDevice, SquaresSmallIntegersExactly) {
   }
 }
 
+// 3·127² and more, which bf16 cannot hold: an f32 result is not rounded to it.
+TEST_P(EveryDevice, KeepsTheF32SumsOfBf16Factors) {
+  if (dtype != DType::bf16) return;  // another type is its own result
+  const zoo::Matrix a = small(2, 3, {127, 127, 127, 1, 2, 3});
+  for (const bool t : {false, true}) {
+    Buffer x(op(a, t), dtype);
+    Buffer c(small(2, 2, {1, 2, 2, 5}), DType::f32, 1);
+    device->syrk(1, x.view(), op_of(t), 3, c.view());
+    EXPECT_EQ(c.values().data, (std::vector<double>{48387 + 3, 762 + 6, 762 + 6, 14 + 15}));
+    device->gemm(2, x.view(), op_of(t), x.view(), op_of(!t), 0, c.view());
+    EXPECT_EQ(c.values().data, (std::vector<double>{96774, 1524, 1524, 28}));
+    EXPECT_TRUE(c.gaps_untouched());
+  }
+}
+
+// A = LLᵀ with a small L of powers of two on the diagonal: every step is exact. What lies above the
+// diagonal is not read.
+TEST_P(EveryDevice, InvertsSmallIntegersExactly) {
+  if (dtype == DType::bf16) {
+    Buffer a(small(2, 2, {4, 2, 2, 2}), dtype);
+    EXPECT_THROW((void)device->invert_spd(a.view()), ShapeError);
+    return;
+  }
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  Buffer a(small(2, 2, {4, nan, 2, 2}), dtype, 3);
+  EXPECT_TRUE(device->invert_spd(a.view()));
+  EXPECT_EQ(a.values().data, (std::vector<double>{0.5, -0.5, -0.5, 1}));
+  EXPECT_TRUE(a.gaps_untouched());
+  Buffer one(small(1, 1, {0.25}), dtype);
+  EXPECT_TRUE(device->invert_spd(one.view()));
+  EXPECT_EQ(one(0, 0), 4);
+  Buffer empty(0, 0, dtype);
+  EXPECT_TRUE(device->invert_spd(empty.view()));
+}
+
+TEST_P(EveryDevice, ReportsWhatIsNotPositiveDefinite) {
+  if (dtype == DType::bf16) return;  // it is not inverted
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const Index n : {1, 5, 60, 130}) {
+    for (const double bad : {0.0, -1.0, nan, inf, -inf}) {
+      for (const Index at : {Index{0}, n / 2, n - 1}) {
+        Buffer a(zoo::zero(n, n), dtype);
+        for (Index i = 0; i < n; ++i) a.set(i, i, i == at ? bad : 2);
+        EXPECT_FALSE(device->invert_spd(a.view())) << n << " " << bad << " at " << at;
+      }
+    }
+    if (n == 1) continue;
+    Buffer indefinite(zoo::zero(n, n), dtype);  // positive diagonal, eigenvalues −1 and 3
+    for (Index i = 0; i < n; ++i) indefinite.set(i, i, 1);
+    indefinite.set(n - 1, 0, 2);
+    EXPECT_FALSE(device->invert_spd(indefinite.view())) << n;
+  }
+}
+
 TEST_P(EveryDevice, DoesNotReadTheOutputWithBetaZero) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   Buffer a(small(2, 2, {1, 2, 3, 4}), dtype);
@@ -287,6 +342,10 @@ TEST_P(EveryDevice, RefusesShapesThatDoNotFit) {
   Buffer c(2, 2, dtype);
   Buffer other(2, 3, dtype == DType::f32 ? DType::f64 : DType::f32);
   Buffer lines(2, 1, DType::f64);
+  // Beside bf16 factors only an f32 result may be wider, and only when both are bf16.
+  Buffer half(2, 3, dtype == DType::bf16 ? DType::f32 : DType::bf16);
+  Buffer single(2, 2, DType::f32);
+  Buffer wide(2, 2, DType::f64);
   const auto no = Transpose::no;
   const auto yes = Transpose::yes;
   MatrixView overlapping = a.view();
@@ -300,6 +359,9 @@ TEST_P(EveryDevice, RefusesShapesThatDoNotFit) {
       [&] { device->gemm(1, overlapping, no, b.view(), yes, 0, c.view()); },
       [&] { device->syrk(1, a.view(), yes, 0, c.view()); },
       [&] { device->syrk(1, other.view(), no, 0, c.view()); },
+      [&] { device->gemm(1, a.view(), no, half.view(), yes, 0, single.view()); },
+      [&] { device->syrk(1, half.view(), no, 0, wide.view()); },
+      [&] { (void)device->invert_spd(a.view()); },
       [&] { device->convert(a.view(), 1, c.view()); },
       [&] { device->convert(a.view(), 1, counted); },
       [&] { device->axpby(1, a.view(), 1, c.view()); },
@@ -513,6 +575,67 @@ TEST_P(Conformance, Syrk) {
   }
 }
 
+// Larger than the pieces a product is cut into, and not a multiple of them; bf16 with an f32
+// result.
+TEST_P(Conformance, SyrkOfManyPieces) {
+  for (const auto& [n, k] : std::vector<std::pair<Index, Index>>{{193, 31}, {300, 20}, {530, 9}}) {
+    for (const bool t : {false, true}) {
+      for (const double beta : {0.0, 0.75}) {
+        for (const Index gap : {0, 3}) {
+          Buffer a(op(zoo::gaussian(n, k, 7), t), dtype, gap);
+          zoo::Matrix start = zoo::gaussian(n, n, 8);
+          for (Index i = 0; i < n; ++i) {
+            for (Index j = 0; j < i; ++j) start(i, j) = start(j, i);
+          }
+          const DType type = dtype == DType::bf16 ? DType::f32 : dtype;
+          Buffer c(start, type, gap);
+          const zoo::Matrix old = c.values();
+          const zoo::Matrix left = op(a.values(), t);
+          const zoo::Matrix product = zoo::product(left, zoo::transposed(left));
+          const zoo::Matrix size = zoo::product(absolute(left), zoo::transposed(absolute(left)));
+          device->syrk(1, a.view(), op_of(t), beta, c.view());
+          for (Index i = 0; i < n; ++i) {
+            for (Index j = 0; j < n; ++j) {
+              const double exact = product(i, j) + beta * old(i, j);
+              const double bound = static_cast<double>(k + 4) * unit_roundoff(type) *
+                                   (size(i, j) + std::abs(beta * old(i, j)));
+              ASSERT_LE(std::abs(c(i, j) - exact), bound) << n << "x" << k << " op " << t;
+              ASSERT_EQ(c(i, j), c(j, i)) << n << "x" << k << " op " << t;
+            }
+          }
+          EXPECT_TRUE(c.gaps_untouched());
+        }
+      }
+    }
+  }
+}
+
+// Sizes around the block of 48 and the 128 rows of an update. What is left of A·A⁻¹ − I is the
+// condition, some times the rounding, at any condition the type can bear.
+TEST_P(Conformance, InvertSpd) {
+  if (dtype == DType::bf16) return;  // it is not inverted
+  for (const Index n : {1, 2, 3, 47, 48, 49, 95, 97, 128, 145, 300}) {
+    for (const double condition : {1.0, 10.0, 1e4}) {
+      for (const Index gap : {0, 3}) {
+        const zoo::Matrix root = zoo::condition(n, n, std::sqrt(condition), 11);
+        Buffer a(zoo::product(root, zoo::transposed(root)), dtype, gap);
+        Buffer judge(a.values(), DType::f64);
+        ASSERT_TRUE(reference->invert_spd(judge.view()));
+        for (Index i = 0; i < n; ++i) {
+          for (Index j = i + 1; j < n; ++j) a.set(i, j, std::numeric_limits<double>::quiet_NaN());
+        }
+        ASSERT_TRUE(device->invert_spd(a.view()));
+        const zoo::Matrix actual = a.values();
+        const zoo::Matrix expected = judge.values();
+        EXPECT_LE(zoo::relative_error(actual, expected), 8 * condition * unit_roundoff(dtype))
+            << n << " " << condition;
+        EXPECT_EQ(zoo::max_difference(actual, zoo::transposed(actual)), 0) << n;
+        EXPECT_TRUE(a.gaps_untouched());
+      }
+    }
+  }
+}
+
 // Element-wise verbs round where the formula says, so both devices give the same bits.
 TEST_P(Conformance, ElementWiseVerbsToTheBit) {
   int seed = 200;
@@ -635,12 +758,19 @@ TEST_P(Conformance, SumsInTheDocumentedOrder) {
 
 // The same numbers at another address give the same bits: offsets of 0 to 3 elements and gaps.
 TEST_P(Conformance, DoesNotDependOnAlignmentOrStride) {
-  for (const auto& [m, n, k] :
-       {ProductCase{37, 43, 29}, {130, 66, 257}, {1, 100, 64}, {64, 1, 9}}) {
+  for (const auto& [m, n, k] : {ProductCase{37, 43, 29},
+                                {130, 66, 257},
+                                {1, 100, 64},
+                                {64, 1, 9},
+                                {7, 1, 600},
+                                {1, 5, 600},
+                                {300, 5, 33}}) {
     const zoo::Matrix as = zoo::gaussian(m, k, 1);
     const zoo::Matrix bs = zoo::gaussian(k, n, 2);
     const zoo::Matrix cs = zoo::gaussian(m, n, 3);
     const zoo::Matrix longs = zoo::gaussian(3, 3001, 4);
+    zoo::Matrix definite = zoo::product(as, zoo::transposed(as));
+    for (Index i = 0; i < m; ++i) definite(i, i) += 1;
     std::vector<std::vector<std::byte>> results;
     std::vector<double> sums;
     for (const auto& [offset, gap] :
@@ -658,8 +788,12 @@ TEST_P(Conformance, DoesNotDependOnAlignmentOrStride) {
       device->gemm(1, at.view(), Transpose::yes, bt.view(), Transpose::yes, 0, d.view());
       device->syrk(1, a.view(), Transpose::no, 0, s.view());
       device->axpby(0.1, x.view(), 0.7, y.view());
+      Buffer inverse(definite, dtype, gap, offset);
+      if (dtype != DType::bf16) {
+        EXPECT_TRUE(device->invert_spd(inverse.view()));
+      }
       std::vector<std::byte> bits;
-      for (Buffer* part : {&c, &d, &s, &y}) {
+      for (Buffer* part : {&c, &d, &s, &y, &inverse}) {
         const std::vector<std::byte> more = part->bits();
         bits.insert(bits.end(), more.begin(), more.end());
       }
@@ -679,6 +813,8 @@ TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
   Buffer b(zoo::gaussian(30, 25, 2), dtype);
   Buffer c(zoo::gaussian(20, 25, 3), dtype, 1);
   Buffer s(zoo::zero(20, 20), dtype);
+  const zoo::Matrix flat = zoo::flat(60, 60, 5);
+  Buffer definite(zoo::product(flat, zoo::transposed(flat)), dtype);
   Buffer x(zoo::gaussian(3, 5000, 4), dtype, 3);
   Buffer lines(zoo::zero(3, 1), DType::f64);
   Buffer columns(zoo::zero(1, 5000), DType::f64);
@@ -686,6 +822,7 @@ TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
   const MatrixView bv = b.view();
   const MatrixView cv = c.view();
   const MatrixView sv = s.view();
+  const MatrixView dv = definite.view();
   const MatrixView xv = x.view();
   const MatrixView lv = lines.view();
   const MatrixView kv = columns.view();
@@ -698,6 +835,7 @@ TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
       device->gemm(1, av, Transpose::no, bv, Transpose::no, 0.5, cv);
       device->syrk(1, av, Transpose::no, 0, sv);
     }
+    if (dtype != DType::bf16) sink += device->invert_spd(dv) ? 1 : 0;
     device->convert(xv, 0.5, xv);
     device->axpby(0.1, xv, 0.2, xv);
     device->sign(cv, cv);

@@ -453,6 +453,7 @@ class Counting final : public Backend {
     flops += static_cast<double>(c.rows * a.rows * a.cols);
     inner_->syrk(alpha, a, op_a, beta, c);
   }
+  bool invert_spd(MatrixView a) override { return inner_->invert_spd(a); }
   void convert(ConstMatrixView from, double scale, MatrixView to) override {
     inner_->convert(from, scale, to);
   }

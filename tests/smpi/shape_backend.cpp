@@ -45,14 +45,24 @@ class ShapeBackend final : public Backend {
     const ProductShape s = check_gemm(a, op_a, b, op_b, c);
     mark(c);
     if (s.m * s.n * s.k == 0) return;
-    rank_clock().compute(runtime::gemm_seconds(rank_clock().profile, c.dtype, s.m, s.n, s.k));
+    rank_clock().compute(runtime::gemm_seconds(rank_clock().profile, a.dtype, s.m, s.n, s.k));
   }
 
   void syrk(double, ConstMatrixView a, Transpose op_a, double, MatrixView c) override {
     const ProductShape s = check_syrk(a, op_a, c);
     mark(c);
     if (s.n * s.k == 0) return;
-    rank_clock().compute(runtime::syrk_seconds(rank_clock().profile, c.dtype, s.n, s.k));
+    rank_clock().compute(runtime::syrk_seconds(rank_clock().profile, a.dtype, s.n, s.k));
+  }
+
+  bool invert_spd(MatrixView a) override {
+    check_invert_spd(a);
+    mark(a);
+    // m³ flops, nearly all of them in products of half that shape.
+    if (a.rows > 0) {
+      rank_clock().compute(runtime::syrk_seconds(rank_clock().profile, a.dtype, a.rows, a.rows));
+    }
+    return true;
   }
 
   void convert(ConstMatrixView from, double scale, MatrixView to) override {
