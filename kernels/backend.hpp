@@ -10,7 +10,11 @@
 /// verbs contract no product with a sum. Shape or dtype mismatch throws `ShapeError`. No verb
 /// allocates after the first call with the same shapes (oneDNN, inside itself, does). A backend
 /// keeps buffers and compiled products: one object serves one thread at a time.
+///
+/// Pointers are the device's. Verbs enter `stream()` and return; those that return a number wait
+/// for that stream, and for nothing else.
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <orthrus/stream.hpp>
@@ -36,6 +40,21 @@ class Backend {
   [[nodiscard]] virtual std::string_view name() const = 0;
   /// The queue all verbs of this object enter.
   [[nodiscard]] virtual Stream stream() const { return {}; }
+
+  // ---- memory ---------------------------------------------------------------------------------
+  /// May the host follow this device's pointers?
+  [[nodiscard]] virtual bool on_host() const = 0;
+  /// Memory of this device that starts at a multiple of 256 bytes; its content is not defined.
+  /// nullptr for no bytes. @throws DeviceError  there is not that much.
+  [[nodiscard]] virtual void* allocate(std::size_t bytes) = 0;
+  /// What is queued is done first. `DeviceBuffer` (device_memory.hpp) calls it.
+  virtual void deallocate(void* memory) noexcept = 0;
+  /// Copies between this device and the host, or within either: both pointers may be of either
+  /// kind, the ranges do not overlap. Enters the stream: host memory is read, or ready, only after
+  /// `wait()`.
+  virtual void copy(const void* from, void* to, std::size_t bytes) = 0;
+  /// Returns when all that this object has queued is done. @throws DeviceError  a verb failed.
+  virtual void wait() = 0;
 
   // ---- products -------------------------------------------------------------------------------
   /// C ← α·op(A)·op(B) + β·C. bf16 in accumulates in f32; C may then be f32 too, and is not rounded
@@ -76,6 +95,19 @@ class Backend {
   virtual double adamw(const AdamWScalars& s, ConstMatrixView g, MatrixView m, MatrixView v,
                        MatrixView w) = 0;
 
+  // ---- entries as they stand ------------------------------------------------------------------
+  /// Every entry ← value, rounded once.
+  virtual void fill(double value, MatrixView to) = 0;
+  /// c(i,i) ← c(i,i) + a, c square.
+  virtual void add_diagonal(double a, MatrixView c) = 0;
+  /// c(j,i) ← c(i,j) for j < i, bit for bit, c square.
+  virtual void mirror_lower(MatrixView c) = 0;
+  /// packed ← the lower triangle of a square f32 matrix, row after row (`packed_size` of
+  /// triangle.hpp); what is above the diagonal is not read.
+  virtual void pack_triangle(ConstMatrixView full, float* packed) = 0;
+  /// The other way; `full` is written whole and is exactly symmetric.
+  virtual void unpack_triangle(const float* packed, MatrixView full) = 0;
+
   // ---- sums -----------------------------------------------------------------------------------
   /// Elements per block of a sum: inside a block f64 in 8 interleaved lanes of fixed order, across
   /// blocks the binary tree that splits [a,b) at a + the largest power of two below b − a. Blocks
@@ -89,13 +121,18 @@ class Backend {
   virtual void line_sum_squares(ConstMatrixView x, bool of_columns, MatrixView out) = 0;
   /// max |x|; NaN when any entry is NaN.
   virtual double abs_max(ConstMatrixView x) = 0;
+  /// Σ c(i,i) in f64, from the first on; c square.
+  virtual double trace(ConstMatrixView c) = 0;
+  /// out(i) ← Σⱼ x(i,j)·y(i,j), f64, rows×1: each product rounded, added from the first on.
+  virtual void row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out) = 0;
   /// x(i,j) ← x(i,j)·s(i) (s(j) when `of_columns`); s is f64, the product is rounded once.
   virtual void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) = 0;
 };
 
 /// A device by name: "cpu" (OpenBLAS, oneDNN where built in), "reference" (plain loops in f64: the
-/// judge).
-/// @throws ConfigError naming the known devices, or the build option that would add one.
+/// judge), "cuda" (the calling thread's current device, on a stream of its own).
+/// @throws ConfigError naming the known devices, the build option that would add one, or why there
+///         is none to open.
 std::unique_ptr<Backend> open_backend(std::string_view device);
 
 /// Is bf16 computed by oneDNN here (else: widened to f32 and multiplied by the BLAS)?

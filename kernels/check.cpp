@@ -98,10 +98,27 @@ ProductShape check_syrk(ConstMatrixView a, Transpose op_a, ConstMatrixView c) {
   return s;
 }
 
+void check_square(std::string_view verb, ConstMatrixView c) {
+  check_view(verb, c);
+  if (c.rows != c.cols) refuse(verb, {"not square: ", describe(c)});
+}
+
 void check_invert_spd(ConstMatrixView a) {
-  check_view("invert_spd", a);
-  if (a.rows != a.cols) refuse("invert_spd", {"not square: ", describe(a)});
+  check_square("invert_spd", a);
   if (a.dtype == DType::bf16) refuse("invert_spd", {"f32 or f64 is needed: ", describe(a)});
 }
+
+void check_triangle(std::string_view verb, ConstMatrixView full) {
+  check_square(verb, full);
+  check_dtype(verb, full, DType::f32);
+}
+
+void check_row_dots(ConstMatrixView x, ConstMatrixView y, ConstMatrixView out) {
+  check_same("row_dots", {x, y});
+  check_lines("row_dots", x, false, out);
+}
+
+void throw_config_error(const std::string& what) { throw ConfigError(what); }
+void throw_device_error(const std::string& what) { throw DeviceError(what); }
 
 }  // namespace orthrus::kernels

@@ -35,4 +35,15 @@ void check_dtype(std::string_view verb, ConstMatrixView view, DType dtype);
 /// `lines` has one f64 per row of x (rows×1), or per column (1×cols).
 void check_lines(std::string_view verb, ConstMatrixView x, bool of_columns, ConstMatrixView lines);
 
+/// `c` is square.
+void check_square(std::string_view verb, ConstMatrixView c);
+/// `check_square`, f32.
+void check_triangle(std::string_view verb, ConstMatrixView full);
+/// x and y of one shape and dtype, `out` one f64 per row.
+void check_row_dots(ConstMatrixView x, ConstMatrixView y, ConstMatrixView out);
+
+// For sources that cannot read error.hpp, being C++17.
+[[noreturn]] void throw_config_error(const std::string& what);
+[[noreturn]] void throw_device_error(const std::string& what);
+
 }  // namespace orthrus::kernels

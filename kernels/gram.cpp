@@ -9,7 +9,6 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
-#include "kernels/mirror.hpp"
 
 namespace orthrus::kernels {
 namespace {
@@ -20,15 +19,6 @@ View block(View v, Index i, Index j, Index rows, Index cols) {
   using Byte = std::conditional_t<std::is_same_v<View, MatrixView>, std::byte, const std::byte>;
   const Index at = (i * v.ld + j) * static_cast<Index>(bytes_of(v.dtype));
   return {static_cast<Byte*>(v.data) + at, rows, cols, v.ld, v.dtype};
-}
-
-template <class T>
-T* row(MatrixView v, Index i) {
-  return static_cast<T*>(v.data) + i * v.ld;
-}
-template <class T>
-const T* row(ConstMatrixView v, Index i) {
-  return static_cast<const T*>(v.data) + i * v.ld;
 }
 
 bool is_square_f32(ConstMatrixView v) {
@@ -71,11 +61,7 @@ void commuting_product(double alpha, ConstMatrixView a, ConstMatrixView b, doubl
     backend.gemm(alpha, left, Transpose::no, block(b, 0, 0, m, cols), Transpose::no, beta, out);
     if (c.dtype != b.dtype) backend.convert(out, 1, to);
   }
-  if (c.dtype == DType::f64) {
-    mirror_lower<double>(c);
-  } else {
-    mirror_lower<float>(c);
-  }
+  backend.mirror_lower(c);
 }
 
 /// (QRQ)ᵢᵢ = Σⱼ (QR)ᵢⱼQᵢⱼ. In f64: Q spans the inverse of the spectrum, and all of that cancels.
@@ -89,18 +75,8 @@ void row_squares_of(ConstMatrixView q, ConstMatrixView r, std::span<double> row_
     const MatrixView out = part(panels.out, rows, m, DType::f64);
     backend.convert(block(q, i, 0, rows, m), 1, left);
     backend.gemm(1, left, Transpose::no, r, Transpose::no, 0, out);
-    for (Index p = 0; p < rows; ++p) {
-      const double* x = row<double>(left, p);
-      row_squares[static_cast<std::size_t>(i + p)] =
-          std::inner_product(x, x + m, row<double>(out, p), 0.0);
-    }
+    backend.row_dots(left, out, matrix_view(row_squares.data() + i, rows, 1));
   }
-}
-
-double trace(ConstMatrixView r) {
-  double sum = 0;
-  for (Index i = 0; i < r.rows; ++i) sum += static_cast<double>(row<float>(r, i)[i]);
-  return sum;
 }
 
 double norm_of(double trace, const GramOptions& options) {
@@ -118,21 +94,6 @@ double growth(std::span<const Quintic> iterations, std::size_t first) {
 }
 
 }  // namespace
-
-void pack_triangle(ConstMatrixView full, float* packed) {
-  expects(is_square_f32(full), "packs square f32 matrices");
-  for (Index i = 0; i < full.rows; ++i) {
-    packed = std::copy_n(row<float>(full, i), i + 1, packed);
-  }
-}
-
-void unpack_triangle(const float* packed, MatrixView full) {
-  expects(is_square_f32(full), "unpacks square f32 matrices");
-  for (Index i = 0; i < full.rows; ++i) {
-    std::copy_n(packed + packed_size(i), i + 1, row<float>(full, i));
-  }
-  mirror_lower<float>(full);
-}
 
 std::size_t gram_accumulate_workspace_bytes(Index m) { return 3 * panel_bytes(m); }
 
@@ -173,7 +134,7 @@ void gram_accumulate(double alpha, ConstMatrixView x, bool wide, double beta, Ma
     } while (k < n);
     backend.convert(out, 1, to);
   }
-  mirror_lower<float>(r);
+  backend.mirror_lower(r);
 }
 
 bool gram_is_stable(std::span<const Quintic> iterations) {
@@ -211,11 +172,12 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
   expects(work.size() >= gram_polynomial_workspace_bytes(m, iterations),
           "work is smaller than gram_polynomial_workspace_bytes says");
 
-  const double squares = trace(r);
+  const double squares = backend.trace(r);
   if (squares == 0 || !std::isfinite(squares)) {
     const double all = squares == 0 ? 0 : std::numeric_limits<double>::quiet_NaN();
-    for (Index i = 0; i < m; ++i) std::fill_n(row<float>(q, i), m, static_cast<float>(all));
-    return std::fill(row_squares.begin(), row_squares.end(), all);
+    backend.fill(all, q);
+    if (!row_squares.empty()) backend.fill(all, matrix_view(row_squares.data(), m, 1));
+    return;
   }
 
   // One or two matrices of f64; what holds one of f64 holds R and S of f32.
@@ -246,7 +208,7 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
     }
     if (t == 0) {
       backend.convert(s, unit, q);
-      for (Index i = 0; i < m; ++i) row<float>(q, i)[i] += static_cast<float>(a * unit);
+      backend.add_diagonal(a * unit, q);
     } else {
       commuting_product(unit, q, s, a * unit, q, panels, backend);
     }

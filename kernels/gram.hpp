@@ -8,21 +8,10 @@
 
 #include "kernels/coefficients.hpp"
 #include "kernels/msign.hpp"
+#include "kernels/triangle.hpp"
 
 namespace orthrus::kernels {
 class Backend;
-
-// ---- a symmetric matrix as messages carry it --------------------------------------------------
-
-/// Entries of one triangle of an m×m matrix, diagonal included.
-constexpr Index packed_size(Index m) { return m * (m + 1) / 2; }
-/// packed ← the lower triangle of `full`, row after row: entry (i, j ≤ i) at i(i+1)/2 + j.
-/// @param[in]  full    m×m, f32, in host memory, any ld; what is above the diagonal is not read.
-/// @param[out] packed  `packed_size(m)` floats.
-/// @throws ShapeError  `full` is not square or not f32.
-void pack_triangle(ConstMatrixView full, float* packed);
-/// The other way; `full` is written whole and is exactly symmetric.
-void unpack_triangle(const float* packed, MatrixView full);
 
 // ---- R = XXᵀ ----------------------------------------------------------------------------------
 
@@ -35,7 +24,7 @@ std::size_t gram_accumulate_workspace_bytes(Index m);
 /// on steep spectra: see the figures at `gram_polynomial`.
 ///
 /// @param         x     m×n (wide) or n×m (tall), f32, any ld; n may be 0.
-/// @param[in,out] r     m×m, f32, in host memory; symmetric on input (β = 0: not read), exactly
+/// @param[in,out] r     m×m, f32; symmetric on input (β = 0: not read), exactly
 ///                      symmetric on output.
 /// @param[out]    work  `gram_accumulate_workspace_bytes(m)` bytes, 64-byte aligned.
 /// @throws ShapeError   shapes or dtypes contradict each other, or `work` is too small.
@@ -96,10 +85,10 @@ std::size_t gram_polynomial_workspace_bytes(Index m, std::span<const Quintic> it
 ///
 /// `polar_express_101`, five iterations, 128×512: 8e-6, 4e-4, 1e-3, 3e-4; with syrk i^-2 is 2e-3.
 ///
-/// @param         r            m×m, f32, symmetric, in host memory, any ld. The caller has scaled X
+/// @param         r            m×m, f32, symmetric, any ld. The caller has scaled X
 ///                             so that tr R lies between 1e-20 and 1e20.
 /// @param         iterations   one polynomial each, applied in order; at least one.
-/// @param[out]    q            m×m, f32, in host memory; exactly symmetric. Not `r`.
+/// @param[out]    q            m×m, f32; exactly symmetric. Not `r`.
 /// @param[out]    row_squares  m numbers or none: (QRQ)ᵢᵢ, the squared norms of the rows of QX.
 ///                             An error of R enters lifted by (Π a)². Largest, in units of their
 ///                             mean, after five polar_express_101: Gaussian 2e-5, σ = 1 … 1e-7

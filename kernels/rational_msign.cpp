@@ -12,9 +12,9 @@
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
 #include "kernels/gram.hpp"
-#include "kernels/mirror.hpp"
 #include "kernels/msign.hpp"
 #include "kernels/rng.hpp"
+#include "kernels/triangle.hpp"
 
 namespace orthrus::kernels {
 namespace {
@@ -242,7 +242,7 @@ void rational_combine(const float* packed, double s2, const RationalSign& f, Mat
       for (Index j = 0; j <= i; ++j) to[j] += from[t * size + j];
     }
   }
-  mirror_lower<float>(k);
+  mirror_lower(k);
   finish(s2, f, k);
 }
 

@@ -101,10 +101,10 @@ fi
 if command -v nvcc > /dev/null; then
   build_cuda() {
     quietly build-cuda/configure.log cmake --preset cuda &&
-      quietly build-cuda/build.log cmake --build build-cuda -j "$jobs" --target kernels_test_cuda
+      quietly build-cuda/build.log cmake --build build-cuda -j "$jobs" --target kernels_test_cuda kernels_test_backend_cuda
   }
   if check "build (CUDA, sm_80 and sm_90)" build_cuda; then
-    run_tests "CUDA tests" build-cuda -R '^kernels/test_cuda$'
+    run_tests "CUDA tests" build-cuda -R '^kernels/test_(cuda|backend_cuda)$'
   fi
 fi
 

@@ -1,5 +1,3 @@
-#include "kernels/backend.hpp"
-
 #include <cblas.h>
 
 #include <algorithm>
@@ -10,6 +8,7 @@
 #include <orthrus/error.hpp>
 #include <vector>
 
+#include "kernels/adamw_constants.hpp"
 #include "kernels/block_sum.hpp"
 #include "kernels/check.hpp"
 #include "kernels/cpu/bf16_product.hpp"
@@ -17,7 +16,7 @@
 #include "kernels/cpu/f32_product.hpp"
 #include "kernels/cpu/spd_inverse.hpp"
 #include "kernels/devices.hpp"
-#include "kernels/mirror.hpp"
+#include "kernels/host_backend.hpp"
 #include "kernels/rng.hpp"
 
 namespace orthrus::kernels {
@@ -132,7 +131,7 @@ ConstMatrixView lines(ConstMatrixView a, Transpose op, Index i, Index count) {
 }
 Transpose other(Transpose op) { return op == Transpose::yes ? Transpose::no : Transpose::yes; }
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public HostBackend {
  public:
   [[nodiscard]] std::string_view name() const override { return "cpu"; }
 
@@ -164,17 +163,17 @@ class CpuBackend final : public Backend {
         product_f32(alpha, lines(a, op_a, j, s.n - j), op_a, lines(a, op_a, j, cols), other(op_a),
                     beta, block(c, j, j, s.n - j, cols));
       }
-      mirror_lower<float>(c);
+      mirror_lower(c);
     } else if (a.dtype == DType::f32) {
       cblas_ssyrk(CblasRowMajor, CblasLower, blas_op(op_a), n, k, static_cast<float>(alpha),
                   static_cast<const float*>(a.data), blas_ld(a), static_cast<float>(beta),
                   static_cast<float*>(c.data), blas_ld(c));
-      mirror_lower<float>(c);
+      mirror_lower(c);
     } else if (c.dtype == DType::f64) {
       cblas_dsyrk(CblasRowMajor, CblasLower, blas_op(op_a), n, k, alpha,
                   static_cast<const double*>(a.data), blas_ld(a), beta,
                   static_cast<double*>(c.data), blas_ld(c));
-      mirror_lower<double>(c);
+      mirror_lower(c);
     } else {
       // As above, but by rows; pieces of columns have gaps, and would be packed again and again.
       const Index height = op_a == Transpose::no ? 256 : s.n;
@@ -183,11 +182,7 @@ class CpuBackend final : public Backend {
         bf16().gemm(alpha, lines(a, op_a, i, rows), op_a, lines(a, op_a, 0, i + rows), other(op_a),
                     beta, block(c, i, 0, rows, i + rows));
       }
-      if (c.dtype == DType::f32) {
-        mirror_lower<float>(c);
-      } else {
-        mirror_lower<BFloat16>(c);
-      }
+      mirror_lower(c);
     }
   }
 
@@ -196,12 +191,12 @@ class CpuBackend final : public Backend {
     if (a.dtype == DType::f32) {
       const bool definite = cpu::invert_lower(
           a, scratch_f32_, [this](auto... arguments) { product_f32(arguments...); });
-      if (definite) mirror_lower<float>(a);
+      if (definite) mirror_lower(a);
       return definite;
     }
     const bool definite = cpu::invert_lower(
         a, scratch_f64_, [this](auto... arguments) { product_f64(arguments...); });
-    if (definite) mirror_lower<double>(a);
+    if (definite) mirror_lower(a);
     return definite;
   }
 
@@ -283,19 +278,7 @@ class CpuBackend final : public Backend {
                MatrixView w) override {
     check_same("adamw", {w, g, m, v});
     check_dtype("adamw", w, DType::f32);
-    const cpu::AdamWConstants constants{
-        static_cast<float>(s.beta1),
-        static_cast<float>(s.beta2),
-        static_cast<float>(1 - s.beta1),
-        static_cast<float>(1 - s.beta2),
-        static_cast<float>(s.bias_correction1),
-        static_cast<float>(s.bias_correction2),
-        static_cast<float>(std::sqrt(s.bias_correction2)),
-        static_cast<float>(s.eps),
-        static_cast<float>(1 - s.lr * s.weight_decay),
-        static_cast<float>(s.lr),
-        s.eps_before_correction,
-    };
+    const AdamWConstants constants = constants_of(s);
     const bool flat = g.contiguous() && m.contiguous() && v.contiguous() && w.contiguous();
     std::array<float, sum_block> update;
     return sum_blocks(

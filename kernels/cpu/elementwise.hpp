@@ -5,15 +5,10 @@
 #include <cstdint>
 #include <orthrus/dtype.hpp>
 
+#include "kernels/adamw_constants.hpp"
 #include "kernels/bf16.hpp"
 
 namespace orthrus::kernels::cpu {
-
-/// The AdamW scalars as the loop uses them: each rounded once.
-struct AdamWConstants {
-  float b1, b2, rest1, rest2, c1, c2, root_c2, eps, rho, lr;
-  bool eps_before_correction;
-};
 
 /// to ← scale·from; `to` may be `from` where the types are equally wide or the result is narrower.
 void convert(DType from_type, const void* from, double scale, DType to_type, void* to, Index n);

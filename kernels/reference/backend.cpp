@@ -10,6 +10,7 @@
 #include "kernels/bf16.hpp"
 #include "kernels/check.hpp"
 #include "kernels/devices.hpp"
+#include "kernels/host_backend.hpp"
 #include "kernels/rng.hpp"
 
 namespace orthrus::kernels {
@@ -63,7 +64,7 @@ void in_compute_type(bool wide, F f) {
   }
 }
 
-class ReferenceBackend final : public Backend {
+class ReferenceBackend final : public HostBackend {
  public:
   [[nodiscard]] std::string_view name() const override { return "reference"; }
 

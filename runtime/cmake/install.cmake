@@ -21,6 +21,7 @@ foreach(definition IN LISTS MPI_CXX_COMPILE_DEFINITIONS)
 endforeach()
 set(orthrus_pc_private "-lyaml-cpp -lcrypto")
 foreach(library IN LISTS ORTHRUS_XXHASH ORTHRUS_SCALAPACK_LIBRARY ORTHRUS_CBLAS_LIBRARY ORTHRUS_ONEDNN_LIBRARY
+        ORTHRUS_CUDA_LIBRARIES
         MPI_CXX_LIBRARIES)
   if(library)
     string(APPEND orthrus_pc_private " ${library}")

@@ -17,6 +17,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/gram.hpp"
+#include "kernels/host_backend.hpp"
 #include "support/count_new.hpp"
 #include "support/zoo.hpp"
 
@@ -438,7 +439,7 @@ TEST(GramStability, DecidesHowManyIterationsAreInF64) {
 // ----------------------------------------------------------------------------------------
 
 /// Counts the products of another backend.
-class Counting final : public Backend {
+class Counting final : public HostBackend {
  public:
   double flops = 0;
 

@@ -3,6 +3,7 @@
 // a verb would take on the machine of the profile goes to the rank's clock; of the data only the
 // first element of what is written becomes 1, so that no trace or norm is zero.
 #include "kernels/check.hpp"
+#include "kernels/host_backend.hpp"
 #include "smpi/rank_clock.hpp"
 
 namespace orthrus::kernels {
@@ -36,7 +37,7 @@ void pass(std::initializer_list<ConstMatrixView> views) {
 /// As if every element were 1.
 double sum_of(ConstMatrixView x) { return static_cast<double>(x.size()); }
 
-class ShapeBackend final : public Backend {
+class ShapeBackend final : public HostBackend {
  public:
   [[nodiscard]] std::string_view name() const override { return "shape"; }
 

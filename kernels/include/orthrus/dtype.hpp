@@ -60,7 +60,8 @@ constexpr std::optional<DType> dtype_named(std::string_view name) noexcept {
 /// Storage of one bfloat16: the upper half of an f32. Arithmetic happens in f32.
 struct BFloat16 {
   std::uint16_t bits;
-  friend bool operator==(BFloat16, BFloat16) = default;
+  // Spelled out: CUDA sources read this header as C++17.
+  friend constexpr bool operator==(BFloat16 a, BFloat16 b) noexcept { return a.bits == b.bits; }
 };
 
 /// The `DType` of a C++ element type.

@@ -1,0 +1,427 @@
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/check.hpp"
+#include "kernels/cuda/elementwise.hpp"
+#include "kernels/cuda/products.hpp"
+#include "kernels/cuda/scratch.hpp"
+#include "kernels/cuda/status.hpp"
+#include "kernels/devices.hpp"
+#include "kernels/handle.hpp"
+#include "kernels/rng.hpp"
+
+namespace orthrus::kernels {
+namespace cuda {
+
+void check_cuda(int status, const char* call) {
+  if (status == cudaSuccess) return;
+  const auto error = static_cast<cudaError_t>(status);
+  cudaGetLastError();  // or the next call would report it again
+  throw_device_error(std::string(call) + ": " + cudaGetErrorString(error) + " (" +
+                     cudaGetErrorName(error) + ")");
+}
+
+void check_cublas(int status, const char* call) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const auto error = static_cast<cublasStatus_t>(status);
+  throw_device_error(std::string(call) + ": " + cublasGetStatusString(error) + " (" +
+                     cublasGetStatusName(error) + ")");
+}
+
+Scratch::~Scratch() { cudaFree(data_); }
+
+void* Scratch::at_least(std::size_t bytes) {
+  if (bytes <= bytes_) return data_;
+  check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream_.handle)),
+             "cudaStreamSynchronize");
+  check_cuda(cudaFree(data_), "cudaFree");
+  data_ = nullptr;
+  bytes_ = 0;
+  check_cuda(cudaMalloc(&data_, bytes), "cudaMalloc of scratch");
+  bytes_ = bytes;
+  return data_;
+}
+
+}  // namespace cuda
+
+namespace {
+
+using cuda::check_cuda;
+
+struct StreamTraits {
+  using Handle = cudaStream_t;
+  static Handle null() { return nullptr; }
+  static void release(Handle handle) noexcept { cudaStreamDestroy(handle); }
+};
+struct PinnedTraits {
+  using Handle = void*;
+  static Handle null() { return nullptr; }
+  static void release(Handle memory) noexcept { cudaFreeHost(memory); }
+};
+
+/// Makes a device the calling thread's current one, for a while.
+class Current {
+ public:
+  explicit Current(int device) {
+    check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
+    changed_ = before_ != device;
+    if (changed_) check_cuda(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~Current() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+bool is_empty(ConstMatrixView v) { return v.rows == 0 || v.cols == 0; }
+
+/// Do the bytes between the first and the last entry of two views meet?
+bool meet(ConstMatrixView a, ConstMatrixView b) {
+  const auto begin = [](ConstMatrixView v) { return reinterpret_cast<std::uintptr_t>(v.data); };
+  const auto end = [&](ConstMatrixView v) {
+    return begin(v) + static_cast<std::size_t>((v.rows - 1) * v.ld + v.cols) * bytes_of(v.dtype);
+  };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
+class CudaBackend final : public Backend {
+ public:
+  /// @param stream  the caller's; without a handle the object makes one.
+  CudaBackend(int device, Stream stream)
+      : device_(device),
+        stream_(stream.handle != nullptr ? stream : make_stream()),
+        scratch_(stream_),
+        number_(stream_),
+        products_(std::make_unique<cuda::Products>(stream_)) {
+    number_.at_least(sizeof(double));
+    check_cuda(cudaHostAlloc(answer_.out(), sizeof(double), cudaHostAllocDefault), "cudaHostAlloc");
+  }
+  ~CudaBackend() override {
+    // cuBLAS wants the device its handles were made on.
+    int before = device_;
+    cudaGetDevice(&before);
+    cudaSetDevice(device_);
+    cudaStreamSynchronize(queue());
+    products_.reset();
+    cudaSetDevice(before);
+  }
+
+  [[nodiscard]] std::string_view name() const override { return "cuda"; }
+  [[nodiscard]] Stream stream() const override { return stream_; }
+
+  // ---- memory
+
+  [[nodiscard]] bool on_host() const override { return false; }
+
+  [[nodiscard]] void* allocate(std::size_t bytes) override {
+    if (bytes == 0) return nullptr;
+    const Current here(device_);
+    void* memory = nullptr;
+    const std::string call = "cudaMalloc of " + std::to_string(bytes) + " bytes";
+    check_cuda(cudaMalloc(&memory, bytes), call.c_str());
+    return memory;
+  }
+
+  void deallocate(void* memory) noexcept override {
+    cudaStreamSynchronize(queue());
+    cudaFree(memory);
+  }
+
+  void copy(const void* from, void* to, std::size_t bytes) override {
+    if (bytes == 0) return;
+    const Current here(device_);
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, queue()), "cudaMemcpyAsync");
+  }
+
+  void wait() override {
+    const Current here(device_);
+    check_cuda(cudaStreamSynchronize(queue()), "cudaStreamSynchronize");
+  }
+
+  // ---- products
+
+  void gemm(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
+            double beta, MatrixView c) override {
+    const ProductShape s = check_gemm(a, op_a, b, op_b, c);
+    if (s.m == 0 || s.n == 0) return;
+    const Current here(device_);
+    if (s.k == 0) return scale_whole(beta, c);
+    products_->gemm(s, alpha, a, op_a, b, op_b, beta, c);
+  }
+
+  void syrk(double alpha, ConstMatrixView a, Transpose op_a, double beta, MatrixView c) override {
+    const ProductShape s = check_syrk(a, op_a, c);
+    if (s.n == 0) return;
+    const Current here(device_);
+    if (s.k == 0) return scale_whole(beta, c);
+    products_->syrk(s, alpha, a, op_a, beta, c);
+  }
+
+  /// By the host: the steps of an inverse are short, and a device would wait between them.
+  [[nodiscard]] bool invert_spd(MatrixView a) override {
+    check_invert_spd(a);
+    if (is_empty(a)) return true;
+    const Current here(device_);
+    const std::size_t bytes = static_cast<std::size_t>(a.size()) * bytes_of(a.dtype);
+    const MatrixView dense{scratch_.at_least(bytes), a.rows, a.cols, a.cols, a.dtype};
+    if (host_ == nullptr) host_ = open_cpu();
+    host_matrix_.resize(bytes);
+    cuda::copy_entries(a, dense, stream_);
+    copy(dense.data, host_matrix_.data(), bytes);
+    wait();
+    const bool definite = host_->invert_spd({host_matrix_.data(), a.rows, a.cols, a.cols, a.dtype});
+    copy(host_matrix_.data(), dense.data, bytes);
+    wait();
+    cuda::copy_entries(dense, a, stream_);
+    return definite;
+  }
+
+  // ---- element-wise
+
+  void momentum(double beta, double weight, bool ahead, MatrixView g, MatrixView m) override {
+    axpby(weight, g, beta, m);
+    ahead ? axpby(beta, m, weight, g) : axpby(1, m, 0, g);
+  }
+
+  void convert(ConstMatrixView from, double scale, MatrixView to) override {
+    check_same_shape("convert", {from, to});
+    if (is_empty(to)) return;
+    const Current here(device_);
+    if (from.dtype == to.dtype) {
+      if (scale != 1) return cuda::convert(from, scale, to, stream_);
+      if (from.data == to.data && from.ld == to.ld) return;
+      return cuda::copy_entries(from, to, stream_);
+    }
+    if (!meet(from, to)) return cuda::convert(from, scale, to, stream_);
+    // In place with another width: what one thread writes, another has yet to read.
+    const std::size_t bytes = static_cast<std::size_t>(to.size()) * bytes_of(to.dtype);
+    const MatrixView staged{scratch_.at_least(bytes), to.rows, to.cols, to.cols, to.dtype};
+    cuda::convert(from, scale, staged, stream_);
+    cuda::copy_entries(staged, to, stream_);
+  }
+
+  void round_stochastic(ConstMatrixView from, MatrixView to, std::uint64_t seed,
+                        std::uint64_t stream_id, std::uint64_t step, Index first_element) override {
+    check_same_shape("round_stochastic", {from, to});
+    check_dtype("round_stochastic", from, DType::f32);
+    check_dtype("round_stochastic", to, DType::bf16);
+    if (is_empty(to)) return;
+    const Current here(device_);
+    cuda::round_stochastic(from, to, mix_seed(seed, stream_id), step,
+                           static_cast<std::uint64_t>(first_element), stream_);
+  }
+
+  void axpby(double a, ConstMatrixView x, double b, MatrixView y) override {
+    check_same("axpby", {x, y});
+    if (is_empty(y)) return;
+    const Current here(device_);
+    cuda::axpby(a, x, b, y, stream_);
+  }
+
+  void sign(ConstMatrixView from, MatrixView to) override {
+    check_same("sign", {from, to});
+    if (is_empty(to)) return;
+    const Current here(device_);
+    cuda::sign(from, to, stream_);
+  }
+
+  double decay_step(double rho, double eta, ConstMatrixView u, MatrixView w) override {
+    check_same("decay_step", {w, u});
+    check_dtype("decay_step", w, DType::f32);
+    if (is_empty(w)) return 0;
+    const Current here(device_);
+    cuda::decay_step(rho, eta, u, w, sums(1, w.size()), number(), stream_);
+    return answer();
+  }
+
+  double adamw(const AdamWScalars& s, ConstMatrixView g, MatrixView m, MatrixView v,
+               MatrixView w) override {
+    check_same("adamw", {w, g, m, v});
+    check_dtype("adamw", w, DType::f32);
+    if (is_empty(w)) return 0;
+    const Current here(device_);
+    cuda::adamw(s, g, m, v, w, sums(1, w.size()), number(), stream_);
+    return answer();
+  }
+
+  // ---- entries as they stand
+
+  void fill(double value, MatrixView to) override {
+    check_view("fill", to);
+    if (is_empty(to)) return;
+    const Current here(device_);
+    cuda::fill(value, to, stream_);
+  }
+
+  void add_diagonal(double a, MatrixView c) override {
+    check_square("add_diagonal", c);
+    if (is_empty(c)) return;
+    const Current here(device_);
+    cuda::add_diagonal(a, c, stream_);
+  }
+
+  void mirror_lower(MatrixView c) override {
+    check_square("mirror_lower", c);
+    if (is_empty(c)) return;
+    const Current here(device_);
+    cuda::mirror_lower(c, stream_);
+  }
+
+  void pack_triangle(ConstMatrixView full, float* packed) override {
+    check_triangle("pack_triangle", full);
+    if (is_empty(full)) return;
+    const Current here(device_);
+    cuda::pack_triangle(full, packed, stream_);
+  }
+
+  void unpack_triangle(const float* packed, MatrixView full) override {
+    check_triangle("unpack_triangle", full);
+    if (is_empty(full)) return;
+    const Current here(device_);
+    cuda::unpack_lower(packed, full, stream_);
+    cuda::mirror_lower(full, stream_);
+  }
+
+  // ---- sums
+
+  double sum_squares(ConstMatrixView x) override {
+    check_view("sum_squares", x);
+    if (is_empty(x)) return 0;
+    const Current here(device_);
+    cuda::sum_squares(x, sums(1, x.size()), number(), stream_);
+    return answer();
+  }
+
+  void line_sum_squares(ConstMatrixView x, bool of_columns, MatrixView out) override {
+    check_lines("line_sum_squares", x, of_columns, out);
+    if (is_empty(out)) return;
+    const Current here(device_);
+    if (is_empty(x)) return cuda::fill(0, out, stream_);
+    cuda::line_sum_squares(x, of_columns, of_columns ? nullptr : sums(x.rows, x.cols), out,
+                           stream_);
+  }
+
+  double abs_max(ConstMatrixView x) override {
+    check_view("abs_max", x);
+    if (is_empty(x)) return 0;
+    const Current here(device_);
+    cuda::abs_max(x, number(), stream_);
+    return answer();
+  }
+
+  double trace(ConstMatrixView c) override {
+    check_square("trace", c);
+    if (is_empty(c)) return 0;
+    const Current here(device_);
+    cuda::trace(c, number(), stream_);
+    return answer();
+  }
+
+  void row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out) override {
+    check_row_dots(x, y, out);
+    if (is_empty(out)) return;
+    const Current here(device_);
+    if (is_empty(x)) return cuda::fill(0, out, stream_);
+    cuda::row_dots(x, y, out, stream_);
+  }
+
+  void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) override {
+    check_lines("scale_lines", x, of_columns, s);
+    if (is_empty(x)) return;
+    const Current here(device_);
+    cuda::scale_lines(s, of_columns, x, stream_);
+  }
+
+ private:
+  Stream make_stream() {
+    check_cuda(cudaStreamCreateWithFlags(own_.out(), cudaStreamNonBlocking),
+               "cudaStreamCreateWithFlags");
+    return {own_.get()};
+  }
+  [[nodiscard]] cudaStream_t queue() const { return static_cast<cudaStream_t>(stream_.handle); }
+
+  /// C ← β·C, without reading C for β = 0.
+  void scale_whole(double beta, MatrixView c) {
+    if (beta != 0) return cuda::axpby(beta, c, 0, c, stream_);
+    cuda::fill(0, c, stream_);
+  }
+
+  double* sums(Index lines, Index size) {
+    return static_cast<double*>(
+        scratch_.at_least(cuda::block_sum_scratch(lines, size) * sizeof(double)));
+  }
+  /// Where a verb puts the number it returns.
+  double* number() { return static_cast<double*>(number_.at_least(sizeof(double))); }
+  /// That number, when it is there.
+  double answer() {
+    check_cuda(
+        cudaMemcpyAsync(answer_.get(), number(), sizeof(double), cudaMemcpyDeviceToHost, queue()),
+        "cudaMemcpyAsync");
+    check_cuda(cudaStreamSynchronize(queue()), "cudaStreamSynchronize");
+    double value = 0;
+    std::memcpy(&value, answer_.get(), sizeof value);
+    return value;
+  }
+
+  int device_;
+  UniqueHandle<StreamTraits> own_;  // before all that works in it
+  Stream stream_;
+  cuda::Scratch scratch_;
+  cuda::Scratch number_;
+  UniqueHandle<PinnedTraits> answer_;
+  std::unique_ptr<cuda::Products> products_;
+  std::unique_ptr<Backend> host_;  ///< for what a device is slow at
+  std::vector<std::byte> host_matrix_;
+};
+
+/// @throws ConfigError  there is no device, or not this one.
+void check_device(int ordinal) {
+  const auto refuse = [](const std::string& why) { throw_config_error("device 'cuda': " + why); };
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    refuse(std::string("no CUDA device: ") +
+           (status != cudaSuccess ? cudaGetErrorString(status) : "the driver sees none"));
+  }
+  if (ordinal < 0 || ordinal >= count) {
+    refuse("no CUDA device " + std::to_string(ordinal) + ": there are " + std::to_string(count));
+  }
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal),
+             "cudaDeviceGetAttribute");
+  if (major < 8) {
+    refuse("CUDA device " + std::to_string(ordinal) + " has compute capability " +
+           std::to_string(major) + ".x; the kernels need 8.0 or later");
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> open_cuda() {
+  check_device(0);
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  return open_cuda_on(device, {});
+}
+
+std::unique_ptr<Backend> open_cuda_on(int ordinal, Stream stream) {
+  check_device(ordinal);
+  const Current here(ordinal);
+  return std::make_unique<CudaBackend>(ordinal, stream);
+}
+
+}  // namespace orthrus::kernels
