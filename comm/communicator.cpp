@@ -293,6 +293,11 @@ bool Request::State::wait(double timeout_s) {
   return comm::wait_until([this] { return test(); }, timeout_s);
 }
 
+CommunicatorBackend::Done CommunicatorBackend::copy(ConstSpan from, Span to) {
+  if (to.data != nullptr && from.data != nullptr) std::memcpy(to.data, from.data, to.bytes());
+  return nullptr;
+}
+
 void Request::Recycle::operator()(comm::Call* call) const noexcept { call->recycle(); }
 
 void Request::complete() noexcept {
@@ -348,6 +353,7 @@ int Communicator::rank() const { return core().body->rank(); }
 int Communicator::size() const { return core().body->size(); }
 const char* Communicator::kind() const { return core().body->kind(); }
 bool Communicator::dry() const { return core().body->dry(); }
+bool Communicator::on_device() const { return core().body->on_device(); }
 const Communicator::Options& Communicator::options() const { return core().options; }
 
 void Communicator::set_timeout(double timeout_s) {
@@ -482,8 +488,9 @@ Request Communicator::start_all_to_all(ConstSpan send, std::span<const Index> se
       const Span to = comm::slice(recv, recv_begin + done, n);
       if (r != me) {
         start.add([&](auto& body) { return body.receive(to, other, comm::rest_tag); });
-      } else if (to.data != nullptr) {
-        std::memcpy(to.data, comm::slice(send, send_begin + done, n).data, to.bytes());
+      } else {
+        start.add(
+            [&](auto& body) { return body.copy(comm::slice(send, send_begin + done, n), to); });
       }
     }
     for (Index done = max_chunk; r != me && done < send_counts[r]; done += max_chunk) {

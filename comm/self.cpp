@@ -31,15 +31,15 @@ class SelfBody final : public CommunicatorBackend {
   Done send(ConstSpan, int, int) override { return alone(); }
   Done receive(Span, int, int) override { return alone(); }
   Done barrier() override { return nullptr; }
+  Done copy(ConstSpan from, Span to) override {
+    if (from.count > 0 && from.data != to.data) std::memcpy(to.data, from.data, from.bytes());
+    return nullptr;
+  }
   std::unique_ptr<CommunicatorBackend> split(int, int) override {
     return std::make_unique<SelfBody>();
   }
 
  private:
-  static Done copy(ConstSpan from, Span to) {
-    if (from.count > 0 && from.data != to.data) std::memcpy(to.data, from.data, from.bytes());
-    return nullptr;
-  }
   static Done alone() { throw CommError("the only rank has nobody to talk to"); }
 };
 

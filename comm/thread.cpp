@@ -658,11 +658,13 @@ void run_rank(const std::shared_ptr<World>& world, const std::shared_ptr<Group>&
 
 }  // namespace
 
-Traffic comm::thread_copied(const Communicator& c) {
-  const auto* const body = dynamic_cast<const ThreadBody*>(&comm::Core::body_of(c));
-  if (body == nullptr)
-    throw CommError("thread_copied: the communicator is of kind " + std::string(c.kind()));
-  return body->copied();
+Traffic comm::thread_copied(const Communicator& c) { return thread_copied(comm::Core::body_of(c)); }
+
+Traffic comm::thread_copied(const CommunicatorBackend& body) {
+  const auto* const threads = dynamic_cast<const ThreadBody*>(&body);
+  if (threads == nullptr)
+    throw CommError("thread_copied: the communicator is of kind " + std::string(body.kind()));
+  return threads->copied();
 }
 
 void run_thread_ranks(int ranks, const std::function<void(Communicator&)>& body) {

@@ -14,5 +14,6 @@ namespace orthrus::comm {
 /// complete.
 /// @throws CommError  `c` is not of kind "thread".
 [[nodiscard]] Traffic thread_copied(const Communicator& c);
+[[nodiscard]] Traffic thread_copied(const CommunicatorBackend& body);
 
 }  // namespace orthrus::comm

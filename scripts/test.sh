@@ -99,12 +99,25 @@ if check "build (ASan, UBSan)" build asan build-asan; then
 fi
 
 if command -v nvcc > /dev/null; then
+  nccl=OFF
+  for include in /usr/include /usr/local/include "$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")/include"; do
+    if [ -f "$include/nccl.h" ]; then nccl=ON; fi
+  done
+  targets=(orthrus kernels_test_cuda kernels_test_backend_cuda comm_test_nccl comm_test_staged_cuda)
+  if [ $nccl = ON ]; then targets+=(comm_test_nccl_rules); fi
   build_cuda() {
-    quietly build-cuda/configure.log cmake --preset cuda &&
-      quietly build-cuda/build.log cmake --build build-cuda -j "$jobs" --target kernels_test_cuda kernels_test_backend_cuda
+    quietly build-cuda/configure.log cmake --preset cuda -D ORTHRUS_WITH_NCCL=$nccl &&
+      quietly build-cuda/build.log cmake --build build-cuda -j "$jobs" --target "${targets[@]}"
   }
-  if check "build (CUDA, sm_80 and sm_90)" build_cuda; then
-    run_tests "CUDA tests" build-cuda -R '^kernels/test_(cuda|backend_cuda)$'
+  # With or without a device, it says what this build has.
+  doctor_cuda() {
+    local report
+    report=$(build-cuda/bin/orthrus doctor || true)
+    echo "$report" | grep -i cuda && { [ $nccl = OFF ] || echo "$report" | grep -E 'NCCL +[0-9]'; }
+  }
+  if check "build (CUDA, sm_80 and sm_90; NCCL $nccl)" build_cuda; then
+    run_tests "CUDA tests" build-cuda -R '^(kernels/test_(cuda|backend_cuda)|comm/test_(nccl|nccl_rules|staged_cuda))(\.|$)'
+    check "doctor (CUDA)" doctor_cuda
   fi
 fi
 

@@ -19,6 +19,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <orthrus/error.hpp>
+#include <orthrus/nccl.hpp>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -101,9 +102,34 @@ Finding devices() {
     seen += fmt::format("{}{} (sm_{}{}, {:.0f} GB)", seen.empty() ? "" : ", ", d.name, d.major,
                         d.minor, static_cast<double>(d.memory_bytes) * 1e-9);
   }
-  return {"CUDA, NCCL", seen,
-          "the runtime computes on the CPU and talks over MPI; a device backend is not there yet",
+  return {"CUDA", seen,
+          "the runtime computes on the CPU and talks over MPI; device: cuda is not wired up yet",
           Verdict::note};
+}
+
+std::string nccl_version(int version) {
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+Finding nccl() {
+  const NcclReport nccl = nccl_report();
+  if (!nccl.built) return {"NCCL", "not in this build", nccl.problem, Verdict::note};
+  std::string seen = nccl_version(nccl.version);
+  if (nccl.version != nccl.compiled) {
+    seen += fmt::format(", built with the header of {}", nccl_version(nccl.compiled));
+  }
+  if (nccl.version < nccl.compiled) {
+    return {"NCCL", seen, "the library is older than the header: put the newer first in the path",
+            Verdict::warning};
+  }
+  if (nccl.version >= 22803 && nccl.version <= 22808) {
+    return {"NCCL", seen,
+            "NVIDIA's resiliency extension asks to avoid 2.28.3 to 2.28.8 where communicators are "
+            "aborted; 2.28.9 is fine",
+            Verdict::warning};
+  }
+  if (!nccl.problem.empty()) return {"NCCL", seen, nccl.problem, Verdict::note};
+  return {"NCCL", seen, "", Verdict::ok};
 }
 
 // ---- the machine
@@ -352,6 +378,7 @@ int doctor(Context& context) {
   findings.push_back(onednn());
   findings.push_back(torch());
   findings.push_back(devices());
+  findings.push_back(nccl());
 
   const bool failed = std::any_of(findings.begin(), findings.end(),
                                   [](const Finding& f) { return f.verdict == Verdict::failure; });

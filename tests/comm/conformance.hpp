@@ -366,8 +366,11 @@ inline void cutting(Communicator& c) {
   EXPECT_EQ(t3.messages, 2 * std::max(Index{1}, (n + 2) / 3));
 }
 
+/// May ranks start calls on two communicators in different orders?
+enum class Order : bool { free, same };
+
 /// Ranks of equal parity, in reverse order; and the parent goes on working.
-inline void splitting(Communicator& c) {
+inline void splitting(Communicator& c, Order order = Order::free) {
   c.set_name("world");
   Communicator part = c.split(c.rank() % 2, -c.rank(), "parity");
   const int size = (c.size() + (c.rank() % 2 == 0 ? 1 : 0)) / 2;
@@ -387,10 +390,10 @@ inline void splitting(Communicator& c) {
   EXPECT_EQ(copy.size(), c.size());
   EXPECT_EQ(copy.traffic(), Traffic{});
   // Calls on the two meet their own kind, though ranks start and wait for them in different
-  // orders (which blocking calls cannot).
+  // orders (which blocking calls and NCCL's cannot).
   std::vector<float> a = before<float>(c.rank(), 0, 9);
   std::vector<float> b = before<float>(c.rank(), 2, 9);
-  if (c.rank() % 2 == 0 || c.options().blocking) {
+  if (c.rank() % 2 == 0 || c.options().blocking || order == Order::same) {
     Request one = c.start_all_reduce(span(a), ReduceOp::sum);
     Request two = copy.start_all_reduce(span(b), ReduceOp::min);
     one.wait();
@@ -426,7 +429,7 @@ inline void classes(Communicator& c) {
   EXPECT_EQ(by_call, c.traffic() + c.traffic(TrafficClass::setup));
 }
 
-inline void everything(Communicator& c, const Independent& independent) {
+inline void everything(Communicator& c, const Independent& independent, Order order = Order::free) {
   for (const bool blocking : {false, true}) {
     c.set_blocking(blocking);
     for (const Index chunk : {Index{0x7fffffff}, Index{3}, Index{1}}) {
@@ -441,7 +444,7 @@ inline void everything(Communicator& c, const Independent& independent) {
     strings(c);
     requests(c);
     cutting(c);
-    splitting(c);
+    splitting(c, order);
     classes(c);
   }
   c.set_blocking(false);

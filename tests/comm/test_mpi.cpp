@@ -13,6 +13,7 @@
 #include "comm/mesh.hpp"
 #include "conformance.hpp"
 #include "steady_state.hpp"
+#include "support/plain_copies.hpp"
 #include "support/pmpi_counter.hpp"
 
 namespace {
@@ -41,6 +42,15 @@ TEST(Mpi, DoesItWithADeadlineToo) {
     requests(c);
     splitting(c);
   }
+}
+
+TEST(Mpi, DoesItForBuffersItCannotRead) {
+  Communicator world = borrow(MPI_COMM_WORLD);
+  Communicator c = orthrus::comm::staged(world, std::make_shared<PlainCopies>());
+  EXPECT_STREQ(c.kind(), "mpi+staging");
+  everything(c, through_mpi);
+  EXPECT_EQ(pmpi::aliased(), 0);
+  EXPECT_EQ(steady_state::allocations(c), 0);
 }
 
 TEST(Mpi, PredictedBytesAreCountedBytesAndThoseInTheArguments) {

@@ -105,10 +105,12 @@ class CommunicatorBackend {
   virtual ~CommunicatorBackend() = default;
   [[nodiscard]] virtual int rank() const = 0;
   [[nodiscard]] virtual int size() const = 0;
-  /// "mpi", "thread", "self", "dry".
+  /// "mpi", "nccl", "thread", "self", "dry"; "mpi+staging" for device buffers over MPI.
   [[nodiscard]] virtual const char* kind() const = 0;
   /// True when calls only count: buffers may be null.
   [[nodiscard]] virtual bool dry() const { return false; }
+  /// True when buffers are in a device's memory, and none in the host's.
+  [[nodiscard]] virtual bool on_device() const { return false; }
 
   /// In place on `data`.
   virtual Done all_reduce(Span data, ReduceOp op) = 0;
@@ -126,6 +128,8 @@ class CommunicatorBackend {
   virtual Done send(ConstSpan data, int to, int tag) = 0;
   virtual Done receive(Span data, int from, int tag) = 0;
   virtual Done barrier() = 0;
+  /// `to` gets `from`, both this rank's: what is left of its own part of an all_to_all.
+  virtual Done copy(ConstSpan from, Span to);
   /// Ranks of equal `color` form a new communicator, ordered by `key`, then by rank.
   virtual std::unique_ptr<CommunicatorBackend> split(int color, int key) = 0;
   /// The same ranks in the same order, with their own message space.
@@ -157,6 +161,7 @@ class Communicator {
   [[nodiscard]] int size() const;
   [[nodiscard]] const char* kind() const;
   [[nodiscard]] bool dry() const;
+  [[nodiscard]] bool on_device() const;  ///< buffers are in a device's memory
   [[nodiscard]] const Options& options() const;
   void set_timeout(double timeout_s);
   void set_name(std::string name);
@@ -199,7 +204,7 @@ class Communicator {
   void broadcast(std::span<T> data, int root = 0) {
     broadcast(Span{data.data(), static_cast<Index>(data.size()), dtype_of<T>}, root);
   }
-  /// Broadcasts a string of any length from `root`.
+  /// Broadcasts a string of any length from `root`. Strings are host memory: not where `on_device`.
   void broadcast(std::string& text, int root = 0);
   /// Every rank's string, in rank order, on every rank.
   [[nodiscard]] std::vector<std::string> all_gather_strings(const std::string& mine);
