@@ -7,6 +7,9 @@
 #include <string>
 
 #include "kernels/backend.hpp"
+#include "kernels/carve.hpp"
+#include "kernels/gram.hpp"
+#include "kernels/rational_msign.hpp"
 #include "optim/rule.hpp"
 
 namespace orthrus::optim {
@@ -30,11 +33,15 @@ double inner_product_norm(ConstMatrixView x, Backend& backend) {
 
 // ---- spectral ----------------------------------------------------------------------------------
 void spectral_lmo(const Lmo& self, MatrixView x, std::span<std::byte> work, Backend& backend) {
-  kernels::msign(x, self.iterations(), self.safety(), self.options(), work, backend);
+  if (!self.rational()) {
+    return kernels::msign(x, self.iterations(), self.safety(), self.options(), work, backend);
+  }
+  kernels::rational_msign(x, *self.rational(), {self.options().dtype}, work, backend);
 }
 
 std::size_t spectral_workspace(const Lmo& self, Index rows, Index cols) {
-  return kernels::msign_workspace_bytes(rows, cols, DType::f32, self.options());
+  return self.rational() ? kernels::rational_msign_workspace_bytes(rows, cols)
+                         : kernels::msign_workspace_bytes(rows, cols, DType::f32, self.options());
 }
 
 /// σ_max: with A = XXᵀ/‖X‖², ‖A‖₂ = lim tr(A^(2^j))^(2^-j); after 24 squarings the excess is below
@@ -193,6 +200,17 @@ kernels::EpsMode eps_mode_named(std::string_view name) {
   throw ConfigError("'" + std::string(name) + "' is not an eps_mode; known: none, add, clamp");
 }
 
+/// The rational function of so many terms. Each l leaves about the same error (zolotarev.hpp).
+kernels::RationalSign rational_of(const LmoConfig& config, DType dtype) {
+  constexpr std::array<double, 3> lower{5e-3, 2e-3, 1e-3};
+  expects<ConfigError>(config.terms >= 2 && config.terms <= 4, "lmo.terms must be 2, 3 or 4");
+  expects<ConfigError>(config.eps_mode == "none",
+                       "lmo.coefficients rational divides by no norm: lmo.eps_mode none");
+  // In bf16 R is known to 9e-7 of its norm, and the smallest pole of four terms is 1.1e-6.
+  expects<ConfigError>(dtype == DType::f32 || config.terms <= 3, "lmo.terms 4 needs lmo.dtype f32");
+  return kernels::rational_sign(lower[static_cast<std::size_t>(config.terms - 2)], config.terms);
+}
+
 }  // namespace
 
 std::span<const NormRow> norms() { return kNorms; }
@@ -212,14 +230,18 @@ std::vector<std::string_view> scale_names() {
 Lmo::Lmo(const LmoConfig& config)
     : row_(&row_named(kNorms, "norm", config.norm)),
       scale_(row_named(kScales, "scale", config.scale).factor) {
-  const kernels::CoefficientTable& table =
-      row_named(kernels::coefficient_tables(), "table of coefficients", config.coefficients);
-  expects<ConfigError>(config.iterations >= 1, "lmo.iterations must be at least 1");
-  iterations_ = kernels::first_iterations(table, config.iterations);
   const auto dtype = dtype_named(config.dtype);
   expects<ConfigError>(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f64,
                        "lmo.dtype must be f32 or bf16");
   options_ = {*dtype, eps_mode_named(config.eps_mode), config.eps};
+  if (config.coefficients == "rational") {
+    rational_ = rational_of(config, *dtype);
+    return;
+  }
+  const kernels::CoefficientTable& table =
+      row_named(kernels::coefficient_tables(), "table of coefficients", config.coefficients);
+  expects<ConfigError>(config.iterations >= 1, "lmo.iterations must be at least 1");
+  iterations_ = kernels::first_iterations(table, config.iterations);
   safety_ = table.safety;
 }
 
@@ -231,7 +253,38 @@ double Lmo::flops(Index rows, Index cols) const {
   const auto m = static_cast<double>(std::min(rows, cols));
   const auto n = static_cast<double>(std::max(rows, cols));
   if (!row_->orthogonalizes) return 4 * m * n;
+  if (rational_) return 3 * m * m * n + rational_->r * m * m * m;
   return static_cast<double>(iterations_.size()) * (3 * m * m * n + m * m * m) + 3 * m * n;
+}
+
+bool Lmo::has_gram_form() const {
+  return row_->orthogonalizes && (rational_ || kernels::gram_is_stable(iterations_));
+}
+
+std::size_t Lmo::gram_workspace_bytes(Index m) const {
+  if (!rational_) return kernels::gram_polynomial_workspace_bytes(m, iterations_);
+  return std::max(kernels::rational_gram_workspace_bytes(m),
+                  kernels::piece_bytes(m, m, DType::f32));
+}
+
+double Lmo::gram_flops(Index m) const {
+  const auto side = static_cast<double>(m);
+  return rational_ ? rational_->r * side * side * side
+                   : kernels::gram_polynomial_flops(m, std::ssize(iterations_));
+}
+
+void Lmo::gram(MatrixView r, double eps, MatrixView q, std::span<double> squares,
+               std::span<std::byte> work, Backend& backend) const {
+  if (!rational_) {
+    return kernels::gram_polynomial(r, iterations_, {safety_, options_.eps_mode, eps}, q, squares,
+                                    work, backend);
+  }
+  kernels::rational_gram(r, *rational_, q, work, backend);
+  if (squares.empty()) return;
+  // ‖QX‖² by lines: the diagonal of QRQ.
+  const MatrixView product = kernels::carve(work, r.rows, r.cols, DType::f32);
+  backend.gemm(1, q, kernels::Transpose::no, r, kernels::Transpose::no, 0, product);
+  backend.row_dots(product, q, matrix_view(squares.data(), std::ssize(squares), 1));
 }
 
 }  // namespace orthrus::optim

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <optional>
 #include <orthrus/recipe.hpp>
 #include <orthrus/view.hpp>
 #include <span>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "kernels/msign.hpp"
+#include "kernels/zolotarev.hpp"
 
 namespace orthrus::kernels {
 class Backend;
@@ -60,15 +62,31 @@ class Lmo {
   [[nodiscard]] bool orthogonalizes() const { return row_->orthogonalizes; }
   [[nodiscard]] const NormRow& row() const { return *row_; }
 
-  /// What the spectral row runs.
+  // What the spectral row runs: iterations, or one rational function.
+  /// Empty where it is rational.
   [[nodiscard]] std::span<const kernels::Quintic> iterations() const { return iterations_; }
+  [[nodiscard]] const std::optional<kernels::RationalSign>& rational() const { return rational_; }
   [[nodiscard]] double safety() const { return safety_; }
   [[nodiscard]] const kernels::MsignOptions& options() const { return options_; }
+
+  // The same from a Gram matrix alone: lmo(X) = Q·X for R = XXᵀ, m×m.
+  /// Is that accurate in f32?
+  [[nodiscard]] bool has_gram_form() const;
+  /// Scratch of `gram` for an m×m R, in bytes.
+  [[nodiscard]] std::size_t gram_workspace_bytes(Index m) const;
+  [[nodiscard]] double gram_flops(Index m) const;
+  /// @param r        XXᵀ, f32, symmetric; may be spoiled.
+  /// @param eps      `options().eps`, in units of the X that R is of.
+  /// @param[out] q   m×m, f32.
+  /// @param[out] squares  Σ of squares of each line of QX; may be empty.
+  void gram(MatrixView r, double eps, MatrixView q, std::span<double> squares,
+            std::span<std::byte> work, kernels::Backend& backend) const;
 
  private:
   const NormRow* row_;
   double (*scale_)(double rows, double cols);
   std::vector<kernels::Quintic> iterations_;
+  std::optional<kernels::RationalSign> rational_;
   double safety_ = 1;
   kernels::MsignOptions options_;
 };

@@ -222,6 +222,7 @@ Words coefficient_names() {
   Words names;
   for (const kernels::CoefficientTable& table : kernels::coefficient_tables())
     names.push_back(table.name);
+  names.emplace_back("rational");
   return names;
 }
 
@@ -244,9 +245,9 @@ std::span<const Row<GroupConfig>> group_rows() {
       {.path = "lmo.coefficients",
        .kind = Kind::word,
        .at = [](GroupConfig& g) -> Slot { return &g.lmo.coefficients; },
-       .doc = "of Newton–Schulz (spectral norm)",
+       .doc = "of Newton–Schulz (spectral norm); rational: one Zolotarev function instead",
        .noun = "a table of coefficients",
-       .absent = {"rational", "auto"},
+       .absent = {"auto"},
        .words_of = coefficient_names},
       {.path = "lmo.iterations",
        .kind = Kind::integer,
@@ -254,6 +255,12 @@ std::span<const Row<GroupConfig>> group_rows() {
        .doc = "of Newton–Schulz",
        .min = 1,
        .max = 64},
+      {.path = "lmo.terms",
+       .kind = Kind::integer,
+       .at = [](GroupConfig& g) -> Slot { return &g.lmo.terms; },
+       .doc = "of coefficients rational: 2, 3, 4 for singular values down to 5e-3, 2e-3, 1e-3",
+       .min = 2,
+       .max = 4},
       {.path = "lmo.scale",
        .kind = Kind::word,
        .at = [](GroupConfig& g) -> Slot { return &g.lmo.scale; },

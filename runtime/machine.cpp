@@ -211,6 +211,22 @@ double msign_seconds(const MachineProfile& profile, Index m, Index n, Index iter
   return real(iterations) * once + 2 * pass_seconds(profile, 4 * whole) + casts;
 }
 
+double inverse_seconds(const MachineProfile& profile, Index m) {
+  const double side = real(m);
+  return side * side * side / (0.65 * rate_at(profile.products(DType::f32).gemm, side)) +
+         pass_seconds(profile, 16 * side * side);
+}
+
+double rational_msign_seconds(const MachineProfile& profile, Index m, Index n, int terms,
+                              DType dtype) {
+  const Index s = std::min(m, n);
+  const Index l = std::max(m, n);
+  const double whole = real(s) * real(l);
+  return syrk_seconds(profile, dtype, s, l) + 12 * pass_seconds(profile, 4 * real(s) * real(s)) +
+         terms * inverse_seconds(profile, s) + gemm_seconds(profile, DType::f32, s, l, s) +
+         3 * pass_seconds(profile, 8 * whole);
+}
+
 double gram_polynomial_seconds(const MachineProfile& profile, Index m, Index iterations,
                                Index f64_iterations) {
   const double side = real(m);

@@ -119,6 +119,13 @@ double pass_seconds(const MachineProfile& profile, double bytes);
 /// where `dtype` is not f32.
 double msign_seconds(const MachineProfile& profile, Index m, Index n, Index iterations,
                      DType dtype);
+/// One term of `kernels::rational_gram` of an m×m matrix: an inverse, m³ flops at 0.65 of the gemm
+/// rate at m (measured: its products are 48 deep), and 16·m² bytes to shift, scale and pack.
+double inverse_seconds(const MachineProfile& profile, Index m);
+/// `kernels::rational_msign` of an m×n f32 matrix with `terms` terms: max and cast as `msign`,
+/// syrk(s, l) in `dtype`, twelve products with R, the inverses, gemm(s, l, s) in f32 and a copy.
+double rational_msign_seconds(const MachineProfile& profile, Index m, Index n, int terms,
+                              DType dtype);
 /// `kernels::gram_polynomial` of an m×m matrix: T iterations are 4T − 3 products, of which one
 /// triangle is computed in panels of p rows and mirrored: (1 + p/m)·m³ flops / gemm rate at m, and
 /// 16·m² bytes of copies. 3F products, of the first F iterations, sum in f64: 30·m² bytes, and

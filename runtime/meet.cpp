@@ -369,11 +369,8 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
       reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
       static_cast<std::size_t>(lines));
   kernels::unpack_triangle(floats(here, entry.back - run), r);
-  const kernels::MsignOptions& options = group.lmo->options();
-  kernels::gram_polynomial(
-      r, group.lmo->iterations(),
-      {group.lmo->safety(), options.eps_mode, std::ldexp(options.eps, -gram_exponent(m))}, q,
-      squares, carver.rest(), *backend_);
+  group.lmo->gram(r, std::ldexp(group.lmo->options().eps, -gram_exponent(m)), q, squares,
+                  carver.rest(), *backend_);
   kernels::pack_triangle(q, floats(here, entry.back - run));
   if (lines > 0) {
     for (double& s : squares) s = std::max(s, 0.0);  // rounding may leave less

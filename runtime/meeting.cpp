@@ -308,8 +308,7 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
     case Mode::gram: {
       const std::size_t lines = Arena::rounded(
           static_cast<std::size_t>(rule.line_count(m.rows, m.cols)) * sizeof(double));
-      return 2 * square + lines +
-             kernels::gram_polynomial_workspace_bytes(m.gram_side(), g.lmo->iterations());
+      return 2 * square + lines + g.lmo->gram_workspace_bytes(m.gram_side());
     }
     case Mode::gram_steps:
       return 3 * square;

@@ -62,6 +62,9 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
            " scales lines, which needs owner, exchange, gather or "
            "gram";
   }
+  if (g.lmo->rational() && (mode == Mode::gram_steps || mode == Mode::block_cyclic)) {
+    return "lmo.coefficients rational has no iterations to share: owner, exchange, gather or gram";
+  }
   if (mode == Mode::block_cyclic) {
     if (!g.lmo->orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " needs no grid";
     if (g.config->lmo.dtype != "f32") return "ScaLAPACK iterates in f32: lmo.dtype f32";
@@ -75,7 +78,7 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
     return "its shards begin or end inside a row: the Gram matrix needs whole rows or columns";
   }
   if (mode == Mode::gram_steps) return "";
-  if (!kernels::gram_is_stable(g.lmo->iterations())) {
+  if (!g.lmo->has_gram_form()) {
     return "lmo.coefficients " + g.config->lmo.coefficients + " with " +
            std::to_string(g.lmo->iterations().size()) +
            " iterations is not stable in Gram space in f32; use gram_steps or exchange";
@@ -513,6 +516,9 @@ double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, In
   if (!g.lmo->orthogonalizes()) {
     return pass_seconds(profile, 16 * static_cast<double>(rows) * static_cast<double>(cols));
   }
+  if (g.lmo->rational()) {
+    return rational_msign_seconds(profile, rows, cols, g.lmo->rational()->r, iteration_dtype(g));
+  }
   return msign_seconds(profile, rows, cols, static_cast<Index>(g.lmo->iterations().size()),
                        iteration_dtype(g));
 }
@@ -524,6 +530,7 @@ double compute_seconds(const Plan& plan, const MachineProfile& profile, const Ma
   const Index side = m.gram_side();
   switch (m.mode) {
     case Mode::gram:
+      if (g.lmo->rational()) return inverse_seconds(profile, side) * g.lmo->rational()->r;
       return gram_polynomial_seconds(profile, side, iterations,
                                      kernels::gram_f64_iterations(g.lmo->iterations()));
     case Mode::gram_steps:
@@ -582,8 +589,7 @@ Placement place(const MachineProfile& profile, Preference preference, Plan& plan
       m.mode = c.mode;
       if (optim::uses_gram(m.mode)) static_cast<void>(cut_along_lines(plan, m, m.gram_of_rows));
       if (m.mode == Mode::gram) {
-        m.flops = kernels::gram_polynomial_flops(
-            m.gram_side(), std::ssize(plan.group(m.parameter).lmo->iterations()));
+        m.flops = plan.group(m.parameter).lmo->gram_flops(m.gram_side());
       }
       if (m.mode != Mode::owner) m.seconds = compute_seconds(plan, profile, m);
     }

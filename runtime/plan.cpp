@@ -283,6 +283,7 @@ std::string decisions(const Plan& plan) {
   for (const Group& g : plan.groups) {
     const GroupConfig& c = *g.config;
     add(c.rule.name), add(c.lmo.norm), add(c.lmo.coefficients), add(c.lmo.iterations);
+    if (c.lmo.coefficients == "rational") add(c.lmo.terms);
     add(c.lmo.scale), add(c.lmo.eps_mode), add(c.lmo.dtype), add(c.weights.format);
     add(c.weights.rounding), add(c.weights.residual);
   }

@@ -122,5 +122,98 @@ TEST(Lmo, NamesWhatItDoesNotKnow) {
   }
 }
 
+// ---- the rational form -------------------------------------------------------------------------
+
+class RationalLmo : public testing::TestWithParam<int> {
+ protected:
+  static Lmo lmo_of(const std::string& dtype = "f32") {
+    LmoConfig config;
+    config.coefficients = "rational";
+    config.terms = GetParam();
+    config.dtype = dtype;
+    return Lmo(config);
+  }
+  static std::span<std::byte> aligned(std::vector<std::byte>& bytes) {
+    auto* at = bytes.data() + (64 - reinterpret_cast<std::uintptr_t>(bytes.data()) % 64) % 64;
+    return {at, bytes.size() - 64};
+  }
+  /// How far uᵢᵀOvᵢ may be from 1: f's own error, and what the rounding of R in f32 moves.
+  static double bound(const kernels::RationalSign& f, double x) {
+    return f.error + 0x1p-24 / (x * x);
+  }
+  std::unique_ptr<kernels::Backend> backend_ = kernels::open_backend("cpu");
+};
+INSTANTIATE_TEST_SUITE_P(Terms, RationalLmo, testing::Values(2, 3, 4));
+
+/// max |uᵢᵀOvᵢ − 1| over its bound, of singular values f brings to 1.
+template <class Bound>
+void expect_orthogonal(const zoo::Matrix& x, const zoo::Matrix& o, double l, Bound bound) {
+  const zoo::Factors f = zoo::svd(x);
+  int judged = 0;
+  for (std::size_t k = 0; k < f.sigma.size(); ++k) {
+    // σ_max is divided by at most √(1.1·2) (zolotarev's interval ends at an upper bound of it).
+    const double share = f.sigma[k] / f.sigma[0] / 1.5;
+    if (share < l) continue;
+    double diagonal = 0;
+    for (Index i = 0; i < x.rows; ++i) {
+      for (Index j = 0; j < x.cols; ++j) {
+        diagonal += f.u(i, static_cast<Index>(k)) * o(i, j) * f.v(j, static_cast<Index>(k));
+      }
+    }
+    EXPECT_NEAR(diagonal, 1, bound(share))
+        << "singular value " << k << " of " << x.rows << "x" << x.cols;
+    ++judged;
+  }
+  EXPECT_GT(judged, 0);
+}
+
+TEST_P(RationalLmo, OrthogonalizesDownToItsSmallestSingularValue) {
+  const Lmo lmo = lmo_of();
+  ASSERT_TRUE(lmo.rational());
+  EXPECT_TRUE(lmo.iterations().empty());
+  for (const auto& x : {zoo::gaussian(24, 60, 3), zoo::gaussian(60, 24, 4), zoo::flat(20, 20, 5),
+                        zoo::condition(24, 40, 1e4, 6)}) {
+    auto d = zoo::cast<float>(x);
+    std::vector<std::byte> work(lmo.workspace_bytes(d.rows, d.cols) + 64);
+    lmo(d.view(), aligned(work), *backend_);
+    expect_orthogonal(x, zoo::cast<double>(d), lmo.rational()->l,
+                      [&](double share) { return bound(*lmo.rational(), share); });
+  }
+}
+
+TEST_P(RationalLmo, OfAGramMatrixIsThatOfTheMatrix) {
+  const Lmo lmo = lmo_of();
+  ASSERT_TRUE(lmo.has_gram_form());
+  const auto x = zoo::gaussian(24, 60, 7);
+  auto r = zoo::cast<float>(zoo::product(x, zoo::transposed(x)));
+  Dense<float> q(24, 24);
+  std::vector<double> squares(24);
+  std::vector<std::byte> work(lmo.gram_workspace_bytes(24) + 64);
+  lmo.gram(r.view(), 0, q.view(), squares, aligned(work), *backend_);
+  const zoo::Matrix o = zoo::product(zoo::cast<double>(q), x);
+  expect_orthogonal(x, o, lmo.rational()->l,
+                    [&](double share) { return bound(*lmo.rational(), share); });
+  for (Index i = 0; i < o.rows; ++i) {
+    double sum = 0;
+    for (Index j = 0; j < o.cols; ++j) sum += o(i, j) * o(i, j);
+    // Rounded to f32 once per factor; condition 5.
+    EXPECT_NEAR(squares[static_cast<std::size_t>(i)], sum, 1e-5 * sum);
+  }
+}
+
+TEST(Rational, RefusesWhatItCannotDo) {
+  LmoConfig config;
+  config.coefficients = "rational";
+  config.terms = 5;
+  EXPECT_THROW(Lmo{config}, ConfigError);
+  config.terms = 4;
+  config.dtype = "bf16";
+  EXPECT_THROW(Lmo{config}, ConfigError);
+  config.terms = 3;
+  EXPECT_NO_THROW(Lmo{config});
+  config.eps_mode = "add";
+  EXPECT_THROW(Lmo{config}, ConfigError);
+}
+
 }  // namespace
 }  // namespace orthrus::optim

@@ -10,6 +10,7 @@
 #include <orthrus/error.hpp>
 #include <orthrus/mpi.hpp>
 #include <orthrus/orthrus.hpp>
+#include <vector>
 
 namespace orthrus {
 namespace {
@@ -67,8 +68,29 @@ struct Shard {
   std::unique_ptr<float[]> weights, gradient;
 };
 
+/// What libraries make once, whatever the model: oneDNN's compiled kernels (7 MiB), the BLAS's
+/// buffers, MPI's. A small matrix walks the same way.
+void warm_up(Communicator& world) {
+  constexpr Index rows = 64;
+  const Index cols = 64 * world.size();
+  std::vector<float> weights(static_cast<std::size_t>(rows * 64));
+  std::vector<float> gradient(weights.size(), 1.0F);
+  Parameter p;
+  p.name = "warm_up.weight";
+  p.shape = {rows, cols};
+  p.weights = weights.data();
+  p.gradient = gradient.data();
+  p.gradient_state = GradientState::shard;
+  p.sharding = {Sharding::Along::columns, {}};
+  Config config = config_of(0);
+  config.groups[0].matrix.mode = "gram";
+  ShardedOptimizer{config, world.duplicate("warm_up"), {p}}.step();
+}
+
 TEST(MemoryCap, ALoneMatrixOfAVocabularyTrainsFromItsShards) {
   Communicator world = borrow(MPI_COMM_WORLD);
+  const std::int64_t at_start = peak_resident();
+  warm_up(world);
   const std::int64_t before = peak_resident();
   const Shard shard(world);
   // Four ranks: 24.6 MiB each of weights, gradient and momentum, and panels of the rest.
@@ -87,9 +109,9 @@ TEST(MemoryCap, ALoneMatrixOfAVocabularyTrainsFromItsShards) {
   const std::int64_t grown = peak_resident() - before;
   RecordProperty("rss_growth_mib", static_cast<int>(grown / kMiB));
   if (world.rank() == 0) {
-    std::printf("planned %.1f MiB, resident memory grew by %.1f MiB\n",
+    std::printf("planned %.1f MiB, resident memory grew by %.1f MiB (libraries before: %.1f)\n",
                 static_cast<double>(optimizer.memory().total()) / kMiB,
-                static_cast<double>(grown) / kMiB);
+                static_cast<double>(grown) / kMiB, static_cast<double>(before - at_start) / kMiB);
   }
   EXPECT_LE(grown, optimizer.memory().total() + 8 * kMiB);
 }

@@ -577,6 +577,45 @@ TEST(MixedModes, AreTheUpdateOfTheWholeMatrix) {
   }
 }
 
+// One rational function in place of iterations: the same bits in the modes that promise them, and
+// in Gram space what another order of the sums in R moves.
+TEST(RationalForm, IsTheSameInEveryMode) {
+  const Zoo& zoo = Zoo::instance();
+  const auto rational = [](const ModeCase& mode, const std::string& extra) {
+    Config config = modes::in_mode(parse_config(kZooRecipe + extra), mode);
+    for (GroupConfig& g : config.groups) g.lmo.coefficients = "rational";
+    return config;
+  };
+  const Outcome one = train(rational(modes::owner, ""), zoo.model, 1);
+  for (const ModeCase& mode : {modes::owner, modes::exchange, modes::gather, modes::gram}) {
+    for (const int ranks : {1, 2, 3, 5}) {
+      for (const std::string extra : {"", "comm: {bucket_bytes: 1}\n"}) {
+        const Outcome found = train(rational(mode, extra), zoo.model, ranks);
+        const std::string where = modes::label(mode) + " on " + std::to_string(ranks) + extra;
+        if (mode.bitwise) expect_same(found, one, where);
+        for (std::size_t i = 0; i < zoo.model.tensors.size() && !mode.bitwise; ++i) {
+          const std::string spectrum = spectrum_of(zoo.model.tensors[i].name);
+          if (spectrum == "zero") {
+            EXPECT_EQ(found.weights[i], one.weights[i]) << where;
+            continue;
+          }
+          Matrix expected(zoo.model.tensors[i].rows(), zoo.model.tensors[i].cols());
+          std::copy(one.weights[i].begin(), one.weights[i].end(), expected.data.begin());
+          // R in f32 is known to 2^-24 of its norm, a share 2^-24/l² of the smallest σ² that counts
+          // (l = 2e-3); far above l it does not show.
+          const double bound = spectrum == "flat" ? 1e-5 : 0x1p-24 / (2e-3 * 2e-3);
+          EXPECT_LE(error_of(zoo.model, i, found.weights[i], expected), bound)
+              << where << ": " << zoo.model.tensors[i].name;
+        }
+      }
+    }
+  }
+  for (const ModeCase& mode : {modes::gram_steps, modes::block_cyclic}) {
+    expect_says(thrown<ConfigError>([&] { train(rational(mode, ""), zoo.model, 2); }),
+                {"matrix.mode " + std::string(mode.name), "lmo.coefficients rational"});
+  }
+}
+
 // ---- shards the trainer holds ------------------------------------------------------------------
 
 /// `bound_of`, but that XᵀX of a wide matrix (or XXᵀ of a tall one), which is what shards of its

@@ -94,21 +94,24 @@ static_assert(sizeof(Promise) == 3 * sizeof(std::int64_t));
 
 /// What rank 0 knows of the plan.
 struct Outlook {
-  std::vector<Promise> of_ranks;
-  double compute_s = 0;  ///< of the rank with most, on the machine of the profile
+  std::vector<Promise> promises;  ///< of every rank in step 1, then in step 2, …
+  double compute_s = 0;           ///< of the rank with most, on the machine of the profile
   std::string modes;
   std::size_t buckets = 0;
 };
 
 Outlook look_ahead(const Config& config, const std::vector<Parameter>& parameters, int ranks,
-                   const runtime::MachineProfile& profile) {
+                   std::int64_t steps, const runtime::MachineProfile& profile) {
   std::vector<runtime::ParameterShape> shapes;
   for (const Parameter& p : parameters) shapes.push_back(runtime::shape_of(p));
   runtime::Plan plan = runtime::make_plan(config, std::move(shapes), ranks);
   Outlook outlook;
   outlook.buckets = plan.buckets.size();
-  for (const runtime::RankPlan& r : plan.per_rank) {
-    outlook.of_ranks.push_back({r.traffic.bytes, r.traffic.messages, r.matrices});
+  for (std::int64_t step = 1; step <= steps; ++step) {
+    for (const runtime::RankPlan& r : plan.per_rank) {
+      const Traffic traffic = r.traffic_of(step);
+      outlook.promises.push_back({traffic.bytes, traffic.messages, r.matrices_of(step)});
+    }
   }
   std::set<std::string> modes;
   for (const runtime::MatrixPlan& m : plan.matrices) modes.emplace(optim::name_of(m.mode));
@@ -131,9 +134,10 @@ Outlook look_ahead(const Config& config, const std::vector<Parameter>& parameter
 
 /// Steps, checked. @return how many things were not as promised, on this rank.
 int take_steps(ShardedOptimizer& optimizer, const Config& config, std::size_t parameters,
-               std::int64_t steps, const Promise& promised) {
+               const std::vector<Promise>& promises) {
   int wrong = 0;
   const auto check = [&](std::int64_t step, const char* who, const Promise& found) {
+    const Promise& promised = promises[static_cast<std::size_t>(step - 1)];
     if (found == promised) return;
     ++wrong;
     std::fprintf(stderr,
@@ -145,7 +149,7 @@ int take_steps(ShardedOptimizer& optimizer, const Config& config, std::size_t pa
                  static_cast<long long>(promised.messages),
                  static_cast<long long>(promised.matrices));
   };
-  for (std::int64_t s = 1; s <= steps; ++s) {
+  for (std::int64_t s = 1; s <= std::ssize(promises); ++s) {
     pmpi::reset();
     for (std::int64_t k = 0; k < config.train.micro_batches; ++k) {
       optimizer.micro_batch(k);
@@ -184,22 +188,25 @@ int run(int argc, char** argv) {
       parse_config(base_config, "smpi", std::vector<std::string>(argv + 7, argv + argc));
 
   Outlook outlook;
-  if (rank == 0) outlook = look_ahead(config, model.parameters, ranks, clock.profile);
-  Promise promised;
-  MPI_Scatter(outlook.of_ranks.data(), 3, MPI_INT64_T, &promised, 3, MPI_INT64_T, 0,
-              MPI_COMM_WORLD);
+  if (rank == 0) outlook = look_ahead(config, model.parameters, ranks, steps, clock.profile);
+  std::vector<Promise> promises(static_cast<std::size_t>(steps));
+  for (std::size_t s = 0; s < promises.size(); ++s) {
+    const Promise* all =
+        rank == 0 ? &outlook.promises[s * static_cast<std::size_t>(ranks)] : nullptr;
+    MPI_Scatter(all, 3, MPI_INT64_T, &promises[s], 3, MPI_INT64_T, 0, MPI_COMM_WORLD);
+  }
 
   ShardedOptimizer optimizer{config, simulated_world(), model.parameters};
   clock.owed_s = clock.computed_s = clock.modelled_s = 0;
   MPI_Barrier(MPI_COMM_WORLD);
   const double begin = MPI_Wtime();
   std::array<std::int64_t, 1> wrong{
-      take_steps(optimizer, config, model.parameters.size(), steps, promised)};
+      take_steps(optimizer, config, model.parameters.size(), promises)};
   clock.show();
   const double all = static_cast<double>(steps);
   std::array<double, 3> most{(MPI_Wtime() - begin) / all, clock.computed_s / all,
                              clock.modelled_s / all};
-  std::array<std::int64_t, 3> sums{promised.bytes, promised.messages, wrong[0]};
+  std::array<std::int64_t, 3> sums{promises.front().bytes, promises.front().messages, wrong[0]};
   MPI_Allreduce(MPI_IN_PLACE, most.data(), 3, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
   MPI_Allreduce(MPI_IN_PLACE, sums.data(), 3, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);
   if (rank == 0) {

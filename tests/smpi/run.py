@@ -55,6 +55,8 @@ CASES = {
         "again": (SMALL, [mode("gram"), "mesh.node=8"], {}),
         "gather": (SMALL, [mode("gather")], CHECKED),
         "gram_steps": (SMALL, [mode("gram_steps")], CHECKED),
+        "block_local": (SMALL, [mode("block_local")], {}),
+        "periodic": (SMALL, [mode("periodic"), "groups.0.matrix.period=2"], {}),
         "exchange of the trainer's shards": (SHARDS, [mode("exchange")], {}),
         "gram of the trainer's shards": (SHARDS, [mode("gram")], {}),
         "auto": (SMALL, [], {}),
