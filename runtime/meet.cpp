@@ -326,7 +326,7 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
         add_gram(m, x, any, r, rest);
         any = true;
       });
-      kernels::pack_triangle(r, triangle);
+      backend_->pack_triangle(r, triangle);
     }
     if (!any) std::fill_n(triangle, kernels::packed_size(side), 0.0F);
     progress();
@@ -368,10 +368,10 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
   const std::span<double> squares(
       reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
       static_cast<std::size_t>(lines));
-  kernels::unpack_triangle(floats(here, entry.back - run), r);
+  backend_->unpack_triangle(floats(here, entry.back - run), r);
   group.lmo->gram(r, std::ldexp(group.lmo->options().eps, -gram_exponent(m)), q, squares,
                   carver.rest(), *backend_);
-  kernels::pack_triangle(q, floats(here, entry.back - run));
+  backend_->pack_triangle(q, floats(here, entry.back - run));
   if (lines > 0) {
     for (double& s : squares) s = std::max(s, 0.0);  // rounding may leave less
     group.matrix_rule().line_factors(lines_of(b, entry.matrix), m.gram_of_rows ? m.cols : m.rows,
@@ -394,7 +394,7 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
                    [&](const Meeting::Matrix& e) { return e.matrix == own.segment.matrix; });
   Carver carver(scratch_);
   const MatrixView q = carver.matrix(side, side);
-  kernels::unpack_triangle(floats(buffers.back, entry->back), q);
+  backend_->unpack_triangle(floats(buffers.back, entry->back), q);
   const Index lines = group.matrix_rule().line_count(m.rows, m.cols);
   if (lines > 0) {
     auto* factors =
@@ -446,7 +446,7 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
       const MatrixView r = carver.matrix(side, side);
       const MatrixView s = carver.matrix(side, side);
       float* const triangle = floats(buffers.mine, entry.triangle);
-      kernels::unpack_triangle(triangle, r);
+      backend_->unpack_triangle(triangle, r);
       double inverse = 1;  // 1/ν, in the first iteration
       if (t == 0) {
         double trace = 0;
@@ -482,7 +482,7 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
       if (!any) {
         std::fill_n(triangle, kernels::packed_size(side), 0.0F);
       } else {
-        kernels::pack_triangle(r, triangle);
+        backend_->pack_triangle(r, triangle);
       }
     }
   }

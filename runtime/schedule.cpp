@@ -25,9 +25,8 @@ std::vector<Wave> waves_of(const Plan& plan) {
     if (!b.matrices.empty()) {
       const Wave& last = waves.back();
       const double round = last.largest * plan.ranks;
-      const bool full = last.common || (last.owned > 0 && plan.depth == 0) ||
-                        (last.owned == 1 && last.seconds >= round) ||
-                        (last.owned > 1 && last.seconds >= plan.depth * round);
+      const int rounds = last.owned == 1 ? std::min(plan.depth, 1) : plan.depth;
+      const bool full = last.common || (last.owned > 0 && last.seconds >= rounds * round);
       if (full) waves.emplace_back();
     }
     Wave& wave = waves.back();
