@@ -14,6 +14,7 @@
 #include <functional>
 #include <numeric>
 #include <orthrus/communicator.hpp>
+#include <orthrus/error.hpp>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,17 @@ using orthrus::Span;
 using orthrus::Traffic;
 using orthrus::TrafficClass;
 namespace cost = orthrus::cost;
+
+/// The message of the `E` that `f` throws; "nothing thrown" otherwise.
+template <class E = orthrus::Error, class F>
+std::string thrown(F&& f) {
+  try {
+    f();
+  } catch (const E& e) {
+    return e.what();
+  }
+  return "nothing thrown";
+}
 
 using Independent = std::function<Traffic()>;
 

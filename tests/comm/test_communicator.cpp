@@ -25,17 +25,6 @@ using orthrus::ExitCode;
 using orthrus::run_thread_ranks;
 using testing::HasSubstr;
 
-/// The message of the `E` that `f` throws; "nothing thrown" otherwise.
-template <class E = orthrus::Error, class F>
-std::string thrown(F&& f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "nothing thrown";
-}
-
 class ThreadConformance : public testing::TestWithParam<int> {};
 
 TEST_P(ThreadConformance, DoWhatEveryCommunicatorDoes) {

@@ -32,16 +32,6 @@ using orthrus::comm::cuda_copies_to_device;
 using orthrus::comm::staged;
 using testing::HasSubstr;
 
-template <class E = orthrus::Error, class F>
-std::string thrown(F&& f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "nothing thrown";
-}
-
 /// `count` zeros on this thread's device.
 template <class T>
 class OnDevice {

@@ -116,16 +116,6 @@ std::shared_ptr<LateCopies> late(const Communicator& c) {
   return std::make_shared<LateCopies>(static_cast<unsigned>(c.rank()) + 17);
 }
 
-template <class E = orthrus::Error, class F>
-std::string thrown(F&& f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "nothing thrown";
-}
-
 class StagedConformance : public testing::TestWithParam<int> {};
 
 TEST_P(StagedConformance, DoWhatEveryCommunicatorDoes) {
