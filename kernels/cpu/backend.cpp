@@ -194,8 +194,8 @@ class CpuBackend final : public HostBackend {
       if (definite) mirror_lower(a);
       return definite;
     }
-    const bool definite = cpu::invert_lower(
-        a, scratch_f64_, [this](auto... arguments) { product_f64(arguments...); });
+    const bool definite =
+        cpu::invert_lower(a, scratch_f64_, [](auto... arguments) { product_f64(arguments...); });
     if (definite) mirror_lower(a);
     return definite;
   }
