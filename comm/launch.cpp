@@ -1,5 +1,9 @@
 #include "comm/launch.hpp"
 
+#if __has_include(<malloc.h>)
+#include <malloc.h>
+#endif
+
 #include <charconv>
 #include <cstdlib>
 #include <orthrus/error.hpp>
@@ -24,6 +28,13 @@ void refuse_singletons(int world_size) {
                       std::to_string(tasks) +
                       " programs of one rank each; start it with mpirun or srun --mpi=pmix");
   }
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+#endif
 }
 
 }  // namespace orthrus::comm

@@ -224,6 +224,7 @@ void set_up_log() {
 }
 
 int run(int argc, char** argv) {
+  comm::keep_freed_memory();
   set_up_log();
   // A reader of a pipe that has gone (`orthrus info | head`) ends output, not the job.
   std::signal(SIGPIPE, SIG_IGN);

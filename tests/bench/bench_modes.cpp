@@ -20,6 +20,8 @@
 #include <string>
 #include <vector>
 
+#include "comm/launch.hpp"
+
 namespace {
 
 using namespace orthrus;
@@ -167,6 +169,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   int provided = 0;
+  orthrus::comm::keep_freed_memory();
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
   const int status = run(argc, argv);
   MPI_Finalize();

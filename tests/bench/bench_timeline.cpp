@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/launch.hpp"
 #include "runtime/plan.hpp"
 #include "runtime/timeline.hpp"
 
@@ -194,6 +195,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  comm::keep_freed_memory();
   MPI_Init(&argc, &argv);
   const int code = run(argc, argv);
   MPI_Finalize();
