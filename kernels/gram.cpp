@@ -53,15 +53,40 @@ void commuting_product(double alpha, ConstMatrixView a, ConstMatrixView b, doubl
   for (Index i = 0; i < m; i += panels.left.rows) {
     const Index rows = std::min(panels.left.rows, m - i);
     const Index cols = i + rows;
-    const MatrixView left = part(panels.left, rows, m, b.dtype);
     const MatrixView to = block(c, i, 0, rows, cols);
     const MatrixView out = c.dtype == b.dtype ? to : part(panels.out, rows, cols, b.dtype);
-    backend.convert(block(a, i, 0, rows, m), 1, left);
-    backend.convert(block(left, 0, 0, rows, cols), 1, out);
+    ConstMatrixView left = block(a, i, 0, rows, m);
+    if (out.data != left.data) backend.convert(block(left, 0, 0, rows, cols), 1, out);
+    if (a.dtype != b.dtype || a.data == c.data) {
+      const MatrixView copy = part(panels.left, rows, m, b.dtype);
+      backend.convert(left, 1, copy);
+      left = copy;
+    }
     backend.gemm(alpha, left, Transpose::no, block(b, 0, 0, m, cols), Transpose::no, beta, out);
     if (c.dtype != b.dtype) backend.convert(out, 1, to);
   }
   backend.mirror_lower(c);
+}
+
+/// One iteration on R: S ← bR + cR², Q ← unit·(QS + aQ), and unless it is the last R ← ZRZ with
+/// Z = S + aI.
+void step(const Quintic& p, bool first, bool last, double unit, MatrixView r, MatrixView s,
+          MatrixView q, const Panels& panels, Backend& backend) {
+  if (p.c == 0) {
+    backend.convert(r, p.b, s);
+  } else {
+    commuting_product(p.c, r, r, p.b, s, panels, backend);
+  }
+  if (first) {
+    backend.convert(s, unit, q);
+    backend.add_diagonal(p.a * unit, q);
+  } else {
+    commuting_product(unit, q, s, p.a * unit, q, panels, backend);
+  }
+  if (last) return;
+  // Z is never formed: a would round S.
+  commuting_product(1, r, s, p.a, r, panels, backend);
+  commuting_product(1, r, s, p.a, r, panels, backend);
 }
 
 /// (QRQ)ᵢᵢ = Σⱼ (QR)ᵢⱼQᵢⱼ. In f64: Q spans the inverse of the spectrum, and all of that cancels.
@@ -153,6 +178,26 @@ double gram_polynomial_flops(Index m, Index iterations) {
   return static_cast<double>(4 * iterations - 3) * side * side * side;
 }
 
+std::size_t gram_factor_workspace_bytes(Index m) {
+  return piece_bytes(m, m, DType::f32) + 2 * panel_bytes(m);
+}
+
+void gram_factor(MatrixView r, std::span<const Quintic> iterations, MatrixView q,
+                 std::span<std::byte> work, Backend& backend) {
+  const Index m = r.rows;
+  expects(m > 0 && is_square_f32(r) && is_square_f32(q) && q.rows == m && q.data != r.data,
+          "gram_factor takes a square f32 matrix, and a Q of its shape");
+  expects(!iterations.empty(), "gram_factor without iterations");
+  expects(work.size() >= gram_factor_workspace_bytes(m),
+          "work is smaller than gram_factor_workspace_bytes says");
+  const MatrixView s = carve(work, m, m, DType::f32);
+  const Panels panels(m, work);
+  for (const Quintic& p : iterations) {
+    const bool last = &p == &iterations.back();
+    step(p, &p == &iterations.front(), last, 1, r, s, q, panels, backend);
+  }
+}
+
 std::size_t gram_polynomial_workspace_bytes(Index m, std::span<const Quintic> iterations) {
   const std::size_t whole = piece_bytes(m, m, DType::f64);
   return (gram_f64_iterations(iterations) > 0 ? 2 : 1) * whole + 2 * panel_bytes(m);
@@ -198,24 +243,8 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
       power = narrow_power;
       s = narrow_s;
     }
-    const auto [a, b, c] = iterations[t];
     const bool last = t + 1 == iterations.size();
-    const double unit = last ? inverse : 1;  // Q is scaled where it is written anyway
-    if (c == 0) {
-      backend.convert(power, b, s);
-    } else {
-      commuting_product(c, power, power, b, s, panels, backend);
-    }
-    if (t == 0) {
-      backend.convert(s, unit, q);
-      backend.add_diagonal(a * unit, q);
-    } else {
-      commuting_product(unit, q, s, a * unit, q, panels, backend);
-    }
-    if (last) break;
-    // Z = S + aI is never formed: a would round S.
-    commuting_product(1, power, s, a, power, panels, backend);
-    commuting_product(1, power, s, a, power, panels, backend);
+    step(iterations[t], t == 0, last, last ? inverse : 1, power, s, q, panels, backend);
   }
   if (!row_squares.empty()) {
     backend.convert(r, 1, first);

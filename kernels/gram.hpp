@@ -105,6 +105,19 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
                      const GramOptions& options, MatrixView q, std::span<double> row_squares,
                      std::span<std::byte> work, Backend& backend);
 
+/// Scratch of `gram_factor`. @return bytes, a multiple of 256.
+std::size_t gram_factor_workspace_bytes(Index m);
+
+/// The same in f32 throughout, for an R that is normalized already: Q = q(R) where p(x) = x·q(x²)
+/// composes few `iterations`, as `msign` has between two products with X. bf16 will not do: factors
+/// that are rounded do not commute, and half of a product no longer says what the other half is.
+/// @param[in,out] r  m×m, f32, symmetric; spoiled.
+/// @param[out]    q  m×m, f32; exactly symmetric. Not `r`.
+/// @throws ShapeError  as `gram_polynomial`.
+/// @par Cost  `gram_polynomial_flops`.
+void gram_factor(MatrixView r, std::span<const Quintic> iterations, MatrixView q,
+                 std::span<std::byte> work, Backend& backend);
+
 /// Can these be the row squares of p(X) for a p that ends near 1? Each finite, their sum within
 /// [0, 1.5 m]: an iteration that blew up fails this. So do tables cut short, whose p reaches 2.
 bool gram_is_plausible(std::span<const double> row_squares);

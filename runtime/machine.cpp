@@ -197,18 +197,23 @@ double pass_seconds(const MachineProfile& profile, double bytes) {
   return bytes / rate_at(profile.pass, bytes);
 }
 
-double msign_seconds(const MachineProfile& profile, Index m, Index n, Index iterations,
-                     DType dtype) {
+double msign_seconds(const MachineProfile& profile, Index m, Index n, Index iterations, DType dtype,
+                     Index gram_products) {
   const Index s = std::min(m, n);
   const Index l = std::max(m, n);
   const auto b = static_cast<double>(bytes_of(dtype));
   const double whole = real(s) * real(l);
   const double square = real(s) * real(s);
-  const double once = syrk_seconds(profile, dtype, s, l) + syrk_seconds(profile, dtype, s, s) +
-                      gemm_seconds(profile, dtype, s, l, s) +
+  const double with_x = syrk_seconds(profile, dtype, s, l) + gemm_seconds(profile, dtype, s, l, s);
+  const double before =
+      2 * pass_seconds(profile, 4 * whole) + pass_seconds(profile, (4 + b) * whole);
+  if (gram_products > 0) {
+    return before + real(gram_products) * (with_x + pass_seconds(profile, (4 + b) * square)) +
+           real(4 * iterations - 3 * gram_products) * gram_polynomial_seconds(profile, s, 1);
+  }
+  const double once = with_x + syrk_seconds(profile, dtype, s, s) +
                       pass_seconds(profile, 2 * b * square) + pass_seconds(profile, 2 * b * whole);
-  const double casts = (dtype == DType::f32 ? 1 : 2) * pass_seconds(profile, (4 + b) * whole);
-  return real(iterations) * once + 2 * pass_seconds(profile, 4 * whole) + casts;
+  return before + real(iterations) * once;
 }
 
 double inverse_seconds(const MachineProfile& profile, Index m) {

@@ -114,11 +114,13 @@ double syrk_seconds(const MachineProfile& profile, DType dtype, Index n, Index k
 /// over what a cache holds, as inside msign.
 double pass_seconds(const MachineProfile& profile, double bytes);
 /// `kernels::msign` of an m×n f32 matrix iterated in `dtype` of b bytes; s the shorter side, l the
-/// longer. Per iteration syrk(s, l) + syrk(s, s) + gemm(s, l, s) and two copies, 2b·s² and 2b·s·l
-/// bytes; before them max and norm, 4·s·l each, and the cast, (4+b)·s·l; after them the cast back
-/// where `dtype` is not f32.
-double msign_seconds(const MachineProfile& profile, Index m, Index n, Index iterations,
-                     DType dtype);
+/// longer. Before: max and norm, 4·s·l bytes each, and the cast, (4+b)·s·l. Per iteration syrk(s,
+/// l)
+/// + syrk(s, s) + gemm(s, l, s) and two copies, 2b·s² and 2b·s·l. Or, of T iterations by G products
+/// (`kernels::msign_gram_products`, 0 for none), G times syrk(s, l), gemm(s, l, s) and a copy of Q,
+/// (4+b)·s², and 4T − 3G products of `gram_polynomial_seconds`.
+double msign_seconds(const MachineProfile& profile, Index m, Index n, Index iterations, DType dtype,
+                     Index gram_products = 0);
 /// One term of `kernels::rational_gram` of an m×m matrix: an inverse, m³ flops at 0.65 of the gemm
 /// rate at m (measured: its products are 48 deep), and 16·m² bytes to shift, scale and pack.
 double inverse_seconds(const MachineProfile& profile, Index m);

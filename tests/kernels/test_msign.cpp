@@ -324,6 +324,60 @@ TEST(Msign, CarriesNanAndInfThrough) {
   }
 }
 
+// ---- long matrices: several iterations on XXᵀ between two products with X -----------------------
+
+/// In f64 no iteration is on XXᵀ, and known factors have judged it above.
+Matrix in_f64(const Dense<float>& x, std::span<const Quintic> iterations, double safety) {
+  return msign_of(zoo::cast<double>(x), iterations, safety, {DType::f64, EpsMode::none, 0});
+}
+
+TEST(Msign, OfLongMatricesInF32IsAsAccurateAsOfOthers) {
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{64, 128}, {80, 333}, {260, 70}}) {
+    for (auto& [kind, matrix] : zoo::inhabitants(rows, cols, 11)) {
+      if (kind == "rank_one" || kind == "single_row" || kind == "single_column") continue;
+      const Dense<float> x = zoo::cast<float>(matrix);
+      for (const char* name : {"jordan", "polar_express_101", "you5", "cans"}) {
+        const double safety = find_coefficients(name)->safety;
+        for (const int count : {1, 2, 5}) {
+          const std::vector<Quintic> iterations = table(name, count);
+          const Dense<float> o = msign_of(x, iterations, safety);
+          const Matrix expected = in_f64(x, iterations, safety);
+          if (kind == "zero") {
+            EXPECT_EQ(zoo::frobenius(o), 0);
+            continue;
+          }
+          // The bound of every mode that gathers; without XXᵀ the same spectra reach 7e-5.
+          EXPECT_LE(zoo::relative_error(o, expected), 1e-4)
+              << kind << " " << name << " " << count << " " << rows << "x" << cols;
+        }
+      }
+    }
+  }
+}
+
+TEST(Msign, OfLongMatricesInBf16IsAsAccurateAsOfOthers) {
+  struct Case {
+    const char* kind;
+    Matrix matrix;
+    double bound;  // two roundings of 2^-9, lifted where small singular values are
+  };
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{256, 768}, {800, 260}}) {
+    const Case cases[] = {{"gaussian", zoo::gaussian(rows, cols, 5), 3e-2},
+                          {"condition 10", zoo::condition(rows, cols, 10, 5), 3e-2},
+                          {"condition 1e4", zoo::condition(rows, cols, 1e4, 5), 0.3}};
+    for (const char* name : {"jordan", "polar_express_101"}) {
+      const double safety = find_coefficients(name)->safety;
+      const std::vector<Quintic> iterations = table(name, 5);
+      for (const Case& c : cases) {
+        const Dense<float> x = zoo::cast<float>(c.matrix);
+        const Dense<float> o = msign_of(x, iterations, safety, {DType::bf16, EpsMode::none, 0});
+        EXPECT_LE(zoo::relative_error(o, in_f64(x, iterations, safety)), c.bound)
+            << c.kind << " " << name << " " << rows << "x" << cols;
+      }
+    }
+  }
+}
+
 // ---- options
 // --------------------------------------------------------------------------------------
 

@@ -186,7 +186,11 @@ TEST(Cost, MsignIsItsFlopsAndItsPasses) {
   expect_close(msign_seconds(passes, 48, 112, 5, DType::f32),
                (5 * (8 * m * m + 8 * m * n) + 16 * m * n) / 1e10);
   expect_close(msign_seconds(passes, 48, 112, 5, DType::bf16),
-               (5 * (4 * m * m + 4 * m * n) + 20 * m * n) / 1e10);
+               (5 * (4 * m * m + 4 * m * n) + 14 * m * n) / 1e10);
+  // Five iterations by two products: 3·m²n each, and 4·5 − 3·2 triangles of m³.
+  const MachineProfile tall = flat(rate, 1e30);
+  expect_close(msign_seconds(tall, 256, 1024, 5, DType::bf16, 2),
+               (2 * 3.0 * 256 * 256 * 1024 + 14 * 256.0 * 256 * 256 * (1 + 0.5)) / rate);
 }
 
 TEST(Cost, TheGramPolynomialIsFourTrianglesPerIterationButThree) {
