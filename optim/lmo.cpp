@@ -33,15 +33,17 @@ double inner_product_norm(ConstMatrixView x, Backend& backend) {
 
 // ---- spectral ----------------------------------------------------------------------------------
 void spectral_lmo(const Lmo& self, MatrixView x, std::span<std::byte> work, Backend& backend) {
-  if (!self.rational()) {
+  const kernels::RationalSign* rational = self.rational(std::min(x.rows, x.cols));
+  if (rational == nullptr) {
     return kernels::msign(x, self.iterations(), self.safety(), self.options(), work, backend);
   }
-  kernels::rational_msign(x, *self.rational(), {self.options().dtype}, work, backend);
+  kernels::rational_msign(x, *rational, {self.options().dtype}, work, backend);
 }
 
 std::size_t spectral_workspace(const Lmo& self, Index rows, Index cols) {
-  return self.rational() ? kernels::rational_msign_workspace_bytes(rows, cols)
-                         : kernels::msign_workspace_bytes(rows, cols, DType::f32, self.options());
+  return self.rational(std::min(rows, cols)) != nullptr
+             ? kernels::rational_msign_workspace_bytes(rows, cols)
+             : kernels::msign_workspace_bytes(rows, cols, DType::f32, self.options());
 }
 
 /// σ_max: with A = XXᵀ/‖X‖², ‖A‖₂ = lim tr(A^(2^j))^(2^-j); after 24 squarings the excess is below
@@ -207,6 +209,49 @@ kernels::RationalSign rational_of(const LmoConfig& config, DType dtype) {
   return kernels::rational_sign(lower[static_cast<std::size_t>(config.terms - 2)], config.terms);
 }
 
+// What `auto` resolves to. Measured on one core, square and 1 × 4 (bench_rational): below these
+// sides five products with X beat the inverses.
+constexpr Index rational_from_f32 = 96;
+constexpr Index rational_from_bf16 = 192;
+
+/// The cushion and the safety factor of Polar Express, which keep rounding in bf16 from leaving the
+/// intervals.
+constexpr double auto_cushion = 0.02407327424182761;
+constexpr double auto_safety = 1.01;
+
+/// max |p(x/safety) − 1| for x in [l, 1], on a grid so fine that p turns between no two points.
+double error_of(std::span<const kernels::Quintic> iterations, double l) {
+  constexpr int points = 4000;
+  double worst = 0;
+  for (int i = 0; i <= points; ++i) {
+    double x = std::pow(l, 1 - static_cast<double>(i) / points) / auto_safety;
+    for (const kernels::Quintic& p : iterations) x = p(x);
+    worst = std::max(worst, std::abs(x - 1));
+  }
+  return worst;
+}
+
+/// The fewest iterations that hold `lower` and `tolerance`.
+std::vector<kernels::Quintic> iterations_for(double lower, double tolerance) {
+  for (int count = kernels::iterations_for(lower, tolerance); count <= 12; ++count) {
+    std::vector<kernels::Quintic> found =
+        kernels::optimal_composition(lower, count, auto_cushion, auto_safety);
+    if (error_of(found, lower) <= tolerance) return found;
+  }
+  throw ConfigError("no 12 iterations hold lmo.lower " + std::to_string(lower) +
+                    " within lmo.tolerance " + std::to_string(tolerance));
+}
+
+/// The fewest terms that hold `lower` and `tolerance`; none where f32 (or R in bf16) cannot.
+std::optional<kernels::RationalSign> rational_for(double lower, double tolerance, DType dtype) {
+  if (lower < (dtype == DType::f32 ? 1e-3 : 2e-3)) return std::nullopt;  // the smallest pole
+  for (int terms = 2; terms <= 4; ++terms) {
+    kernels::RationalSign f = kernels::rational_sign(lower, terms);
+    if (f.error <= tolerance) return f;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::span<const NormRow> norms() { return kNorms; }
@@ -223,13 +268,27 @@ std::vector<std::string_view> scale_names() {
   return names;
 }
 
-Lmo::Lmo(const LmoConfig& config)
+Lmo::Lmo(const LmoConfig& config, bool inverses)
     : row_(&row_named(kNorms, "norm", config.norm)),
       scale_(row_named(kScales, "scale", config.scale).factor) {
   const auto dtype = dtype_named(config.dtype);
   expects<ConfigError>(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f64,
                        "lmo.dtype must be f32 or bf16");
   options_ = {*dtype, eps_mode_named(config.eps_mode), config.eps};
+  name_ = config.coefficients;
+  if (config.coefficients == "auto") {
+    expects<ConfigError>(config.lower > 0 && config.lower < 1, "lmo.lower must be between 0 and 1");
+    expects<ConfigError>(config.tolerance > 0 && config.tolerance < 1,
+                         "lmo.tolerance must be between 0 and 1");
+    // Rational divides by no norm, so an ε has nowhere to go.
+    if (inverses && config.eps_mode == "none") {
+      rational_ = rational_for(config.lower, config.tolerance, *dtype);
+      rational_from_ = *dtype == DType::bf16 ? rational_from_bf16 : rational_from_f32;
+    }
+    iterations_ = iterations_for(config.lower, config.tolerance);
+    safety_ = auto_safety;
+    return;
+  }
   if (config.coefficients == "rational") {
     rational_ = rational_of(config, *dtype);
     return;
@@ -249,33 +308,51 @@ double Lmo::flops(Index rows, Index cols) const {
   const auto m = static_cast<double>(std::min(rows, cols));
   const auto n = static_cast<double>(std::max(rows, cols));
   if (!row_->orthogonalizes) return 4 * m * n;
-  if (rational_) return 3 * m * m * n + rational_->r * m * m * m;
-  return static_cast<double>(iterations_.size()) * (3 * m * m * n + m * m * m) + 3 * m * n;
+  if (const auto* f = rational(std::min(rows, cols))) return 3 * m * m * n + f->r * m * m * m;
+  const auto steps = static_cast<double>(iterations_.size());
+  const auto products =
+      static_cast<double>(kernels::msign_gram_products(rows, cols, iterations_, options_.dtype));
+  if (products > 0) return products * 3 * m * m * n + (4 * steps - 3 * products) * m * m * m;
+  return steps * (3 * m * m * n + m * m * m) + 3 * m * n;
 }
 
-bool Lmo::has_gram_form() const {
-  return row_->orthogonalizes && (rational_ || kernels::gram_is_stable(iterations_));
+std::string Lmo::description(Index side) const {
+  if (!row_->orthogonalizes) return std::string(row_->name);
+  const kernels::RationalSign* const f = rational(side);
+  std::string text = name_;
+  if (f != nullptr) {
+    text = name_ == "rational" ? name_ : name_ + ": rational";
+    return text + ", " + std::to_string(f->r) + " terms";
+  }
+  return text + ", " + std::to_string(iterations_.size()) + " iterations";
+}
+
+bool Lmo::has_gram_form(Index side) const {
+  return row_->orthogonalizes &&
+         (rational(side) != nullptr || kernels::gram_is_stable(iterations_));
 }
 
 std::size_t Lmo::gram_workspace_bytes(Index m) const {
-  if (!rational_) return kernels::gram_polynomial_workspace_bytes(m, iterations_);
+  if (rational(m) == nullptr) return kernels::gram_polynomial_workspace_bytes(m, iterations_);
   return std::max(kernels::rational_gram_workspace_bytes(m),
                   kernels::piece_bytes(m, m, DType::f32));
 }
 
 double Lmo::gram_flops(Index m) const {
   const auto side = static_cast<double>(m);
-  return rational_ ? rational_->r * side * side * side
-                   : kernels::gram_polynomial_flops(m, std::ssize(iterations_));
+  const kernels::RationalSign* const f = rational(m);
+  return f != nullptr ? f->r * side * side * side
+                      : kernels::gram_polynomial_flops(m, std::ssize(iterations_));
 }
 
 void Lmo::gram(MatrixView r, double eps, MatrixView q, std::span<double> squares,
                std::span<std::byte> work, Backend& backend) const {
-  if (!rational_) {
+  const kernels::RationalSign* const f = rational(r.rows);
+  if (f == nullptr) {
     return kernels::gram_polynomial(r, iterations_, {safety_, options_.eps_mode, eps}, q, squares,
                                     work, backend);
   }
-  kernels::rational_gram(r, *rational_, q, work, backend);
+  kernels::rational_gram(r, *f, q, work, backend);
   if (squares.empty()) return;
   // ‖QX‖² by lines: the diagonal of QRQ.
   const MatrixView product = kernels::carve(work, r.rows, r.cols, DType::f32);

@@ -43,8 +43,11 @@ std::span<const NormRow> norms();
 /// A configured LMO.
 class Lmo {
  public:
-  /// @throws ConfigError for a norm, table or word it does not know.
-  explicit Lmo(const LmoConfig& config);
+  /// @param inverses  may `coefficients: auto` become rational? Modes that share iterations cannot,
+  ///                  and devices other than the CPU are not known to gain.
+  /// @throws ConfigError for a norm, table or word it does not know, and for a tolerance that no
+  ///         number of terms or iterations reaches.
+  explicit Lmo(const LmoConfig& config, bool inverses = true);
 
   /// X ← lmo(X). @param x whole matrix, f32. @param work at least `workspace_bytes(rows, cols)`.
   /// @par Cost  spectral: `flops(rows, cols)`; the others a few passes over X. No message, no
@@ -63,15 +66,20 @@ class Lmo {
   [[nodiscard]] const NormRow& row() const { return *row_; }
 
   // What the spectral row runs: iterations, or one rational function.
-  /// Empty where it is rational.
+  /// Empty where every matrix takes the rational function.
   [[nodiscard]] std::span<const kernels::Quintic> iterations() const { return iterations_; }
-  [[nodiscard]] const std::optional<kernels::RationalSign>& rational() const { return rational_; }
+  /// nullptr where a matrix with this short side is iterated. Pure: side, dtype and configuration.
+  [[nodiscard]] const kernels::RationalSign* rational(Index side) const {
+    return rational_ && side >= rational_from_ ? &*rational_ : nullptr;
+  }
+  /// "polar_express_101, 5 iterations", or "rational, 2 terms, l = 0.005".
+  [[nodiscard]] std::string description(Index side) const;
   [[nodiscard]] double safety() const { return safety_; }
   [[nodiscard]] const kernels::MsignOptions& options() const { return options_; }
 
   // The same from a Gram matrix alone: lmo(X) = Q·X for R = XXᵀ, m×m.
-  /// Is that accurate in f32?
-  [[nodiscard]] bool has_gram_form() const;
+  /// Is that accurate in f32, with this short side?
+  [[nodiscard]] bool has_gram_form(Index side) const;
   /// Scratch of `gram` for an m×m R, in bytes.
   [[nodiscard]] std::size_t gram_workspace_bytes(Index m) const;
   [[nodiscard]] double gram_flops(Index m) const;
@@ -87,6 +95,8 @@ class Lmo {
   double (*scale_)(double rows, double cols);
   std::vector<kernels::Quintic> iterations_;
   std::optional<kernels::RationalSign> rational_;
+  Index rational_from_ = 0;  ///< the shortest side it is for
+  std::string name_;
   double safety_ = 1;
   kernels::MsignOptions options_;
 };

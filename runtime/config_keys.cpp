@@ -223,6 +223,7 @@ Words coefficient_names() {
   for (const kernels::CoefficientTable& table : kernels::coefficient_tables())
     names.push_back(table.name);
   names.emplace_back("rational");
+  names.emplace_back("auto");
   return names;
 }
 
@@ -245,9 +246,9 @@ std::span<const Row<GroupConfig>> group_rows() {
       {.path = "lmo.coefficients",
        .kind = Kind::word,
        .at = [](GroupConfig& g) -> Slot { return &g.lmo.coefficients; },
-       .doc = "of Newton–Schulz (spectral norm); rational: one Zolotarev function instead",
+       .doc = "of Newton–Schulz (spectral norm); rational: one Zolotarev function instead; auto: "
+              "whichever is faster for lmo.tolerance and lmo.lower",
        .noun = "a table of coefficients",
-       .absent = {"auto"},
        .words_of = coefficient_names},
       {.path = "lmo.iterations",
        .kind = Kind::integer,
@@ -261,6 +262,19 @@ std::span<const Row<GroupConfig>> group_rows() {
        .doc = "of coefficients rational: 2, 3, 4 for singular values down to 5e-3, 2e-3, 1e-3",
        .min = 2,
        .max = 4},
+      {.path = "lmo.tolerance",
+       .kind = Kind::real,
+       .at = [](GroupConfig& g) -> Slot { return &g.lmo.tolerance; },
+       .doc = "of coefficients auto: how far from 1 singular values may end",
+       .min = 1e-4,
+       .max = 0.9},
+      {.path = "lmo.lower",
+       .kind = Kind::real,
+       .at = [](GroupConfig& g) -> Slot { return &g.lmo.lower; },
+       .doc = "of coefficients auto: from which singular value on, as a share of the largest "
+              "(rational) or of the Frobenius norm",
+       .min = 1e-5,
+       .max = 0.5},
       {.path = "lmo.scale",
        .kind = Kind::word,
        .at = [](GroupConfig& g) -> Slot { return &g.lmo.scale; },

@@ -62,7 +62,8 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
            " scales lines, which needs owner, exchange, gather or "
            "gram";
   }
-  if (g.lmo->rational() && (mode == Mode::gram_steps || mode == Mode::block_cyclic)) {
+  if (g.lmo->rational(m.gram_side()) != nullptr &&
+      (mode == Mode::gram_steps || mode == Mode::block_cyclic)) {
     return "lmo.coefficients rational has no iterations to share: owner, exchange, gather or gram";
   }
   if (mode == Mode::block_cyclic) {
@@ -78,7 +79,7 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
     return "its shards begin or end inside a row: the Gram matrix needs whole rows or columns";
   }
   if (mode == Mode::gram_steps) return "";
-  if (!g.lmo->has_gram_form()) {
+  if (!g.lmo->has_gram_form(m.gram_side())) {
     return "lmo.coefficients " + g.config->lmo.coefficients + " with " +
            std::to_string(g.lmo->iterations().size()) +
            " iterations is not stable in Gram space in f32; use gram_steps or exchange";
@@ -516,11 +517,13 @@ double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, In
   if (!g.lmo->orthogonalizes()) {
     return pass_seconds(profile, 16 * static_cast<double>(rows) * static_cast<double>(cols));
   }
-  if (g.lmo->rational()) {
-    return rational_msign_seconds(profile, rows, cols, g.lmo->rational()->r, iteration_dtype(g));
+  if (const auto* f = g.lmo->rational(std::min(rows, cols))) {
+    return rational_msign_seconds(profile, rows, cols, f->r, iteration_dtype(g));
   }
-  return msign_seconds(profile, rows, cols, static_cast<Index>(g.lmo->iterations().size()),
-                       iteration_dtype(g));
+  const auto iterations = g.lmo->iterations();
+  const DType dtype = iteration_dtype(g);
+  return msign_seconds(profile, rows, cols, std::ssize(iterations), dtype,
+                       kernels::msign_gram_products(rows, cols, iterations, dtype));
 }
 
 double compute_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m) {
@@ -530,7 +533,7 @@ double compute_seconds(const Plan& plan, const MachineProfile& profile, const Ma
   const Index side = m.gram_side();
   switch (m.mode) {
     case Mode::gram:
-      if (g.lmo->rational()) return inverse_seconds(profile, side) * g.lmo->rational()->r;
+      if (const auto* f = g.lmo->rational(side)) return inverse_seconds(profile, side) * f->r;
       return gram_polynomial_seconds(profile, side, iterations,
                                      kernels::gram_f64_iterations(g.lmo->iterations()));
     case Mode::gram_steps:

@@ -154,7 +154,11 @@ Group make_group(const GroupConfig& config, std::size_t index) {
   g.config = &config;
   try {
     g.rule = optim::make_rule(config.rule);
-    if (g.rule->is_matrix_rule()) g.lmo = std::make_shared<optim::Lmo>(config.lmo);
+    if (g.rule->is_matrix_rule()) {
+      const std::string& mode = config.matrix.mode;
+      g.lmo =
+          std::make_shared<optim::Lmo>(config.lmo, mode != "gram_steps" && mode != "block_cyclic");
+    }
   } catch (const ConfigError& e) {
     throw ConfigError("groups[" + std::to_string(index) + "]: " + e.what());
   }
@@ -284,6 +288,7 @@ std::string decisions(const Plan& plan) {
     const GroupConfig& c = *g.config;
     add(c.rule.name), add(c.lmo.norm), add(c.lmo.coefficients), add(c.lmo.iterations);
     if (c.lmo.coefficients == "rational") add(c.lmo.terms);
+    if (c.lmo.coefficients == "auto") add(c.lmo.tolerance), add(c.lmo.lower);
     add(c.lmo.scale), add(c.lmo.eps_mode), add(c.lmo.dtype), add(c.weights.format);
     add(c.weights.rounding), add(c.weights.residual);
   }

@@ -33,7 +33,8 @@ nlohmann::ordered_json plan_document(const Plan& plan, double step_seconds) {
                         {"mode", std::string(optim::name_of(m.mode))},
                         {"owner", m.owner},
                         {"seconds", m.seconds},
-                        {"norm", g.config->lmo.norm}});
+                        {"norm", g.config->lmo.norm},
+                        {"lmo", g.lmo->description(m.gram_side())}});
   }
   auto& passed = doc["passed_over"] = nlohmann::ordered_json::array();
   for (const int i : plan.passed_over) {

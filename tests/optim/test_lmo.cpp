@@ -145,14 +145,16 @@ class RationalLmo : public testing::TestWithParam<int> {
 };
 INSTANTIATE_TEST_SUITE_P(Terms, RationalLmo, testing::Values(2, 3, 4));
 
-/// max |uᵢᵀOvᵢ − 1| over its bound, of singular values f brings to 1.
+/// |uᵢᵀOvᵢ − 1| is within its bound for singular values from l·unit on. 0: σ_max, which is divided
+/// by at most √(1.1·2) (zolotarev's interval ends at an upper bound of it).
 template <class Bound>
-void expect_orthogonal(const zoo::Matrix& x, const zoo::Matrix& o, double l, Bound bound) {
+void expect_orthogonal(const zoo::Matrix& x, const zoo::Matrix& o, double l, Bound bound,
+                       double unit = 0) {
   const zoo::Factors f = zoo::svd(x);
+  if (unit == 0) unit = 1.5 * f.sigma[0];
   int judged = 0;
   for (std::size_t k = 0; k < f.sigma.size(); ++k) {
-    // σ_max is divided by at most √(1.1·2) (zolotarev's interval ends at an upper bound of it).
-    const double share = f.sigma[k] / f.sigma[0] / 1.5;
+    const double share = f.sigma[k] / unit;
     if (share < l) continue;
     double diagonal = 0;
     for (Index i = 0; i < x.rows; ++i) {
@@ -169,21 +171,21 @@ void expect_orthogonal(const zoo::Matrix& x, const zoo::Matrix& o, double l, Bou
 
 TEST_P(RationalLmo, OrthogonalizesDownToItsSmallestSingularValue) {
   const Lmo lmo = lmo_of();
-  ASSERT_TRUE(lmo.rational());
+  ASSERT_NE(lmo.rational(24), nullptr);
   EXPECT_TRUE(lmo.iterations().empty());
   for (const auto& x : {zoo::gaussian(24, 60, 3), zoo::gaussian(60, 24, 4), zoo::flat(20, 20, 5),
                         zoo::condition(24, 40, 1e4, 6)}) {
     auto d = zoo::cast<float>(x);
     std::vector<std::byte> work(lmo.workspace_bytes(d.rows, d.cols) + 64);
     lmo(d.view(), aligned(work), *backend_);
-    expect_orthogonal(x, zoo::cast<double>(d), lmo.rational()->l,
-                      [&](double share) { return bound(*lmo.rational(), share); });
+    expect_orthogonal(x, zoo::cast<double>(d), lmo.rational(24)->l,
+                      [&](double share) { return bound(*lmo.rational(24), share); });
   }
 }
 
 TEST_P(RationalLmo, OfAGramMatrixIsThatOfTheMatrix) {
   const Lmo lmo = lmo_of();
-  ASSERT_TRUE(lmo.has_gram_form());
+  ASSERT_TRUE(lmo.has_gram_form(24));
   const auto x = zoo::gaussian(24, 60, 7);
   auto r = zoo::cast<float>(zoo::product(x, zoo::transposed(x)));
   Dense<float> q(24, 24);
@@ -191,13 +193,87 @@ TEST_P(RationalLmo, OfAGramMatrixIsThatOfTheMatrix) {
   std::vector<std::byte> work(lmo.gram_workspace_bytes(24) + 64);
   lmo.gram(r.view(), 0, q.view(), squares, aligned(work), *backend_);
   const zoo::Matrix o = zoo::product(zoo::cast<double>(q), x);
-  expect_orthogonal(x, o, lmo.rational()->l,
-                    [&](double share) { return bound(*lmo.rational(), share); });
+  expect_orthogonal(x, o, lmo.rational(24)->l,
+                    [&](double share) { return bound(*lmo.rational(24), share); });
   for (Index i = 0; i < o.rows; ++i) {
     double sum = 0;
     for (Index j = 0; j < o.cols; ++j) sum += o(i, j) * o(i, j);
     // Rounded to f32 once per factor; condition 5.
     EXPECT_NEAR(squares[static_cast<std::size_t>(i)], sum, 1e-5 * sum);
+  }
+}
+
+// ---- auto --------------------------------------------------------------------------------------
+
+TEST(AutoCoefficients, AreAFunctionOfTheShortSideTheTypeAndTheConfiguration) {
+  LmoConfig config;
+  config.coefficients = "auto";
+  const Lmo lmo(config);
+  EXPECT_EQ(lmo.rational(95), nullptr);
+  ASSERT_NE(lmo.rational(96), nullptr);
+  EXPECT_EQ(lmo.rational(96)->r, 2);  // .0995 at 5e-3, by the specification's table
+  EXPECT_EQ(lmo.description(96), "auto: rational, 2 terms");
+  EXPECT_EQ(lmo.description(95),
+            "auto, " + std::to_string(lmo.iterations().size()) + " iterations");
+  config.dtype = "bf16";
+  EXPECT_EQ(Lmo(config).rational(191), nullptr);
+  EXPECT_NE(Lmo(config).rational(192), nullptr);
+  EXPECT_EQ(Lmo(config, /*inverses=*/false).rational(4096), nullptr);
+  config.dtype = "f32";
+  config.tolerance = 0.05;
+  config.lower = 2e-3;
+  EXPECT_EQ(Lmo(config).rational(4096)->r, 3);  // .0425
+  config.tolerance = 0.02;
+  config.lower = 1e-3;
+  EXPECT_EQ(Lmo(config).rational(4096)->r, 4);  // .0189
+  config.dtype = "bf16";                        // R is known to 9e-7, the smallest pole is 1.1e-6
+  EXPECT_EQ(Lmo(config).rational(4096), nullptr);
+  config.dtype = "f32";
+  config.tolerance = 0.01;
+  EXPECT_EQ(Lmo(config).rational(4096), nullptr);
+  config.eps_mode = "add";
+  config.tolerance = 0.1;
+  EXPECT_EQ(Lmo(config).rational(4096), nullptr);
+}
+
+// The promise is about the scalar function: every x from `lower` on comes within `tolerance` of 1.
+TEST(AutoCoefficients, HoldTheToleranceWithTheFewestIterations) {
+  for (const double lower : {1e-1, 5e-3, 1e-3, 1e-5}) {
+    for (const double tolerance : {0.3, 0.1, 1e-2, 1e-4}) {
+      LmoConfig config;
+      config.coefficients = "auto";
+      config.lower = lower;
+      config.tolerance = tolerance;
+      const Lmo lmo(config, /*inverses=*/false);
+      double worst = 0;
+      for (int i = 0; i <= 10000; ++i) {
+        const double x = std::pow(lower, 1 - i / 10000.0);
+        worst = std::max(worst, std::abs(zoo::composed(lmo.iterations(), x / lmo.safety()) - 1));
+      }
+      EXPECT_LE(worst, tolerance * (1 + 1e-5)) << lower << " " << tolerance;  // between grid points
+      // No composition of fewer quintics could: the optimal one does not.
+      EXPECT_GE(std::ssize(lmo.iterations()), kernels::iterations_for(lower, tolerance));
+      EXPECT_LE(std::ssize(lmo.iterations()), kernels::iterations_for(lower, tolerance) + 2);
+    }
+  }
+}
+
+TEST(AutoCoefficients, HoldTheToleranceOnMatrices) {
+  const auto backend = kernels::open_backend("cpu");
+  LmoConfig config;
+  config.coefficients = "auto";
+  const Lmo lmo(config);
+  for (const auto& x : {zoo::gaussian(24, 60, 3), zoo::condition(40, 24, 100, 4),
+                        zoo::gaussian(100, 130, 5), zoo::condition(130, 100, 100, 6)}) {
+    auto d = zoo::cast<float>(x);
+    const Index side = std::min(x.rows, x.cols);
+    std::vector<std::byte> work(lmo.workspace_bytes(d.rows, d.cols) + 64);
+    auto* at = work.data() + (64 - reinterpret_cast<std::uintptr_t>(work.data()) % 64) % 64;
+    lmo(d.view(), {at, work.size() - 64}, *backend);
+    const double unit = lmo.rational(side) != nullptr ? 0 : zoo::frobenius(x) * lmo.safety();
+    expect_orthogonal(
+        x, zoo::cast<double>(d), config.lower,
+        [&](double share) { return config.tolerance + 0x1p-24 / (share * share); }, unit);
   }
 }
 

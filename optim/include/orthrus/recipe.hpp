@@ -34,15 +34,21 @@ struct RuleConfig {
 
 /// `lmo:` — the norm whose unit ball a matrix rule steps in, and how its maximizer is computed.
 struct LmoConfig {
-  std::string norm = "spectral";                   ///< spectral | frobenius | sign | row | column
-  std::string coefficients = "polar_express_101";  ///< a Newton–Schulz table, or "rational"
-  int iterations = 5;                              ///< of the table
+  std::string norm = "spectral";  ///< spectral | frobenius | sign | row | column
+  /// A Newton–Schulz table, "rational", or "auto": `rational` where it is faster, else iterations
+  /// made for `tolerance` and `lower`.
+  std::string coefficients = "polar_express_101";
+  int iterations = 5;  ///< of the table
   std::string scale =
       "original";  ///< original | match_rms_adamw | rms_to_rms | rms_to_rms_max | spectral
   std::string eps_mode = "none";  ///< none | add | clamp
   double eps = 1e-7;
   std::string dtype = "f32";  ///< of the iteration: f32 | bf16
   int terms = 3;              ///< of the rational function: 2 to 4
+  /// auto: singular values from `lower` on come within `tolerance` of 1. Units of `lower`: the
+  /// largest of them where it resolves to rational, else the Frobenius norm.
+  double tolerance = 0.1;
+  double lower = 5e-3;
   friend bool operator==(const LmoConfig&, const LmoConfig&) = default;
 };
 
