@@ -88,6 +88,7 @@ MATRICES = {
     "conv": gaussian(8, 4, 3, 3),
     "zero": zero(16, 24),
 }
+EXTREMES_OF_12 = {"e-30": gaussian(12, 31, scale=1e-30), "e+30": gaussian(12, 31, scale=1e30)}
 EXTREMES = {"e-30": gaussian(20, 31, scale=1e-30), "e+30": gaussian(20, 31, scale=1e30)}
 # Where singular values are zero, rounding X to bf16 leaves 2^-9 ||X|| / sqrt(3), which p amplifies up to a
 # thousandfold: of rank 5 in 24 rows, that alone is 0.4 of the update, so it is an f32 case.
@@ -245,6 +246,33 @@ def mode_case(mode, **matrix):
     return Case(name, groups + [AUXILIARY], zoo, [1, 3, 4] if mode == "gram" else [1, 3], **options)
 
 
+# Of at most 12 lines: there the oracle knows what the largest singular value is divided by.
+SHORT = {
+    "wide": gaussian(11, 40),
+    "tall": gaussian(37, 12),
+    "square": ill(9, 9),
+    "rank4": rank_deficient(10, 36, 4),
+    "row": ill(1, 37),
+    "column": ill(29, 1),
+    "cond1e8": condition_1e8(8, 32),
+    "qkv": gaussian(30, 24),
+    "zero": zero(6, 24),
+}
+
+
+def rational_case(mode=None):
+    groups, zoo = [], {}
+    for terms, dtype in ((2, "f32"), (3, "f32"), (4, "f32"), (2, "bf16")):
+        prefix = f"terms{terms}.{dtype}"
+        lmo = {"coefficients": "rational", "terms": terms, "dtype": dtype}
+        place = {"matrix": {"mode": mode}} if mode else {}
+        groups += _matrix_groups(prefix, {"name": "muon", "momentum": 0.9}, lmo, **place)
+        zoo.update(_variant(prefix, {**SHORT, **EXTREMES_OF_12} if dtype == "f32" else SHORT))
+    name = f"rational-{mode}" if mode else "rational"
+    options = {"like": "rational", "head": {"bucket": "4KiB"}, "virtual_shards": 0 if mode else CONTRIBUTIONS}
+    return Case(name, groups, zoo, [1, 3, 4] if mode else [], **options)
+
+
 def plain_zoo():
     groups = _matrix_groups("m", {"name": "muon"}, {}) + [AUXILIARY]
     return groups, {**_variant("m", MATRICES), **{f"v.{k}": v for k, v in VECTORS.items()}}
@@ -264,6 +292,8 @@ def all_cases():
         stored_bf16_case(),
         *[mode_case(mode) for mode in (*BITWISE, "gram", "gram_steps", "block_cyclic")],
         mode_case("exchange", wire="bf16", accuracy="fast"),
+        rational_case(),
+        rational_case("gram"),
         # Ranks that hold state but contribute no gradient.
         Case("few-shards", groups, zoo, [1, 2, 5], virtual_shards=4, contributions=4),
         # Without `reproducible`: uneven runs of contributions per rank, D1 only.
@@ -517,7 +547,8 @@ class Judge:
             if rounds(group):
                 return 3e-2 if kind == "gaussian" else 0.3
             # The sum of XX^T in f32 drowns small eigenvalues.
-            if group.get("matrix", {}).get("mode") == "gram" and kind == "ill":
+            through_gram = group.get("matrix", {}).get("mode") == "gram"
+            if (through_gram or group["lmo"]["coefficients"] == "rational") and kind == "ill":
                 return 5e-3
         return 1e-4
 

@@ -82,6 +82,15 @@ class Oracle(unittest.TestCase):
                 # Half a digit of the printed figure.
                 self.assertAlmostEqual(found / printed, 1, delta=0.03, msg=(table, iterations, low))
 
+    def test_the_rational_function_has_the_specified_errors(self):
+        printed = {(5e-3, 2): 9.952352e-02, (2e-3, 3): 4.247539e-02, (1e-3, 4): 1.889941e-02}
+        for (lower, terms), error in printed.items():
+            x = np.geomspace(lower, 1, 50001)
+            f = oracle.zolotarev(lower, terms)
+            self.assertAlmostEqual(np.abs(f(x) - 1).max() / error, 1, delta=1e-6)
+            # Below the interval it decreases to zero.
+            self.assertTrue(np.all(np.diff(f(np.linspace(0, lower, 1000))) > 0))
+
     def test_both_momentum_forms_walk_the_same_way(self):
         rng = np.random.default_rng(2)
         gradients = [{"w": rng.standard_normal((6, 9))} for _ in range(20)]
