@@ -27,7 +27,8 @@ class Context {
   /// Before MPI is initialized it does nothing.
   void settle_error();
 
-  bool json = false;  ///< `--json`: exactly one JSON document on stdout, by rank 0
+  bool json = false;  ///< `--json`: one JSON document on stdout, by rank 0 (bench: a line per
+                      ///< measurement), and nothing else there
 };
 
 /// @return the process's exit code (0); errors are thrown.

@@ -148,6 +148,40 @@ class OneProcess(Case):
         self.assertIn("comm.timeout_s", [key["path"] for key in keys])
         self.assertIn("muon", self.run_orthrus("info", "--rules").stdout)
 
+    def bench(self, *args, ranks=None):
+        """The JSON lines of a benchmark."""
+        done = self.run_orthrus("bench", *args, "--json", "--repeats", 5, ranks=ranks)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def test_bench_prints_a_json_line_per_measurement(self):
+        step = self.bench("step", "--rules", "adamw,muon:rational:f32")
+        self.assertEqual([line["name"] for line in step], ["step adamw", "step muon:rational:f32"])
+        for line in step:
+            self.assertEqual((line["ranks"], line["parameters"], line["bytes_sent"]), (1, 2 * 12 * 768**2, 0))
+            self.assertGreater(line["median_ms"], 0)
+        # Two layers: Q, K, V, the projection and two of the MLP each.
+        self.assertEqual([line["matrices"] for line in step], [0, 12])
+
+        rows = self.bench("accuracy", "--shape", "16x32", "--tables", "jordan,rational")
+        cells = {(r["coefficients"], r["steps"], r["dtype"], r["spectrum"]) for r in rows}
+        self.assertEqual(len(cells), len(rows), "every cell once")
+        # 6 spectra: five iterations in two types; 2 and 3 terms in two types, 4 in f32 alone.
+        self.assertEqual(len(rows), 6 * (2 + 2 + 2 + 1))
+        for r in rows:
+            self.assertLessEqual(r["error_1e-2"], r["error_5e-3"])
+            if r["coefficients"] == "rational":  # what the function leaves, and rounding
+                self.assertLess(r["error_5e-3"], {2: 0.12, 3: 0.05, 4: 0.025}[r["steps"]])
+
+    def test_what_cannot_be_benched_is_refused(self):
+        self.run_orthrus("bench", "nothing", code=64)
+        for args, names in ((["step", "--rules", "muon:jordan"], "RULE:COEFFICIENTS:DTYPE"),
+                            (["step", "--rules", "muon:jordna:f32"], "jordna"),
+                            (["step", "--model", "gpt5"], "gpt2-124m"),
+                            (["comm", "--sizes", "0"], "--sizes"),
+                            (["accuracy", "--shape", "32x16"], "32x16"),
+                            (["accuracy", "--tables", "jordna"], "jordna")):
+            self.assertIn(names, self.run_orthrus("bench", *args, code=78).stderr)
+
     def test_a_report_goes_where_it_is_sent(self):
         self.run_orthrus("train", "q.yaml", "--run-dir", "a")
         self.run_orthrus("train", "q.yaml", "--run-dir", "b", "--set", "groups.0.rule.name=adamw")
@@ -268,6 +302,17 @@ class Ranks(Case):
         self.assertEqual(json.loads(self.run_orthrus("train", "q.yaml", "--json", ranks=2).stdout)["ranks"], 2)
         json.loads(self.run_orthrus("doctor", "--json", ranks=2).stdout)
         json.loads(self.run_orthrus("info", "--json", ranks=2).stdout)
+
+    def test_bench_counts_what_each_collective_sends(self):
+        done = self.run_orthrus("bench", "comm", "--json", "--sizes", "4KiB,1MiB", "--repeats", 5, ranks=2)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        # One of two ranks sends the half that is not its own; an all-reduce does so twice.
+        halves = {"reduce_scatter": 1, "all_gather": 1, "all_to_all": 1, "all_reduce": 2}
+        self.assertEqual([(line["name"], line["bytes"]) for line in lines],
+                         [(name, h * n / 2) for name, h in halves.items() for n in (4096, 1 << 20)])
+        for line in lines:
+            self.assertEqual(line["ranks"], 2)
+            self.assertGreater(line["latency_us"], 0)
 
     def test_telemetry_has_a_file_per_rank(self):
         self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--set", "telemetry.path=t/{name}-{rank}.jsonl", "--set",
