@@ -193,8 +193,7 @@ void gram_factor(MatrixView r, std::span<const Quintic> iterations, MatrixView q
   const MatrixView s = carve(work, m, m, DType::f32);
   const Panels panels(m, work);
   for (const Quintic& p : iterations) {
-    const bool last = &p == &iterations.back();
-    step(p, &p == &iterations.front(), last, 1, r, s, q, panels, backend);
+    step(p, &p == &iterations.front(), &p == &iterations.back(), 1, r, s, q, panels, backend);
   }
 }
 
@@ -244,7 +243,8 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
       s = narrow_s;
     }
     const bool last = t + 1 == iterations.size();
-    step(iterations[t], t == 0, last, last ? inverse : 1, power, s, q, panels, backend);
+    const double unit = last ? inverse : 1;  // Q is scaled where it is written anyway
+    step(iterations[t], t == 0, last, unit, power, s, q, panels, backend);
   }
   if (!row_squares.empty()) {
     backend.convert(r, 1, first);

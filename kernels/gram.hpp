@@ -108,9 +108,9 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
 /// Scratch of `gram_factor`. @return bytes, a multiple of 256.
 std::size_t gram_factor_workspace_bytes(Index m);
 
-/// The same in f32 throughout, for an R that is normalized already: Q = q(R) where p(x) = x·q(x²)
-/// composes few `iterations`, as `msign` has between two products with X. bf16 will not do: factors
-/// that are rounded do not commute, and half of a product no longer says what the other half is.
+/// The same in f32 throughout, for an R that is normalized already and few `iterations`, as `msign`
+/// has between two products with X: Q = q(R) where p(x) = x·q(x²). bf16 will not do: factors that
+/// are rounded do not commute, and half of a product no longer says what the other half is.
 /// @param[in,out] r  m×m, f32, symmetric; spoiled.
 /// @param[out]    q  m×m, f32; exactly symmetric. Not `r`.
 /// @throws ShapeError  as `gram_polynomial`.

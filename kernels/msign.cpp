@@ -50,25 +50,24 @@ namespace {
 
 // ---- the Gram form ------------------------------------------------------------------------------
 
-/// Do products of the short side, in f32, pay for those with X they replace? As measured, on one
-/// core: f32 gains 1.2 (n = 2m) to 1.9 (4m), bf16, whose products with X are twice as fast, 1.2
-/// (3m) to 1.4; what is smaller loses.
+/// Do products of the short side, in f32, pay for those with X they replace? As measured on one
+/// core, in turns with the direct form: f32 gains 1.02 (64×128) to 1.7 (n = 4m), bf16, whose
+/// products with X are twice as fast, 1.04 to 1.25; what is shorter loses.
 bool has_gram_form(Index m, Index n, DType dtype) {
   const Index side = std::min(m, n);
   const Index length = std::max(m, n);
   if (dtype == DType::f32) return side >= 64 && length >= 2 * side;
-  return dtype == DType::bf16 && side >= 256 && length >= 3 * side;
+  return dtype == DType::bf16 && side >= 256 && length >= (side >= 768 ? 3 : 4) * side;
 }
 
-/// How many of `iterations`, from the first, one R = XXᵀ serves. Rounding Q = q(R) to the
-/// iteration's type costs 2^-9 (2^-24) of Πa, and R's own rounding is lifted by (Πa)² over all but
-/// the last: bf16 stops before Πa passes 42, f32 once the other passes 12.
+/// How many of `iterations`, from the first, one R = XXᵀ serves. In f32 R's rounding decides, which
+/// is lifted by (Πa)² over all of them but the last; in bf16 that of Q, whose entries span Πa.
 std::size_t served(std::span<const Quintic> iterations, DType dtype) {
   double lifted = std::abs(iterations.front().a);
   std::size_t count = 1;
   for (; count < iterations.size(); ++count) {
     const double next = lifted * std::abs(iterations[count].a);
-    if ((dtype == DType::bf16 ? next > 42 : lifted > 12)) break;
+    if (dtype == DType::bf16 ? next > 64 : lifted > 12) break;
     lifted = next;
   }
   return count;
@@ -85,9 +84,23 @@ struct Turns {
   /// X ← weight·AX + aX, or weight·XA + aX from the side A is on. The last of bf16 goes straight to
   /// an f32 result, and is not rounded.
   void multiply(double weight, MatrixView factor, double a, bool last, Backend& backend) {
-    const bool lands = last && current.dtype == DType::bf16 && result.dtype == DType::f32;
-    const MatrixView to = lands ? result : next;
+    const MatrixView to = target(last);
     if (a != 0) backend.convert(current, 1, to);
+    product(weight, factor, a, to, backend);
+  }
+  /// X ← AX + aX for an a that comes from data: oneDNN compiles a product for each multiple of C.
+  void multiply_and_add(MatrixView factor, double a, bool last, Backend& backend) {
+    const MatrixView to = target(last);
+    backend.convert(current, a, to);
+    product(1, factor, 1, to, backend);
+  }
+
+ private:
+  [[nodiscard]] MatrixView target(bool last) const {
+    const bool lands = last && current.dtype == DType::bf16 && result.dtype == DType::f32;
+    return lands ? result : next;
+  }
+  void product(double weight, MatrixView factor, double a, MatrixView to, Backend& backend) {
     if (wide()) {
       backend.gemm(weight, factor, Transpose::no, current, Transpose::no, a, to);
     } else {
@@ -147,16 +160,21 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
   if (gram_products > 0) {
     const MatrixView r = carve(work, side, side, DType::f32);
     const MatrixView q = carve(work, side, side, DType::f32);
-    // Q in bf16 lies where R was.
-    const MatrixView narrow{r.data, side, side, side, options.dtype};
-    const MatrixView factor = options.dtype == DType::f32 ? q : narrow;
+    const MatrixView narrow{r.data, side, side, side, DType::bf16};  // Q, where R was
     for (auto left = iterations; !left.empty();) {
       const std::size_t count = served(left, options.dtype);
       backend.syrk(1, turns.current, turns.to_short_side(), 0, r);
       gram_factor(r, left.first(count), q, work, backend);
-      if (options.dtype != DType::f32) backend.convert(q, 1, factor);
       left = left.subspan(count);
-      turns.multiply(1, factor, 0, left.empty(), backend);
+      if (options.dtype == DType::f32) {
+        turns.multiply(1, q, 0, left.empty(), backend);
+      } else {
+        // Q spans what singular values differ by. Its mean is added apart: it would round the rest.
+        const double mean = backend.trace(q) / static_cast<double>(side);
+        backend.add_diagonal(-mean, q);
+        backend.convert(q, 1, narrow);
+        turns.multiply_and_add(narrow, mean, left.empty(), backend);
+      }
     }
   } else {
     // Of so small a product half is not less work than all of it, and need not be mirrored.
