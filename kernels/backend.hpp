@@ -20,6 +20,7 @@
 #include <orthrus/stream.hpp>
 #include <orthrus/view.hpp>
 #include <string_view>
+#include <type_traits>
 
 namespace orthrus::kernels {
 
@@ -55,6 +56,25 @@ class Backend {
   virtual void copy(const void* from, void* to, std::size_t bytes) = 0;
   /// Returns when all that this object has queued is done. @throws DeviceError  a verb failed.
   virtual void wait() = 0;
+
+  // ---- tasks ----------------------------------------------------------------------------------
+  /// How many tasks of a few m³ flops are faster side by side than one after the other, each with
+  /// all of the device's threads: so many threads, on the CPU; 1: none.
+  [[nodiscard]] virtual int tasks_at_once() const { return 1; }
+  /// f(task, place, backend) for every task < count, at most `at_once` at a time: each on an object
+  /// of this device and in a place < at_once that no other has meanwhile. Returns when all are
+  /// done. In which order they are done is not defined.
+  /// @throws  what f throws: of several tasks, the first one's.
+  template <class F>
+  void for_tasks(int count, int at_once, F&& f) {
+    using Function = std::remove_reference_t<F>;
+    run_tasks(
+        count, at_once,
+        [](void* context, int task, int place, Backend& backend) {
+          (*static_cast<Function*>(context))(task, place, backend);
+        },
+        &f);
+  }
 
   // ---- products -------------------------------------------------------------------------------
   /// C ← α·op(A)·op(B) + β·C. bf16 in accumulates in f32; C may then be f32 too, and is not rounded
@@ -127,6 +147,12 @@ class Backend {
   virtual void row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out) = 0;
   /// x(i,j) ← x(i,j)·s(i) (s(j) when `of_columns`); s is f64, the product is rounded once.
   virtual void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) = 0;
+
+ protected:
+  using Task = void (*)(void* context, int task, int place, Backend& backend);
+  virtual void run_tasks(int count, int /*at_once*/, Task f, void* context) {
+    for (int task = 0; task < count; ++task) f(context, task, 0, *this);
+  }
 };
 
 /// A device by name: "cpu" (OpenBLAS, oneDNN where built in), "reference" (plain loops in f64: the
@@ -134,6 +160,10 @@ class Backend {
 /// @throws ConfigError naming the known devices, the build option that would add one, or why there
 ///         is none to open.
 std::unique_ptr<Backend> open_backend(std::string_view device);
+
+/// `tasks_at_once()` of a device in the calling thread, without opening it; 1 where it is not
+/// known.
+int tasks_at_once(std::string_view device);
 
 /// Is bf16 computed by oneDNN here (else: widened to f32 and multiplied by the BLAS)?
 bool cpu_bf16_native();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -22,6 +23,8 @@ namespace {
 constexpr Index most_steps = 12;
 /// Columns (wide) or rows (tall) of X that are multiplied by K at once, beside a copy of them.
 constexpr Index panel = 512;
+/// Smaller matrices are inverted before other threads have begun.
+constexpr Index least_task = 64;
 
 using Small = std::array<std::array<double, most_steps>, most_steps>;
 
@@ -173,6 +176,18 @@ void finish(double s2, const RationalSign& f, MatrixView k) {
   }
 }
 
+/// How many terms are computed at a time: as many as there are, threads for, and room in `work`.
+int terms_at_once(Index m, int terms, std::span<const std::byte> work, const Backend& backend) {
+  if (m < least_task) return 1;
+  const auto room = static_cast<int>(work.size() / piece_bytes(m, m, DType::f32));
+  return std::clamp(std::min(room, backend.tasks_at_once()), 1, std::max(terms, 1));
+}
+
+MatrixView place_of_term(std::span<std::byte> work, Index m, int place) {
+  work = work.subspan(static_cast<std::size_t>(place) * piece_bytes(m, m, DType::f32));
+  return carve(work, m, m, DType::f32);
+}
+
 MatrixView panel_view(MatrixView x, bool wide, Index first, Index count) {
   const Index at = wide ? first : first * x.ld;
   return {static_cast<float*>(x.data) + at, wide ? x.rows : count, wide ? count : x.cols, x.ld,
@@ -181,8 +196,9 @@ MatrixView panel_view(MatrixView x, bool wide, Index first, Index count) {
 
 }  // namespace
 
-std::size_t rational_gram_workspace_bytes(Index m) {
-  return std::max(piece_bytes(m, m, DType::f32), scale_bytes(m));
+std::size_t rational_gram_workspace_bytes(Index m, int at_once) {
+  const int places = m < least_task ? 1 : at_once;
+  return std::max(static_cast<std::size_t>(places) * piece_bytes(m, m, DType::f32), scale_bytes(m));
 }
 
 double rational_scale(ConstMatrixView r, std::span<std::byte> work, Backend& backend) {
@@ -220,13 +236,14 @@ int rational_terms(ConstMatrixView r, double s2, const RationalSign& f, int firs
                    float* packed, std::span<std::byte> work, Backend& backend) {
   expects(work.size() >= rational_gram_workspace_bytes(r.rows),
           "work is smaller than rational_gram_workspace_bytes says");
-  const MatrixView term = carve(work, r.rows, r.rows, DType::f32);
-  int doubled = 0;
-  for (int j = first; j < last; ++j) {
-    doubled += rational_term(r, s2, f, j, term, backend) ? 1 : 0;
-    pack_triangle(term, packed);
-    packed += packed_size(r.rows);
-  }
+  const Index m = r.rows;
+  std::atomic<int> doubled = 0;
+  const int at_once = terms_at_once(m, last - first, work, backend);
+  backend.for_tasks(last - first, at_once, [&](int i, int place, Backend& other) {
+    const MatrixView term = place_of_term(work, m, place);
+    doubled += rational_term(r, s2, f, first + i, term, other) ? 1 : 0;
+    pack_triangle(term, packed + i * packed_size(m));
+  });
   return doubled;
 }
 
@@ -255,19 +272,29 @@ RationalReport rational_gram(ConstMatrixView r, const RationalSign& f, MatrixVie
           "work is smaller than rational_gram_workspace_bytes says");
   RationalReport report{rational_scale(r, work, backend), 0};
   if (fill_if_degenerate(report.s2, k)) return report;
-  const MatrixView term = carve(work, r.rows, r.rows, DType::f32);
-  for (int j = 0; j < f.r; ++j) {
-    report.doubled += rational_term(r, report.s2, f, j, j == 0 ? k : term, backend) ? 1 : 0;
-    if (j > 0) backend.axpby(1, term, 1, k);
+  // So many at a time, each in its place, then added in their order.
+  const int at_once = terms_at_once(r.rows, f.r, work, backend);
+  std::atomic<int> doubled = 0;
+  const auto term = [&](int j) { return j == 0 ? k : place_of_term(work, r.rows, j % at_once); };
+  for (int first = 0; first < f.r; first += at_once) {
+    const int count = std::min(at_once, f.r - first);
+    backend.for_tasks(count, at_once, [&](int i, int, Backend& other) {
+      doubled += rational_term(r, report.s2, f, first + i, term(first + i), other) ? 1 : 0;
+    });
+    for (int j = std::max(first, 1); j < first + count; ++j) backend.axpby(1, term(j), 1, k);
   }
+  report.doubled = doubled;
   finish(report.s2, f, k);
   return report;
 }
 
-std::size_t rational_msign_workspace_bytes(Index m, Index n) {
+std::size_t rational_msign_workspace_bytes(Index m, Index n, int at_once) {
   const Index side = std::min(m, n);
-  return 2 * piece_bytes(side, side, DType::f32) + rational_gram_workspace_bytes(side) +
-         piece_bytes(side, std::min(panel, std::max(m, n)), DType::f32);
+  // Panels are there before the terms and after them.
+  return 2 * piece_bytes(side, side, DType::f32) +
+         std::max(rational_gram_workspace_bytes(side) +
+                      piece_bytes(side, std::min(panel, std::max(m, n)), DType::f32),
+                  rational_gram_workspace_bytes(side, at_once));
 }
 
 RationalReport rational_msign(MatrixView x, const RationalSign& f, const RationalOptions& options,

@@ -30,9 +30,11 @@ struct RationalReport {
 
 // ---- K from R ---------------------------------------------------------------------------------
 
-/// Scratch for `rational_scale`, `rational_terms` and `rational_gram`. @return bytes, a multiple of
-/// 256.
-std::size_t rational_gram_workspace_bytes(Index m);
+/// Scratch for `rational_scale`, `rational_terms` and `rational_gram`.
+/// @param at_once  terms computed at a time, each in a place of its own. With less room fewer are;
+///                 and never more than `Backend::tasks_at_once`. It changes no bit.
+/// @return bytes, a multiple of 256.
+std::size_t rational_gram_workspace_bytes(Index m, int at_once = 1);
 
 /// s₂: an upper bound, or nearly, of the largest eigenvalue of R.
 ///
@@ -91,8 +93,9 @@ struct RationalOptions {
   DType gram = DType::f32;
 };
 
-/// Scratch `rational_msign` needs for an m×n matrix. @return bytes, a multiple of 256.
-std::size_t rational_msign_workspace_bytes(Index m, Index n);
+/// Scratch `rational_msign` needs for an m×n matrix. @param at_once  as above. @return bytes, a
+/// multiple of 256.
+std::size_t rational_msign_workspace_bytes(Index m, Index n, int at_once = 1);
 
 /// Replaces X = UΣVᵀ by U·f(Σ/√s₂)·Vᵀ: X ← KX (wide) or XK (tall).
 ///

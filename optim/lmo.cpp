@@ -42,7 +42,7 @@ void spectral_lmo(const Lmo& self, MatrixView x, std::span<std::byte> work, Back
 
 std::size_t spectral_workspace(const Lmo& self, Index rows, Index cols) {
   return self.rational(std::min(rows, cols)) != nullptr
-             ? kernels::rational_msign_workspace_bytes(rows, cols)
+             ? kernels::rational_msign_workspace_bytes(rows, cols, self.terms_at_once())
              : kernels::msign_workspace_bytes(rows, cols, DType::f32, self.options());
 }
 
@@ -268,7 +268,7 @@ std::vector<std::string_view> scale_names() {
   return names;
 }
 
-Lmo::Lmo(const LmoConfig& config, bool inverses)
+Lmo::Lmo(const LmoConfig& config, bool inverses, int tasks)
     : row_(&row_named(kNorms, "norm", config.norm)),
       scale_(row_named(kScales, "scale", config.scale).factor) {
   const auto dtype = dtype_named(config.dtype);
@@ -284,6 +284,7 @@ Lmo::Lmo(const LmoConfig& config, bool inverses)
     if (inverses && config.eps_mode == "none") {
       rational_ = rational_for(config.lower, config.tolerance, *dtype);
       rational_from_ = *dtype == DType::bf16 ? rational_from_bf16 : rational_from_f32;
+      terms_at_once_ = std::min(tasks, rational_->r);
     }
     iterations_ = iterations_for(config.lower, config.tolerance);
     safety_ = auto_safety;
@@ -291,6 +292,7 @@ Lmo::Lmo(const LmoConfig& config, bool inverses)
   }
   if (config.coefficients == "rational") {
     rational_ = rational_of(config, *dtype);
+    terms_at_once_ = std::min(tasks, rational_->r);
     return;
   }
   const kernels::CoefficientTable& table =
@@ -334,7 +336,7 @@ bool Lmo::has_gram_form(Index side) const {
 
 std::size_t Lmo::gram_workspace_bytes(Index m) const {
   if (rational(m) == nullptr) return kernels::gram_polynomial_workspace_bytes(m, iterations_);
-  return std::max(kernels::rational_gram_workspace_bytes(m),
+  return std::max(kernels::rational_gram_workspace_bytes(m, terms_at_once_),
                   kernels::piece_bytes(m, m, DType::f32));
 }
 
@@ -358,6 +360,17 @@ void Lmo::gram(MatrixView r, double eps, MatrixView q, std::span<double> squares
   const MatrixView product = kernels::carve(work, r.rows, r.cols, DType::f32);
   backend.gemm(1, q, kernels::Transpose::no, r, kernels::Transpose::no, 0, product);
   backend.row_dots(product, q, matrix_view(squares.data(), std::ssize(squares), 1));
+}
+
+double Lmo::gram_terms(ConstMatrixView r, int first, int last, float* packed,
+                       std::span<std::byte> work, Backend& backend) const {
+  const double scale = kernels::rational_scale(r, work, backend);
+  kernels::rational_terms(r, scale, *rational(r.rows), first, last, packed, work, backend);
+  return scale;
+}
+
+void Lmo::gram_of_terms(const float* packed, double scale, MatrixView q) const {
+  kernels::rational_combine(packed, scale, *rational(q.rows), q);
 }
 
 }  // namespace orthrus::optim

@@ -45,9 +45,10 @@ class Lmo {
  public:
   /// @param inverses  may `coefficients: auto` become rational? Modes that share iterations cannot,
   ///                  and devices other than the CPU are not known to gain.
+  /// @param tasks     `Backend::tasks_at_once` of the device it will have room for.
   /// @throws ConfigError for a norm, table or word it does not know, and for a tolerance that no
   ///         number of terms or iterations reaches.
-  explicit Lmo(const LmoConfig& config, bool inverses = true);
+  explicit Lmo(const LmoConfig& config, bool inverses = true, int tasks = 1);
 
   /// X ← lmo(X). @param x whole matrix, f32. @param work at least `workspace_bytes(rows, cols)`.
   /// @par Cost  spectral: `flops(rows, cols)`; the others a few passes over X. No message, no
@@ -72,6 +73,8 @@ class Lmo {
   [[nodiscard]] const kernels::RationalSign* rational(Index side) const {
     return rational_ && side >= rational_from_ ? &*rational_ : nullptr;
   }
+  /// Its terms that there is to be room for at a time.
+  [[nodiscard]] int terms_at_once() const { return terms_at_once_; }
   /// "polar_express_101, 5 iterations", or "rational, 2 terms, l = 0.005".
   [[nodiscard]] std::string description(Index side) const;
   [[nodiscard]] double safety() const { return safety_; }
@@ -89,6 +92,13 @@ class Lmo {
   /// @param[out] squares  Σ of squares of each line of QX; may be empty.
   void gram(MatrixView r, double eps, MatrixView q, std::span<double> squares,
             std::span<std::byte> work, kernels::Backend& backend) const;
+  // A rational Q is a sum of `rational(m)->r` terms that need nothing of each other.
+  /// Terms `first` … `last` − 1 as packed triangles. @param r  as for `gram`.
+  /// @param[out] packed  (last − first)·m(m+1)/2 floats. @return the scale that all terms have.
+  double gram_terms(ConstMatrixView r, int first, int last, float* packed,
+                    std::span<std::byte> work, kernels::Backend& backend) const;
+  /// Q from all its terms, with the bits of `gram`.
+  void gram_of_terms(const float* packed, double scale, MatrixView q) const;
 
  private:
   const NormRow* row_;
@@ -97,6 +107,7 @@ class Lmo {
   std::optional<kernels::RationalSign> rational_;
   Index rational_from_ = 0;  ///< the shortest side it is for
   std::string name_;
+  int terms_at_once_ = 1;
   double safety_ = 1;
   kernels::MsignOptions options_;
 };

@@ -138,6 +138,7 @@ struct ShardedOptimizer::Impl {
     std::span<std::byte> mine, theirs, back;  ///< back: where what comes back is
     Request request;
     std::size_t computed = 0;  ///< of its matrices, those this rank has done or need not do
+    double scale = 0;          ///< of shared terms: `Lmo::gram_terms`
   };
   std::vector<runtime::Meeting> meetings_;    ///< per bucket
   std::vector<MeetingState> meeting_states_;  ///< per bucket
@@ -194,6 +195,8 @@ struct ShardedOptimizer::Impl {
   void compute_on_grid(std::size_t bucket);
   void send_grams(std::size_t bucket);
   void compute_polynomial(std::size_t bucket, const runtime::Meeting::Matrix& entry);
+  void compute_terms(std::size_t bucket, const runtime::Meeting::Matrix& entry);
+  [[nodiscard]] Index first_back(const runtime::Meeting& meeting) const;
   bool compute_next(std::size_t bucket);
   void iterate_grams(std::size_t bucket);
   void add_gram(const runtime::MatrixPlan& m, MatrixView x, bool add, MatrixView r,

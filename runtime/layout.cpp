@@ -397,9 +397,10 @@ void lay_out(const Placement& placement, Plan& plan) {
     list.finish(bucket);
   }
   make_norm_slots(plan);
-  // Nobody could compute anything beside it: all do, and nothing comes back.
+  // Nobody could compute anything beside it: all do, and nothing comes back but shared terms.
   for (Bucket& bucket : plan.buckets) {
     bucket.lone = bucket.mode == optim::Mode::gram && has_lone_matrix(plan);
+    if (bucket.lone) bucket.shared_terms = plan.matrices.front().shared_terms;
   }
   plan.schedule = make_schedule(plan);
 }

@@ -2,6 +2,7 @@
 // What is where in the buffers is said in meeting.hpp.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <orthrus/error.hpp>
 
@@ -113,7 +114,7 @@ void ShardedOptimizer::Impl::arrive(std::size_t b) {
   if (!meets(b)) return;
   wait_for(b, /*brief=*/true, "bringing together the pieces");
   if (!runtime::computed_by_owners(plan_.buckets[b])) return;
-  if (poisons_) runtime::poison(meeting_states_[b].mine);
+  if (poisons_ && !plan_.buckets[b].lone) runtime::poison(meeting_states_[b].mine);
   owed_.push_back(b);
 }
 
@@ -125,8 +126,10 @@ bool ShardedOptimizer::Impl::compute_next(std::size_t b) {
   std::size_t& i = meeting_states_[b].computed;
   for (; i < meetings_[b].matrices.size(); ++i) {
     const Meeting::Matrix& entry = meetings_[b].matrices[i];
-    if (owners && !entry.mine) continue;
-    if (bucket.mode == Mode::gram) {
+    if (owners && !bucket.lone && !entry.mine) continue;
+    if (bucket.shared_terms > 0) {
+      compute_terms(b, entry);
+    } else if (bucket.mode == Mode::gram) {
       compute_polynomial(b, entry);
     } else {
       compute_whole(b, entry);
@@ -166,9 +169,12 @@ void ShardedOptimizer::Impl::send_back(std::size_t b) {
   MeetingState& buffers = meeting_states_[b];
   if (bucket.mode == Mode::gram) {
     const auto me = static_cast<std::size_t>(mesh_.shard.rank());
-    return start(b, mesh_.shard.start_all_gather(
-                        {buffers.theirs.data(), meeting.back[me], DType::f32}, meeting.back,
-                        {buffers.back.data(), meeting.back_size, DType::f32}));
+    // Shared terms are made where they will be.
+    void* const made = bucket.lone ? floats(buffers.back, first_back(meeting))
+                                   : static_cast<void*>(buffers.theirs.data());
+    return start(
+        b, mesh_.shard.start_all_gather({made, meeting.back[me], DType::f32}, meeting.back,
+                                        {buffers.back.data(), meeting.back_size, DType::f32}));
   }
   start(b, mesh_.shard.start_all_to_all(
                {buffers.theirs.data(), meeting.theirs_size, bucket.wire}, meeting.theirs,
@@ -350,6 +356,38 @@ void ShardedOptimizer::Impl::add_gram(const runtime::MatrixPlan& m, MatrixView x
   backend_->syrk(1, x, m.gram_of_rows ? Transpose::no : Transpose::yes, add ? 1 : 0, r);
 }
 
+/// Where this rank's run of what comes back begins.
+Index ShardedOptimizer::Impl::first_back(const Meeting& meeting) const {
+  const auto& back = meeting.back;
+  return std::accumulate(back.begin(), back.begin() + mesh_.shard.rank(), Index{0});
+}
+
+/// This rank's terms of Q; R's triangle is no longer needed then.
+void ShardedOptimizer::Impl::compute_terms(std::size_t b, const Meeting::Matrix& entry) {
+  const Meeting& meeting = meetings_[b];
+  MeetingState& buffers = meeting_states_[b];
+  const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
+  const Index side = m.gram_side();
+  const Index triangle = kernels::packed_size(side);
+  Carver carver(scratch_);
+  const MatrixView r = carver.matrix(side, side);
+  backend_->unpack_triangle(floats(buffers.mine, entry.triangle), r);
+  if (poisons_) runtime::poison(buffers.mine);
+  const Index begin = first_back(meeting);
+  const Index size = meeting.back[static_cast<std::size_t>(mesh_.shard.rank())];
+  const int first = static_cast<int>(begin / triangle);
+  try {
+    buffers.scale = plan_.group(m.parameter)
+                        .lmo->gram_terms(r, first, first + static_cast<int>(size / triangle),
+                                         floats(buffers.back, begin), carver.rest(), *backend_);
+  } catch (const NumericError&) {
+    // No rank throws alone: an update that is not finite stops them all.
+    buffers.scale = std::numeric_limits<double>::quiet_NaN();
+    std::fill_n(floats(buffers.back, begin), size, std::numeric_limits<float>::quiet_NaN());
+  }
+  matrices_ += entry.mine ? 1 : 0;
+}
+
 /// Q of a matrix takes the place of its triangle.
 void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Matrix& entry) {
   const bool lone = plan_.buckets[b].lone;
@@ -357,10 +395,7 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
   const runtime::Group& group = plan_.group(m.parameter);
   const Index side = m.gram_side();
   const Index lines = group.matrix_rule().line_count(m.rows, m.cols);
-  // This rank's run of what comes back begins where its first Q is.
-  const auto& back = meetings_[b].back;
-  const Index run =
-      lone ? 0 : std::accumulate(back.begin(), back.begin() + mesh_.shard.rank(), Index{0});
+  const Index run = lone ? 0 : first_back(meetings_[b]);
   const std::span<std::byte> here = lone ? meeting_states_[b].mine : meeting_states_[b].theirs;
   Carver carver(scratch_);
   const MatrixView r = carver.matrix(side, side);
@@ -394,7 +429,11 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
                    [&](const Meeting::Matrix& e) { return e.matrix == own.segment.matrix; });
   Carver carver(scratch_);
   const MatrixView q = carver.matrix(side, side);
-  backend_->unpack_triangle(floats(buffers.back, entry->back), q);
+  if (bucket.shared_terms > 0) {
+    group.lmo->gram_of_terms(floats(buffers.back, 0), buffers.scale, q);
+  } else {
+    backend_->unpack_triangle(floats(buffers.back, entry->back), q);
+  }
   const Index lines = group.matrix_rule().line_count(m.rows, m.cols);
   if (lines > 0) {
     auto* factors =

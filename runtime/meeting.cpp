@@ -8,6 +8,7 @@
 #include "optim/block_cyclic_msign.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/schedule.hpp"
 
 namespace orthrus::runtime {
 namespace {
@@ -102,7 +103,8 @@ std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
   for (const int index : b.matrices) {
     const MatrixPlan& m = matrix_of(plan, index);
     const Index tri = uses_gram(b.mode) ? triangle(m) : 0;
-    const Index back = tri + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
+    Index back = tri + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
+    if (b.shared_terms > 0) back = tri * b.shared_terms;
     for (int k = 0; k < replicas; ++k) {
       if (!b.held && m.owner / plan.shard != k) continue;
       MeetingSize& all = replica[static_cast<std::size_t>(k)];
@@ -117,7 +119,12 @@ std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
         all.mine += tri;
         all.back += back;
         owner.theirs += tri;
-        owner.own_back += back;
+        for (int s = 0; s < plan.shard && b.shared_terms > 0; ++s) {
+          const int other = k * plan.shard + s;
+          sizes[static_cast<std::size_t>(other)].own_back =
+              tri * terms_of(b.shared_terms, plan.shard, s);
+        }
+        if (b.shared_terms == 0) owner.own_back += back;
       } else {
         owner.theirs += m.rows * m.cols;
       }
@@ -195,6 +202,12 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
       factors[owner] += line_factors(plan, m);
     }
     meeting.back_size = runs[shard];
+    if (b.shared_terms > 0) {  // in place of the one Q
+      for (std::size_t r = 0; r < shard; ++r) {
+        meeting.back[r] = at * terms_of(b.shared_terms, plan.shard, static_cast<int>(r));
+      }
+      meeting.back_size = at * b.shared_terms;
+    }
     meeting.mine_size = at;
     meeting.theirs_size = meeting.counts[static_cast<std::size_t>(me)];
     Index place = 0;  // gram_steps keeps its pieces among `theirs`
@@ -264,11 +277,10 @@ Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingS
     case Mode::gather:
       return cost::all_but_own(size.theirs, size.mine, wire, plan.max_chunk);
     case Mode::gram:
-      if (b.lone) {
-        return cost::all_reduce(size.mine, plan.shard, me, 4, plan.max_chunk);
-      }
-      return cost::all_but_own(size.mine, size.theirs, 4, plan.max_chunk) +
-             cost::all_but_own(size.back, size.own_back, 4, plan.max_chunk);
+      return (b.lone ? cost::all_reduce(size.mine, plan.shard, me, 4, plan.max_chunk)
+                     : cost::all_but_own(size.mine, size.theirs, 4, plan.max_chunk)) +
+             (computed_by_owners(b) ? cost::all_but_own(size.back, size.own_back, 4, plan.max_chunk)
+                                    : Traffic{});
     case Mode::gram_steps: {
       Traffic t;
       const auto& lmo = *plan.group(matrix_of(plan, b.matrices.front()).parameter).lmo;
@@ -285,6 +297,7 @@ Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingS
 }
 
 std::size_t mine_bytes(const Bucket& b, const MeetingSize& size) {
+  if (b.shared_terms > 0) return static_cast<std::size_t>(size.back) * 4;
   return static_cast<std::size_t>(size.mine) * (uses_gram(b.mode) ? 4 : bytes_of(b.wire));
 }
 
@@ -295,7 +308,7 @@ std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size) {
 }
 
 std::size_t back_bytes(const Bucket& b, const MeetingSize& size) {
-  if (b.mode == Mode::gram) return static_cast<std::size_t>(size.back) * 4;
+  if (b.mode == Mode::gram) return b.lone ? 0 : static_cast<std::size_t>(size.back) * 4;
   return mine_bytes(b, size);
 }
 
@@ -308,7 +321,9 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
     case Mode::gram: {
       const std::size_t lines = Arena::rounded(
           static_cast<std::size_t>(rule.line_count(m.rows, m.cols)) * sizeof(double));
-      return 2 * square + lines + g.lmo->gram_workspace_bytes(m.gram_side());
+      // Shared terms are packed as they are made: no Q beside R.
+      return (m.shared_terms > 0 ? 1 : 2) * square + lines +
+             g.lmo->gram_workspace_bytes(m.gram_side());
     }
     case Mode::gram_steps:
       return 3 * square;

@@ -10,7 +10,7 @@
 /// - gram: `mine` is the packed triangle of every matrix, summed into the owners' `theirs`, where
 ///   their Q's replace them, followed by a factor per line where the rule scales lines; `back` is
 ///   all of that, owner by owner. A lone matrix is summed on all ranks instead, and its Q replaces
-///   it in `mine`.
+///   it in `mine`; where they share its terms, those do, in their order.
 /// - gram_steps: `mine` is the packed triangles, summed on all ranks; `theirs` r's pieces, in f32.
 /// - block_cyclic: `mine` is r's pieces; they go to the grid and come back matrix by matrix.
 
@@ -35,7 +35,7 @@ struct MeetingSize {
   Index mine = 0;    ///< exchange, gather: its pieces. gram: all triangles of its replica
   Index theirs = 0;  ///< exchange: the matrices it owns. gather: all pieces. gram: its triangles
   Index own = 0;     ///< exchange: its pieces of what it owns
-  Index back = 0, own_back = 0;  ///< gram: all Q's of its replica, and its own
+  Index back = 0, own_back = 0;  ///< gram: all Q's (or shared terms) of its replica, and its own
   Index pieces = 0;              ///< gram_steps: its pieces
   Traffic grid;                  ///< block_cyclic: what its matrices' iterations send
   Index largest_piece = 0;

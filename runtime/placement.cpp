@@ -2,11 +2,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <orthrus/error.hpp>
 #include <set>
 
+#include "comm/cost.hpp"
 #include "comm/process_grid.hpp"
 #include "kernels/gram.hpp"
 #include "optim/block_cyclic_msign.hpp"
@@ -159,6 +161,23 @@ void find_candidates(const Plan& plan, Preference preference, Class& c) {
   c.mode = c.candidates.front();
 }
 
+/// How long the ranks of a shard group take to compute a share each of the terms of matrix m and to
+/// bring them together. Where nothing is to share: for ever.
+double shared_terms_seconds(const Plan& plan, const MachineProfile& profile, MatrixPlan m) {
+  const auto* rational = plan.group(m.parameter).lmo->rational(m.gram_side());
+  if (rational == nullptr || plan.shard == 1) return std::numeric_limits<double>::infinity();
+  m.mode = Mode::gram;
+  m.shared_terms = rational->r;
+  const Index triangle = kernels::packed_size(m.gram_side());
+  const Index all = triangle * m.shared_terms;
+  const Index least = triangle * terms_of(m.shared_terms, plan.shard, plan.shard - 1);
+  const auto calls = static_cast<double>(cost::chunks(all, plan.max_chunk));
+  return compute_seconds(plan, profile, m) * computed_share(plan, m, 0) +
+         collective_seconds(profile, Collective::all_gather, 4 * static_cast<double>(all - least),
+                            calls, plan.shard) +
+         pass_seconds(profile, 4 * static_cast<double>(all));
+}
+
 /// What one matrix costs in one mode.
 struct Cost {
   double owner = 0;  ///< seconds on the rank that computes it
@@ -276,7 +295,7 @@ class Planner {
       case Mode::gram:
         if (has_lone_matrix(plan_)) {
           cost.wire = seconds(Collective::all_reduce, 2 * others * gram);
-          cost.every += cost.owner;
+          cost.every += std::min(cost.owner, shared_terms_seconds(plan_, profile_, m));
           cost.owner = 0;
         } else {
           cost.wire = seconds(Collective::reduce_scatter, others * gram) +
@@ -549,6 +568,11 @@ double compute_seconds(const Plan& plan, const MachineProfile& profile, const Ma
   }
 }
 
+double computed_share(const Plan& plan, const MatrixPlan& m, int w) {
+  if (m.shared_terms == 0) return 1;
+  return static_cast<double>(terms_of(m.shared_terms, plan.shard, w % plan.shard)) / m.shared_terms;
+}
+
 double piece_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m,
                      const Segment& piece) {
   const Group& g = plan.group(m.parameter);
@@ -593,8 +617,15 @@ Placement place(const MachineProfile& profile, Preference preference, Plan& plan
       if (optim::uses_gram(m.mode)) static_cast<void>(cut_along_lines(plan, m, m.gram_of_rows));
       if (m.mode == Mode::gram) {
         m.flops = plan.group(m.parameter).lmo->gram_flops(m.gram_side());
+        const bool room = preference != Preference::leanest && plan.depth > 0;
+        if (room && has_lone_matrix(plan) &&
+            shared_terms_seconds(plan, profile, m) < compute_seconds(plan, profile, m)) {
+          m.shared_terms = plan.group(m.parameter).lmo->rational(m.gram_side())->r;
+        }
       }
-      if (m.mode != Mode::owner) m.seconds = compute_seconds(plan, profile, m);
+      if (m.mode != Mode::owner) {
+        m.seconds = compute_seconds(plan, profile, m) * computed_share(plan, m, 0);
+      }
     }
   }
   const Loads loads = assign_owners(profile, plan);

@@ -149,15 +149,15 @@ std::vector<Region> logical_matrices(const ParameterShape& p, const SplitConfig&
 
 // ---- groups ------------------------------------------------------------------------------------
 
-Group make_group(const GroupConfig& config, std::size_t index) {
+Group make_group(const GroupConfig& config, std::size_t index, int tasks) {
   Group g;
   g.config = &config;
   try {
     g.rule = optim::make_rule(config.rule);
     if (g.rule->is_matrix_rule()) {
       const std::string& mode = config.matrix.mode;
-      g.lmo =
-          std::make_shared<optim::Lmo>(config.lmo, mode != "gram_steps" && mode != "block_cyclic");
+      g.lmo = std::make_shared<optim::Lmo>(config.lmo,
+                                           mode != "gram_steps" && mode != "block_cyclic", tasks);
     }
   } catch (const ConfigError& e) {
     throw ConfigError("groups[" + std::to_string(index) + "]: " + e.what());
@@ -302,6 +302,7 @@ std::string decisions(const Plan& plan) {
   for (const Bucket& b : plan.buckets) {
     add(std::string(name_of(b.weights))), add(b.reduced ? 1 : 0), add(b.held ? 1 : 0);
     add(std::string(name_of(b.wire))), add(b.period), add(b.lone ? 1 : 0);
+    if (b.shared_terms > 0) add(b.shared_terms);
     for (const Segment& s : b.segments) {
       add(s.parameter), add(s.matrix), add_region(s.region), add(s.rank);
     }
@@ -370,7 +371,7 @@ std::string describe(const ParameterShape& p) {
 Leaves Plan::leaves_of(int world_rank) const { return leaf_run(virtual_shards, ranks, world_rank); }
 
 Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int ranks,
-               const MachineProfile& profile, Index max_chunk) {
+               const MachineProfile& profile, Index max_chunk, int tasks) {
   check_parameters(parameters);
   Plan plan;
   const MeshShape mesh =
@@ -399,7 +400,7 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   }
   plan.parameters = std::move(parameters);
   for (std::size_t g = 0; g < config.groups.size(); ++g) {
-    plan.groups.push_back(make_group(config.groups[g], g));
+    plan.groups.push_back(make_group(config.groups[g], g, tasks));
   }
   assign_groups(config, plan);
   check_held(plan);

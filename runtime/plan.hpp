@@ -75,8 +75,11 @@ struct MatrixPlan {
   /// Gram modes: X·Xᵀ of the rows (pieces are columns) or XᵀX of the columns (pieces are rows).
   bool gram_of_rows = true;
   int bound_slot = -1;  ///< Gram modes: where its gradient's norm is summed
-  double flops = 0;     ///< of its LMO
-  double seconds = 0;   ///< predicted: its LMO and update, on the rank that has most of it
+  /// The model's only matrix, rational, in mode gram: inverses that the ranks of its shard group
+  /// compute between them and then all have. 0: every rank computes all that there is.
+  int shared_terms = 0;
+  double flops = 0;    ///< of its LMO
+  double seconds = 0;  ///< predicted: its LMO and update, on the rank that has most of it
   [[nodiscard]] Index gram_side() const { return gram_of_rows ? rows : cols; }
 };
 
@@ -108,7 +111,8 @@ struct Bucket {
   optim::Mode mode = optim::Mode::owner;
   std::int64_t period = 1;
   DType wire = DType::f32;  ///< of what meets
-  bool lone = false;        ///< gram: holds the model's only matrix, which every rank computes
+  bool lone = false;        ///< gram: holds the model's only matrix, which every rank computes…
+  int shared_terms = 0;     ///< …or its share of so many terms
 
   /// First element at or after slot `slot`.
   [[nodiscard]] Index offset_of(int slot) const;
@@ -294,8 +298,9 @@ struct Plan {
 /// another, a
 ///         format contradicts a dtype, the memory cap is too small: the message names the
 ///         parameter.
+/// @param tasks  `Backend::tasks_at_once` of every rank, for which there is to be scratch.
 Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int ranks,
-               const MachineProfile& profile = {}, Index max_chunk = 0x7fffffff);
+               const MachineProfile& profile = {}, Index max_chunk = 0x7fffffff, int tasks = 1);
 
 /// The document of `orthrus plan --json`. @param indent  -1: one line. @param step_seconds  of
 /// `make_timeline`; 0: not predicted.

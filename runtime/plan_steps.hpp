@@ -41,6 +41,8 @@ double pass_bytes(const Group& g);
 double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols);
 /// What whoever computes matrix m does, beside its piece.
 double compute_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m);
+/// How much of it: all, or rank w's share of the terms. Rank 0's is the largest.
+double computed_share(const Plan& plan, const MatrixPlan& m, int w);
 /// What the rank of a piece of m does with it, in and after the meeting.
 double piece_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m,
                      const Segment& piece);
@@ -49,6 +51,10 @@ double piece_seconds(const Plan& plan, const MachineProfile& profile, const Matr
 bool keeps_lines(const Group& g);
 /// Is there one matrix only, without numbers per line? In mode gram all ranks compute it.
 bool has_lone_matrix(const Plan& plan);
+/// Of `terms` that a shard group shares in their order: how many shard rank s computes.
+constexpr int terms_of(int terms, int shard, int s) {
+  return terms / shard + (s < terms % shard ? 1 : 0);
+}
 
 /// Pieces of matrix m on shard rank s of `shard`: none, one, or (where a held part begins or ends
 /// inside a row) up to three.

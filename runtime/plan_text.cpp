@@ -35,6 +35,7 @@ nlohmann::ordered_json plan_document(const Plan& plan, double step_seconds) {
                         {"seconds", m.seconds},
                         {"norm", g.config->lmo.norm},
                         {"lmo", g.lmo->description(m.gram_side())}});
+    if (m.shared_terms > 0) matrices.back()["shared_terms"] = m.shared_terms;
   }
   auto& passed = doc["passed_over"] = nlohmann::ordered_json::array();
   for (const int i : plan.passed_over) {
@@ -131,13 +132,13 @@ std::string matrix_table(const Plan& plan) {
     const MatrixClass& c = classes[i];
     const std::string count = c.count > 1 ? std::to_string(c.count) + " x" : "";
     const bool one = c.owners.size() == 1;
-    const std::string by = c.first->mode == optim::Mode::gather ||
-                                   c.first->mode == optim::Mode::gram_steps ||
-                                   c.first->mode == optim::Mode::block_cyclic ||
-                                   c.first->mode == optim::Mode::block_local
-                               ? "all ranks"
-                           : one ? "rank " + std::to_string(*c.owners.begin())
-                                 : std::to_string(c.owners.size()) + " ranks";
+    const std::string by =
+        c.first->mode == optim::Mode::gather || c.first->mode == optim::Mode::gram_steps ||
+                c.first->mode == optim::Mode::block_cyclic ||
+                c.first->mode == optim::Mode::block_local || c.first->shared_terms > 0
+            ? "all ranks"
+        : one ? "rank " + std::to_string(*c.owners.begin())
+              : std::to_string(c.owners.size()) + " ranks";
     out += formatted("%7s %-*.*s %9lld %9lld  %-12s %11s %11s\n", count.c_str(), columns, columns,
                      names[i].c_str(), static_cast<long long>(c.first->rows),
                      static_cast<long long>(c.first->cols),

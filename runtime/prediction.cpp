@@ -319,8 +319,8 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
       if (b.mode == optim::Mode::gram_steps) needed += room(size.largest_piece, 4);
       at_least(r.work.rule, needed);
       if (!all && m.owner % plan.shard != w % plan.shard) continue;
-      r.flops += m.flops;
-      r.seconds += compute_seconds(plan, profile, m);
+      r.flops += m.flops * computed_share(plan, m, w);
+      r.seconds += compute_seconds(plan, profile, m) * computed_share(plan, m, w);
       // What all compute together counts once; gather computes it as often as there are ranks.
       if (b.mode != optim::Mode::gather && m.owner % plan.shard != w % plan.shard) continue;
       r.matrices += counted;

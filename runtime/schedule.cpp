@@ -102,7 +102,8 @@ class Scheduler {
 
 bool computed_by_owners(const Bucket& b) {
   if (b.matrices.empty()) return false;
-  return b.mode == Mode::exchange || b.mode == Mode::periodic || (b.mode == Mode::gram && !b.lone);
+  return b.mode == Mode::exchange || b.mode == Mode::periodic ||
+         (b.mode == Mode::gram && (!b.lone || b.shared_terms > 0));
 }
 
 std::vector<Turn> make_schedule(const Plan& plan) {
@@ -124,8 +125,9 @@ std::vector<Turn> make_schedule(const Plan& plan) {
 MeetingArena::Places MeetingArena::take_turn(const Bucket& b, Turn turn, const MeetingSize& size) {
   Places places;
   if (turn.kind == Turn::Kind::depart) {
-    // What was sent is not needed after it has arrived; where all compute together it is.
-    const auto until = computed_by_owners(b) ? Turn::Kind::arrive : Turn::Kind::complete;
+    // What was sent is not needed after it has arrived; where it is summed in place it is.
+    const bool moves_on = computed_by_owners(b) && !b.lone;
+    const auto until = moves_on ? Turn::Kind::arrive : Turn::Kind::complete;
     places.mine = take(turn.bucket, until, mine_bytes(b, size));
     places.theirs = take(turn.bucket, Turn::Kind::complete, theirs_bytes(b, size));
   } else if (turn.kind == Turn::Kind::send_back) {

@@ -13,7 +13,7 @@
 namespace orthrus::runtime {
 
 /// Does the owner of each of its matrices compute it, while others compute others? (Else all
-/// compute together, or nothing meets.)
+/// compute together, or nothing meets.) So it is with terms of one matrix that ranks share.
 bool computed_by_owners(const Bucket& b);
 
 /// Every bucket's turns, wave by wave. A wave is as many consecutive buckets as bring every rank

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <orthrus/error.hpp>
 #include <orthrus/sharded_optimizer.hpp>
@@ -99,8 +100,10 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
   for (const Parameter& p : parameters_) shapes.push_back(runtime::shape_of(p));
   runtime::MachineProfile profile;
   runtime::agree(setup_, [&] { profile = runtime::load_profile(config_.profile); });
+  std::array<std::int64_t, 1> tasks{kernels::tasks_at_once(config_.device)};
+  setup_.all_reduce(std::span<std::int64_t>(tasks), ReduceOp::max);  // one plan for all ranks
   plan_ = runtime::make_plan(config_, std::move(shapes), mesh_.world.size(), profile,
-                             mesh_.world.options().max_chunk);
+                             mesh_.world.options().max_chunk, static_cast<int>(tasks[0]));
   std::string first = plan_.hash;
   setup_.broadcast(first, 0);
   runtime::agree(setup_, first == plan_.hash ? "" : "the plan differs from rank 0's",
@@ -326,7 +329,7 @@ void ShardedOptimizer::Impl::place_meetings(std::span<std::byte> arena) {
       state.theirs = arena.subspan(at.theirs, runtime::theirs_bytes(bucket, size));
     }
     if (at.back != nowhere) state.back = arena.subspan(at.back, runtime::back_bytes(bucket, size));
-    if (!runtime::computed_by_owners(bucket)) state.back = state.mine;
+    if (!runtime::computed_by_owners(bucket) || bucket.lone) state.back = state.mine;
   }
 }
 

@@ -624,8 +624,8 @@ class Walk {
     wait_ahead(flight_of(index), /*brief=*/true);
     if (!computed_by_owners(b)) return;
     for (const int i : b.matrices) {
-      const Task task = task_of(b, matrix(i));
-      for_each_computing(b, matrix(i), false, [&](int w) { ahead_[at(w)].owed.push(task); });
+      for_each_computing(b, matrix(i), b.lone,
+                         [&](int w) { ahead_[at(w)].owed.push(task_of(b, matrix(i), w)); });
     }
   }
 
@@ -636,13 +636,12 @@ class Walk {
     for (const int i : b.matrices) {
       const MatrixPlan& m = matrix(i);
       if (computed_by_owners(b)) {
-        for_each_computing(b, m, false, [&](int w) {
+        for_each_computing(b, m, b.lone, [&](int w) {
           Tasks& owed = ahead_[at(w)].owed;
           while (owed.bucket() <= index) take(w, owed.pop());
         });
       } else {
-        const Task task = task_of(b, m);
-        for_each_computing(b, m, true, [&](int w) { take(w, task); });
+        for_each_computing(b, m, true, [&](int w) { take(w, task_of(b, m, w)); });
       }
     }
   }
@@ -658,12 +657,14 @@ class Walk {
     });
   }
 
-  /// What a matrix takes of whoever computes it.
-  Task task_of(const Bucket& b, const MatrixPlan& m) {
+  /// What a matrix takes of rank w, which computes it or a share of it.
+  Task task_of(const Bucket& b, const MatrixPlan& m, int w) {
     const int index = static_cast<int>(&b - plan_.buckets.data());
     if (b.mode == Mode::gram) {
-      return {index, compute_seconds(plan_, profile_, m), 0,
-              pass(unpack_bytes(m)) + pass(8 * triangle(m))};
+      const double share = computed_share(plan_, m, w);
+      const double packed = std::max(1, m.shared_terms) * triangle(m) * share;
+      return {index, compute_seconds(plan_, profile_, m) * share, 0,
+              pass(unpack_bytes(m)) + pass(8 * packed)};
     }
     return {index, of_whole(plan_.group(m.parameter), m.rows, m.cols), 0,
             pass(16 * real(m.rows) * real(m.cols)), Phase::meet};
@@ -686,7 +687,9 @@ class Walk {
     const Bucket& b = bucket(index);
     for (const Segment& s : b.segments) {
       if (s.size() == 0) continue;
-      const double seconds = pass(unpack_bytes(matrix(s.matrix)));
+      const MatrixPlan& m = matrix(s.matrix);
+      const double more_terms = std::max(0, m.shared_terms - 1) * triangle(m);
+      const double seconds = pass(unpack_bytes(m) + 4 * more_terms);
       for_each_rank(b, s, [&](int w) { work_.add(w, seconds); });
     }
     clocks_.compute(Phase::unpack, index, work_);

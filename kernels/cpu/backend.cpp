@@ -4,7 +4,10 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <orthrus/error.hpp>
 #include <vector>
 
@@ -15,6 +18,7 @@
 #include "kernels/cpu/elementwise.hpp"
 #include "kernels/cpu/f32_product.hpp"
 #include "kernels/cpu/spd_inverse.hpp"
+#include "kernels/cpu/tasks.hpp"
 #include "kernels/devices.hpp"
 #include "kernels/host_backend.hpp"
 #include "kernels/rng.hpp"
@@ -134,6 +138,9 @@ Transpose other(Transpose op) { return op == Transpose::yes ? Transpose::no : Tr
 class CpuBackend final : public HostBackend {
  public:
   [[nodiscard]] std::string_view name() const override { return "cpu"; }
+
+  /// The BLAS has threads of its own, which tasks would share: its products take turns.
+  [[nodiscard]] int tasks_at_once() const override { return kernels::tasks_at_once(name()); }
 
   void gemm(double alpha, ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
             double beta, MatrixView c) override {
@@ -339,6 +346,40 @@ class CpuBackend final : public HostBackend {
     });
   }
 
+ protected:
+  void run_tasks(int count, int at_once, Task f, void* context) override {
+    at_once = std::min(at_once, tasks_at_once());
+    if (at_once <= 1) return HostBackend::run_tasks(count, 1, f, context);
+    // A task that is left alone has one thread, too: threads inside its products would wait for
+    // each other a hundred times.
+    while (std::ssize(others_) + 1 < std::min(at_once, count))
+      others_.push_back(std::make_unique<CpuBackend>());
+    struct Shared {
+      Task f;
+      void* context;
+      CpuBackend& self;
+      std::mutex failing;
+      std::exception_ptr failure;  ///< of the first task that failed
+      int failed;
+    } shared{f, context, *this, {}, {}, count};
+    cpu::run_tasks(
+        count, at_once,
+        [](void* pointer, int task, int thread) {
+          auto& s = *static_cast<Shared*>(pointer);
+          try {
+            CpuBackend& other =
+                thread == 0 ? s.self : *s.self.others_[static_cast<std::size_t>(thread - 1)];
+            s.f(s.context, task, thread, other);
+          } catch (...) {
+            const std::lock_guard lock(s.failing);
+            if (task < s.failed) s.failure = std::current_exception();
+            s.failed = std::min(s.failed, task);
+          }
+        },
+        &shared);
+    if (shared.failure) std::rethrow_exception(shared.failure);
+  }
+
  private:
   /// C ← β·C, without reading C for β = 0.
   void scale_whole(double beta, MatrixView c) {
@@ -393,11 +434,16 @@ class CpuBackend final : public HostBackend {
   cpu::F32Product f32_ = cpu::onednn_f32_product();
   std::vector<float> line_a_, line_b_, scratch_f32_;
   std::vector<double> scratch_f64_;
+  std::vector<std::unique_ptr<CpuBackend>> others_;  ///< for tasks on other threads
 };
 
 }  // namespace
 
 std::unique_ptr<Backend> open_cpu() { return std::make_unique<CpuBackend>(); }
+
+int tasks_at_once(std::string_view device) {
+  return device == "cpu" && cpu::onednn_f32_product() != nullptr ? cpu::threads() : 1;
+}
 
 bool cpu_bf16_native() {
   static const bool native = cpu::open_onednn_product() != nullptr;

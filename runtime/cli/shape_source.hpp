@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/backend.hpp"
 #include "runtime/machine.hpp"
 #include "runtime/plan.hpp"
 
@@ -27,7 +28,8 @@ struct PlanInput {
   std::vector<runtime::ParameterShape> shapes;
 
   [[nodiscard]] runtime::Plan plan(int ranks) const {
-    return runtime::make_plan(config, shapes, ranks, profile);
+    return runtime::make_plan(config, shapes, ranks, profile, 0x7fffffff,
+                              kernels::tasks_at_once(config.device));
   }
 };
 /// Reads configuration, profile and shapes: of a safetensors file, a known model, or the

@@ -28,6 +28,7 @@ if(ORTHRUS_WITH_CUDA)
 endif()
 set(orthrus_pc_private "-lyaml-cpp -lcrypto")
 foreach(library IN LISTS ORTHRUS_XXHASH ORTHRUS_SCALAPACK_LIBRARY ORTHRUS_CBLAS_LIBRARY ORTHRUS_ONEDNN_LIBRARY
+        ORTHRUS_OPENMP_LIBRARY
         orthrus_cuda_libraries MPI_CXX_LIBRARIES)
   if(library)
     string(APPEND orthrus_pc_private " ${library}")

@@ -2,6 +2,9 @@
 //
 //   OMP_NUM_THREADS=1 bench_rational [--shapes 768x768,768x3072] [--repeats 7]
 //
+// With more threads its terms run side by side, and `rational_3_in_turns` is what it would be if
+// they took turns, each with all threads in its products.
+//
 // One JSON line per shape: median and spread of each method in ms, the methods taking turns so that
 // all of them see the same machine, and max |uᵢᵀOvᵢ − 1| over the singular values of at least 2e-3
 // and 5e-3 of the largest. A last line times the parts.
@@ -123,7 +126,7 @@ int run(int argc, char** argv) {
     std::vector<std::byte> work(
         std::max(msign_workspace_bytes(m, n, DType::f32, {DType::bf16, EpsMode::none, 0}),
                  msign_workspace_bytes(m, n, DType::f32, {})) +
-        rational_msign_workspace_bytes(m, n));
+        rational_msign_workspace_bytes(m, n, backend->tasks_at_once()));
 
     const auto quintics = [&](const std::vector<Quintic>& p, DType dtype) {
       return [&, dtype] { msign(view, p, 1.01, {dtype, EpsMode::none, 0}, work, *backend); };
@@ -131,7 +134,8 @@ int run(int argc, char** argv) {
     const auto rational = [&](const RationalSign& f, DType gram) {
       return [&, gram] { rational_msign(view, f, {gram}, work, *backend); };
     };
-    const std::vector<std::pair<const char*, std::function<void()>>> methods = {
+    const std::span<std::byte> one_term(work.data(), rational_msign_workspace_bytes(m, n));
+    std::vector<std::pair<const char*, std::function<void()>>> methods = {
         {"jordan_f32", quintics(jordan, DType::f32)},
         {"jordan_bf16", quintics(jordan, DType::bf16)},
         {"polar_express_bf16", quintics(polar, DType::bf16)},
@@ -139,6 +143,12 @@ int run(int argc, char** argv) {
         {"rational_3_bf16", rational(three, DType::bf16)},
         {"rational_2_f32", rational(two, DType::f32)},
         {"rational_2_bf16", rational(two, DType::bf16)}};
+    if (backend->tasks_at_once() > 1) {
+      methods.emplace_back("rational_3_in_turns",
+                           [&] { rational_msign(view, three, {DType::f32}, one_term, *backend); });
+      methods.emplace_back("rational_2_in_turns",
+                           [&] { rational_msign(view, two, {DType::f32}, one_term, *backend); });
+    }
     std::vector<std::vector<double>> ms(methods.size());
     std::vector<std::vector<float>> results(methods.size());
     for (int repeat = -1; repeat < repeats; ++repeat) {
@@ -175,6 +185,11 @@ int run(int argc, char** argv) {
         {"syrk_bf16_to_f32", [&] { backend->syrk(1, hv, Transpose::no, 0, kv); }},
         {"scale", [&] { rational_scale(rv, work, *backend); }},
         {"term", [&] { rational_term(rv, s2, three, 0, kv, *backend); }},
+        {"gram", [&] { rational_gram(rv, three, kv, work, *backend); }},
+        {"gram_in_turns",
+         [&] {
+           rational_gram(rv, three, kv, {work.data(), rational_gram_workspace_bytes(m)}, *backend);
+         }},
         {"apply_f32", [&] {
            backend->gemm(1, kv, Transpose::no, view, Transpose::no, 0, matrix_view(o.data(), m, n));
          }}};

@@ -16,6 +16,7 @@
 #include "kernels/gram.hpp"
 #include "kernels/rational_msign.hpp"
 #include "support/count_new.hpp"
+#include "support/openmp.hpp"
 #include "support/zoo.hpp"
 
 namespace orthrus::kernels {
@@ -625,6 +626,116 @@ TEST_P(RationalShares, DoubleAShiftOnceAndThenStop) {
   EXPECT_NEAR(k(0, 0), expected, 0.01);  // a₁/(1 + 2c₁) beside a₁/(1 + c₁): nothing
   r(2, 2) = static_cast<float>(-2.5 * f.poles[0]);
   EXPECT_THROW(rational_gram(r.view(), f, k.view(), work.span(), *backend), NumericError);
+}
+
+// ---- terms on threads
+// ----------------------------------------------------------------------------
+
+/// Are there tasks on threads to test?
+std::string why_no_tasks() {
+#ifdef __SANITIZE_THREAD__
+  return "GNU's OpenMP is not instrumented";
+#else
+  const openmp::Threads two(2);
+  return tasks_at_once("cpu") == 2 ? "" : "oneDNN does not multiply f32 here, or not by OpenMP";
+#endif
+}
+
+TEST(RationalOnThreads, HasTheBitsOfOneThread) {
+  if (const std::string why = why_no_tasks(); !why.empty()) GTEST_SKIP() << why;
+  const RationalSign functions[] = {rational_sign(5e-3, 2), rational_sign(2e-3, 3),
+                                    rational_sign(1e-3, 4)};
+  for (const RationalSign& f : functions) {
+    for (const Index m : {63, 64, 150, 257}) {
+      const Dense<float> x = zoo::cast<float>(zoo::condition(m, m + 40, 100, 3));
+      const Dense<float> r = gram_of(x);
+      const auto size = static_cast<std::size_t>(packed_size(m));
+      std::vector<Dense<float>> k;
+      std::vector<std::vector<float>> packed;
+      std::vector<Dense<float>> o;
+      for (const int threads : {1, 2, 3, 5}) {
+        for (const int room : {1, threads}) {  // without room for them the terms take turns
+          const openmp::Threads limit(threads);
+          const auto backend = open_backend("cpu");
+          EXPECT_EQ(backend->tasks_at_once(), threads);
+          Work work(rational_gram_workspace_bytes(m, room));
+          k.emplace_back(m, m);
+          rational_gram(r.view(), f, k.back().view(), work.span(), *backend);
+          EXPECT_TRUE(work.end_untouched());
+          packed.emplace_back(static_cast<std::size_t>(f.r) * size);
+          const double s2 = rational_scale(r.view(), work.span(), *backend);
+          rational_terms(r.view(), s2, f, 0, 1, packed.back().data(), work.span(), *backend);
+          rational_terms(r.view(), s2, f, 1, f.r, packed.back().data() + size, work.span(),
+                         *backend);
+          EXPECT_TRUE(work.end_untouched());
+          for (const DType gram : {DType::f32, DType::bf16}) {
+            if (f.r == 4 && gram == DType::bf16) continue;
+            Work whole(rational_msign_workspace_bytes(x.rows, x.cols, room));
+            o.push_back(x);
+            rational_msign(o.back().view(), f, {gram}, whole.span(), *backend);
+            EXPECT_TRUE(whole.end_untouched());
+          }
+        }
+      }
+      const std::size_t variants = o.size() / k.size();
+      for (std::size_t i = 1; i < k.size(); ++i) {
+        EXPECT_TRUE(same_bits(k[i], k[0])) << m << ", r = " << f.r << ", run " << i;
+        EXPECT_EQ(packed[i], packed[0]) << m << ", r = " << f.r << ", run " << i;
+        for (std::size_t v = 0; v < variants; ++v) {
+          EXPECT_TRUE(same_bits(o[i * variants + v], o[v]))
+              << m << ", r = " << f.r << ", run " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(RationalOnThreads, FailsAsOnOneThread) {
+  if (const std::string why = why_no_tasks(); !why.empty()) GTEST_SKIP() << why;
+  const RationalSign f = rational_sign(2e-3, 3);
+  constexpr Index m = 80;
+  Dense<float> r(m, m);
+  Dense<float> k(m, m);
+  r(0, 0) = 1;
+  std::vector<std::string> messages;
+  for (const int threads : {1, 2, 3}) {
+    const openmp::Threads limit(threads);
+    const auto backend = open_backend("cpu");
+    Work work(rational_gram_workspace_bytes(m, threads));
+    r(m - 1, m - 1) = static_cast<float>(-1.5 * f.poles[0]);
+    EXPECT_EQ(rational_gram(r.view(), f, k.view(), work.span(), *backend).doubled, 1);
+    // Too much for every shift: of three failures the first is told.
+    r(m - 1, m - 1) = static_cast<float>(-3 * f.poles[2]);
+    try {
+      rational_gram(r.view(), f, k.view(), work.span(), *backend);
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const NumericError& e) {
+      messages.emplace_back(e.what());
+    }
+  }
+  ASSERT_EQ(messages.size(), 3U);
+  EXPECT_NE(messages[0].find("c = " + std::to_string(2 * f.poles[0])), std::string::npos);
+  EXPECT_EQ(messages[1], messages[0]);
+  EXPECT_EQ(messages[2], messages[0]);
+}
+
+// Terms alone: a product that oneDNN itself spreads over threads calls `new` in it.
+TEST(RationalOnThreads, AllocatesNothingAfterTheFirstCall) {
+  if (const std::string why = why_no_tasks(); !why.empty()) GTEST_SKIP() << why;
+  const openmp::Threads limit(3);
+  const auto backend = open_backend("cpu");
+  const RationalSign f = rational_sign(2e-3, 3);
+  constexpr Index m = 100;
+  const Dense<float> r = gram_of(zoo::cast<float>(zoo::gaussian(m, 130, 1)));
+  Work work(rational_gram_workspace_bytes(m, 3));
+  const std::span<std::byte> all = work.span();
+  const double s2 = rational_scale(r.view(), all, *backend);
+  std::vector<float> packed(static_cast<std::size_t>(3 * packed_size(m)));
+  const auto terms = [&] { rational_terms(r.view(), s2, f, 0, 3, packed.data(), all, *backend); };
+  terms();
+  const long before = count_new::calls;
+  for (int i = 0; i < 5; ++i) terms();
+  EXPECT_EQ(count_new::calls - before, 0);
 }
 
 // ---- memory

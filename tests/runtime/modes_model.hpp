@@ -2,8 +2,12 @@
 /// @file
 /// The modes a matrix may meet in, and a model whose tensors the trainer holds whole or in shards.
 
+#include <unistd.h>
+
 #include <bit>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <numeric>
 #include <orthrus/orthrus.hpp>
@@ -12,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/backend.hpp"
 #include "optim/rule.hpp"
 #include "runtime/plan.hpp"
 #include "support/zoo.hpp"
@@ -70,8 +75,34 @@ inline runtime::Plan plan_of(const Config& config, const std::vector<Parameter>&
                              int ranks, Index max_chunk = 0x7fffffff) {
   std::vector<runtime::ParameterShape> shapes;
   for (const Parameter& p : parameters) shapes.push_back(runtime::shape_of(p));
-  return runtime::make_plan(config, shapes, ranks, {}, max_chunk);
+  return runtime::make_plan(config, shapes, ranks, runtime::load_profile(config.profile), max_chunk,
+                            kernels::tasks_at_once(config.device));
 }
+
+/// A file of a machine whose links cost nothing, or far more than any computing.
+class LinkProfile {
+ public:
+  /// @param world  names the file: all ranks of an MPI world write the same one.
+  explicit LinkProfile(bool free, const std::string& world = std::to_string(getpid()))
+      : path_((std::filesystem::temp_directory_path() /
+               ("orthrus-links-" + world + (free ? "-free" : "-dear")))
+                  .string()) {
+    runtime::MachineProfile profile;
+    profile.name = "links";
+    profile.node = profile.network = {{free ? 1e-12 : 1, {{1, free ? 1e15 : 1}}}, {}};
+    profile.pass = {{1, 1e15}};
+    const std::string own = path_ + "-" + std::to_string(getpid());
+    std::ofstream(own) << runtime::to_yaml(profile);
+    std::filesystem::rename(own, path_);  // never half of it
+  }
+  LinkProfile(const LinkProfile&) = delete;
+  LinkProfile& operator=(const LinkProfile&) = delete;
+  ~LinkProfile() { std::filesystem::remove(path_); }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
 
 // ---- a model in shards -------------------------------------------------------------------------
 
@@ -360,6 +391,30 @@ groups:
   - match: "lion.*"
     rule: {name: lion, lr: 0.01}
 )";
+
+/// A model of one matrix, which a rational function orthogonalizes, and of vectors around it.
+inline Model lone_model(const std::string& spectrum, Index m, Index n) {
+  Model model;
+  const auto add_vector = [&](const std::string& name) {
+    model.tensors.push_back({name, {33}});
+    model.weights.emplace_back(33, 0.5F);
+    model.gradients.resize(kZooSteps);
+    for (auto& step : model.gradients) step.emplace_back(33, 0.25F);
+  };
+  add_vector("adamw.before");
+  add_zoo(model, "muon", spectrum, m, n);
+  add_vector("adamw.after");
+  return model;
+}
+inline Config lone_config(const LinkProfile& links, int terms, const std::string& extra = "") {
+  Config config = in_mode(parse_config(std::string(kHeldRecipe) + extra), gram);
+  config.profile = links.path();
+  for (GroupConfig& g : config.groups) {
+    g.lmo.coefficients = "rational";
+    g.lmo.terms = terms;
+  }
+  return config;
+}
 
 /// The recipe in that mode; NorMuon meets by Gram matrices only where no rank has part of a row's
 /// norm alone, which is where columns are cut.

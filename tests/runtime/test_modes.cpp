@@ -16,6 +16,8 @@
 
 #include "comm/core.hpp"
 #include "comm/thread.hpp"
+#include "kernels/backend.hpp"
+#include "kernels/rational_msign.hpp"
 #include "modes_model.hpp"
 #include "support/count_new.hpp"
 
@@ -339,7 +341,8 @@ Matrix block_of(const Matrix& x, const LogicalMatrix& b) {
 /// One tensor's weights after all steps, in f64. @param blocks  each a matrix of its own.
 /// @param apart  pieces of one matrix, scaled as that is.
 Matrix reference(const Model& model, std::size_t tensor, const Recipe& r,
-                 const std::vector<LogicalMatrix>& blocks, bool apart = false) {
+                 const std::vector<LogicalMatrix>& blocks, bool apart = false,
+                 const std::function<Matrix(const Matrix&)>& direction = direction_of) {
   const Tensor& t = model.tensors[tensor];
   const auto as_matrix = [&](const std::vector<float>& values) {
     Matrix x(t.rows(), t.cols());
@@ -360,7 +363,7 @@ Matrix reference(const Model& model, std::size_t tensor, const Recipe& r,
     }
     for (std::size_t k = 0; k < blocks.size(); ++k) {
       const LogicalMatrix& b = blocks[k];
-      Matrix d = direction_of(block_of(x, b));
+      Matrix d = direction(block_of(x, b));
       if (r.beta2 > 0) {
         const double before = zoo::frobenius(d);
         for (Index i = 0; i < d.rows; ++i) {
@@ -613,6 +616,128 @@ TEST(RationalForm, IsTheSameInEveryMode) {
   for (const ModeCase& mode : {modes::gram_steps, modes::block_cyclic}) {
     expect_says(thrown<ConfigError>([&] { train(rational(mode, ""), zoo.model, 2); }),
                 {"matrix.mode " + std::string(mode.name), "lmo.coefficients rational"});
+  }
+}
+
+// ---- one rational matrix -----------------------------------------------------------------------
+
+/// U f(Σ/√s₂) Vᵀ from the singular values. s₂ is what the Lanczos steps give for this X.
+Matrix rational_direction(const Matrix& x, const kernels::RationalSign& f) {
+  if (zoo::frobenius(x) == 0) return x;
+  const auto backend = kernels::open_backend("cpu");
+  const Index side = std::min(x.rows, x.cols);
+  // By a power of two: s₂ keeps its digits, and no square leaves f32.
+  const double unit = std::ldexp(1, -std::ilogb(zoo::frobenius(x)));
+  zoo::Dense<float> narrow = zoo::cast<float>(zoo::scaled(x, unit));
+  zoo::Dense<float> r(side, side);
+  backend->syrk(1, narrow.view(),
+                x.rows <= x.cols ? kernels::Transpose::no : kernels::Transpose::yes, 0, r.view());
+  std::vector<std::byte> work(kernels::rational_gram_workspace_bytes(side));
+  const double root = std::sqrt(kernels::rational_scale(r.view(), work, *backend)) / unit;
+  return zoo::svd(x).map([&](double s) { return f(s / root); });
+}
+
+int terms_in_plan(const Config& config, const Model& model, int ranks, int shards) {
+  const Trainer trainer(model, 0, shards);
+  return modes::plan_of(config, trainer.parameters, ranks).matrices.front().shared_terms;
+}
+
+// Each rank computes some of the r inverses and all sum them in one order: the bits of every rank
+// computing all of them, and the bytes of one more all_gather (every step of `train` is checked).
+TEST(SharedTerms, HaveTheBitsOfTermsComputedByEveryRank) {
+  const modes::LinkProfile free(true);
+  const modes::LinkProfile dear(false);
+  const auto compare = [&](const Model& model, int terms, int ranks, int replicas,
+                           const std::string& extra, Index max_chunk = 0x7fffffff) {
+    const std::string where = model.tensors[1].name + ", " + std::to_string(terms) + " terms, " +
+                              std::to_string(ranks) + " ranks, " + std::to_string(replicas) +
+                              " replicas; " + extra + std::to_string(max_chunk);
+    Config together = modes::lone_config(free, terms, extra);
+    Config apart = modes::lone_config(dear, terms, extra);
+    together.mesh.replicate = apart.mesh.replicate = replicas;
+    const int shards = ranks / replicas;
+    EXPECT_EQ(terms_in_plan(together, model, ranks, shards), shards == 1 ? 0 : terms) << where;
+    EXPECT_EQ(terms_in_plan(apart, model, ranks, shards), 0) << where;
+    const struct Run run { 1, 0, "", "", max_chunk };
+    expect_same(train(together, model, ranks, run), train(apart, model, ranks, run), where);
+  };
+  for (const char* spectrum : {"gaussian", "condition_1e4", "rank_deficient", "tiny", "zero"}) {
+    for (const auto& [m, n] : std::vector<std::pair<Index, Index>>{{12, 40}, {40, 12}, {1, 17}}) {
+      const Model model = modes::lone_model(spectrum, m, n);
+      for (int ranks = 1; ranks <= 5; ++ranks) compare(model, 3, ranks, 1, "");
+    }
+  }
+  const Model model = modes::lone_model("gaussian", 23, 30);
+  for (const int terms : {2, 4}) {
+    for (int ranks = 2; ranks <= 5; ++ranks) compare(model, terms, ranks, 1, "");
+  }
+  for (const std::string extra :
+       {"comm: {bucket_bytes: 1}\n", "zero: {stage: 3, gathers: 0}\n", "checks: collective\n",
+        "checks: collective\ncomm: {bucket_bytes: 1, blocking: true}\n"}) {
+    for (const int ranks : {2, 3, 5}) compare(model, 3, ranks, 1, extra);
+    compare(model, 3, 4, 2, extra);
+    compare(model, 3, 6, 2, extra);
+  }
+  for (const Index max_chunk : {41, 300}) compare(model, 3, 3, 1, "", max_chunk);
+  for (const ShardCase& c : kCuts) {
+    if (c.along == Along::elements) continue;
+    for (const int replicas : {1, 2}) {
+      Model held = model;
+      cut(held, c, 3);
+      compare(held, 3, 3 * replicas, replicas, "");
+    }
+  }
+}
+
+TEST(SharedTerms, AreNearTheSingularValueOracle) {
+  const modes::LinkProfile free(true);
+  const kernels::RationalSign f = kernels::rational_sign(2e-3, 3);
+  Recipe recipe;
+  recipe.scale = "match_rms_adamw";
+  for (const char* spectrum : kSpectra) {
+    for (const auto& [m, n] : std::vector<std::pair<Index, Index>>{{12, 40}, {40, 12}, {31, 90}}) {
+      const Model model = modes::lone_model(spectrum, m, n);
+      const Matrix expected = reference(model, 1, recipe, whole(model.tensors[1]), false,
+                                        [&](const Matrix& x) { return rational_direction(x, f); });
+      for (const int ranks : {1, 2, 3, 4, 5}) {
+        const Outcome found = train(modes::lone_config(free, 3), model, ranks);
+        if (spectrum == std::string("zero")) {
+          EXPECT_EQ(found.weights[1], floats(expected));
+          continue;
+        }
+        EXPECT_LE(error_of(model, 1, found.weights[1], expected), bound_of(modes::gram, spectrum))
+            << spectrum << " " << m << "x" << n << " on " << ranks;
+      }
+    }
+  }
+}
+
+TEST(SharedTerms, AreNotComputedOfAGradientThatIsNotFinite) {
+  const modes::LinkProfile free(true);
+  const Model model = modes::lone_model("gaussian", 12, 40);
+  Model broken = model;
+  broken.gradients[0][1][77] = std::numeric_limits<float>::quiet_NaN();
+  for (const char* extra : {"", "checks: collective\n"}) {
+    const Config config = modes::lone_config(free, 3, extra);
+    run_thread_ranks(3, [&](Communicator& comm) {
+      Trainer with(broken, 0, 1);
+      Trainer without(model, 0, 1);
+      ShardedOptimizer a{config, comm.duplicate("a"), with.parameters};
+      ShardedOptimizer b{config, comm.duplicate("b"), without.parameters};
+      with.backward(1);
+      EXPECT_TRUE(a.step().skipped);
+      EXPECT_EQ(with.different(model.weights), 0);
+      for (const std::int64_t s : {2, 3}) {
+        with.backward(s);
+        without.backward(s);
+        EXPECT_FALSE(a.step().skipped);
+        b.step();
+      }
+      std::vector<std::vector<float>> expected = model.weights;
+      without.take(expected);
+      EXPECT_EQ(with.different(expected), 0);
+      EXPECT_GT(without.different(model.weights), 0);
+    });
   }
 }
 

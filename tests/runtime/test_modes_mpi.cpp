@@ -195,6 +195,41 @@ TEST_P(ModesOverMpi, GiveTheWeightsOfOneRankAlone) {
   }
 }
 
+// Terms of one rational matrix on several ranks: what MPI was told to send, and the bits of every
+// rank computing all of them.
+TEST(SharedTermsOverMpi, SendWhatThePlanSaysAndChangeNoBit) {
+  const int ranks = borrow(MPI_COMM_WORLD).size();
+  const modes::LinkProfile free(true, "mpi" + std::to_string(ranks));
+  const modes::LinkProfile dear(false, "mpi" + std::to_string(ranks));
+  for (const auto& [m, n] : std::vector<std::pair<Index, Index>>{{12, 40}, {150, 31}, {1, 17}}) {
+    const Model model = modes::lone_model("gaussian", m, n);
+    for (const int terms : {2, 3, 4}) {
+      for (const Index max_chunk : {0x7fffffff, 300}) {
+        for (const int replicas : {1, 2}) {
+          if (ranks % replicas != 0) continue;
+          std::vector<std::vector<std::vector<float>>> found;
+          for (const modes::LinkProfile* links : {&free, &dear}) {
+            Config config = modes::lone_config(*links, terms);
+            config.mesh.replicate = replicas;
+            Communicator comm = borrow(MPI_COMM_WORLD);
+            comm.set_max_chunk(max_chunk);
+            const Trainer trained = train(config, std::move(comm), model);
+            const runtime::Plan plan = modes::plan_of(config, trained.parameters, ranks, max_chunk);
+            EXPECT_EQ(plan.matrices.front().shared_terms,
+                      links == &free && ranks > replicas ? terms : 0);
+            found.push_back(model.weights);
+            trained.take(found.back());
+          }
+          EXPECT_EQ(found[0], found[1]) << m << "x" << n << ", " << terms << " terms";
+          EXPECT_NE(found[0], model.weights);
+        }
+      }
+    }
+  }
+  EXPECT_EQ(pmpi::aliased(), 0) << "MPI forbids overlapping buffers";
+  borrow(MPI_COMM_WORLD).barrier();  // all have read the profiles
+}
+
 TEST_P(ModesOverMpi, GiveTheSameBitsAgainAndAfterARestart) {
   Communicator comm = borrow(MPI_COMM_WORLD);
   std::string folder = (std::filesystem::temp_directory_path() / "orthrus-modes-mpi-").string();

@@ -197,6 +197,64 @@ TEST(Plan, PromisesNoExchangeThatMpiCannotMake) {
   }
 }
 
+// Terms of a rational matrix that is the model's only one: bytes, messages and flops by hand.
+TEST(Plan, SharesTheTermsOfALoneMatrixWhereThatIsFaster) {
+  MachineProfile dear;
+  dear.node.any = {0, {{1, 1}}};
+  for (const int terms : {2, 3, 4}) {
+    const Config config = parse_config(
+        "schema: 1\ngroups:\n  - {match: w*, rule: {name: muon}, matrix: {mode: gram}, lmo: "
+        "{coefficients: rational, terms: " +
+        std::to_string(terms) + "}}\n  - {match: '*', rule: {name: adamw}}\n");
+    const auto plan_of = [&](const MachineProfile& profile, int ranks,
+                             std::vector<ParameterShape> shapes) {
+      return make_plan(config, std::move(shapes), ranks, profile);
+    };
+    const std::vector<ParameterShape> one{shape("w", {300, 700}), shape("b", {999})};
+    for (int ranks = 1; ranks <= 6; ++ranks) {
+      const Plan shared = plan_of({}, ranks, one);
+      const Plan apart = plan_of(dear, ranks, one);
+      EXPECT_EQ(shared.matrices[0].shared_terms, ranks > 1 ? terms : 0);
+      EXPECT_EQ(apart.matrices[0].shared_terms, 0);
+      EXPECT_EQ(shared.hash == apart.hash, ranks == 1);
+      int all = 0;
+      for (int w = 0; w < ranks; ++w) {
+        const RankPlan& a = shared.per_rank[static_cast<std::size_t>(w)];
+        const RankPlan& b = apart.per_rank[static_cast<std::size_t>(w)];
+        const int own = ranks == 1 ? terms : terms / ranks + (w < terms % ranks ? 1 : 0);
+        all += own;
+        EXPECT_EQ(a.traffic.bytes - b.traffic.bytes, (terms - own) * 300 * 301 / 2 * 4);
+        EXPECT_EQ(a.traffic.messages - b.traffic.messages, ranks > 1 ? 1 : 0);
+        EXPECT_DOUBLE_EQ(b.flops - a.flops, (terms - own) * 300.0 * 300.0 * 300.0);
+      }
+      EXPECT_EQ(all, terms);
+      const int most = (terms + ranks - 1) / ranks;
+      EXPECT_DOUBLE_EQ(shared.matrices[0].seconds, most * inverse_seconds({}, 300));
+      // Sixteen rows are inverted before a message has left.
+      EXPECT_EQ(plan_of({}, ranks, {shape("w", {16, 700})}).matrices[0].shared_terms, 0);
+      const Plan two = plan_of({}, ranks, {shape("w1", {300, 700}), shape("w2", {300, 700})});
+      for (const MatrixPlan& m : two.matrices) EXPECT_EQ(m.shared_terms, 0);
+    }
+  }
+}
+
+TEST(Plan, SharesNoTermsWhereTheCapHasNoRoomForThem) {
+  Config config = parse_config(
+      "schema: 1\ngroups: [{match: '*', rule: {name: muon}, matrix: {mode: gram}, lmo: "
+      "{coefficients: rational, terms: 4}}]\n");
+  const auto most = [](const Plan& plan) {
+    std::int64_t bytes = 0;
+    for (const RankPlan& r : plan.per_rank) bytes = std::max(bytes, r.memory.total());
+    return bytes;
+  };
+  const Plan shared = make_plan(config, {shape("w", {500, 500})}, 3);
+  EXPECT_EQ(shared.matrices[0].shared_terms, 4);
+  config.memory_cap = most(shared) - 1;
+  const Plan capped = make_plan(config, {shape("w", {500, 500})}, 3);
+  EXPECT_EQ(capped.matrices[0].shared_terms, 0);
+  EXPECT_LT(most(capped), most(shared));
+}
+
 TEST(Plan, IsAFunctionOfItsInput) {
   const Config config = parse_config(toy::muon_and_adamw);
   EXPECT_EQ(make_plan(config, toy_shapes(), 3).hash, make_plan(config, toy_shapes(), 3).hash);

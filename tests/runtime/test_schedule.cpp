@@ -21,6 +21,7 @@ Plan plan_of(const std::string& mode, int ranks, int matrices, int per_bucket, i
     ParameterShape p;
     p.name = "w" + std::to_string(i);
     p.shape = {32, i % 3 == 0 ? 96 : 32};
+    if (mode == "shared terms") p.shape = {512, 600};  // large enough to pay
     shapes.push_back(p);
     if (i % 4 != 1) continue;
     p.name = "b" + std::to_string(i);
@@ -28,7 +29,9 @@ Plan plan_of(const std::string& mode, int ranks, int matrices, int per_bucket, i
     shapes.push_back(p);
   }
   const auto group = [](const std::string& match, const std::string& m) {
-    return "  - {match: '" + match + "', rule: {name: muon}, matrix: {mode: " + m + "}}\n";
+    const bool rational = m == "shared terms";
+    return "  - {match: '" + match + "', rule: {name: muon}, matrix: {mode: " +
+           (rational ? "gram}, lmo: {coefficients: rational" : m) + "}}\n";
   };
   const std::string groups = mode != "mixed" ? group("w*", mode)
                                              : group("w*1", "gather") + group("w*2", "exchange") +
@@ -56,6 +59,10 @@ std::vector<Case> cases() {
         if (ranks % 2 == 0) all.push_back({mode, ranks, 31, per_bucket, 2});
       }
     }
+  }
+  for (const int ranks : {1, 2, 3, 5, 8}) {
+    all.push_back({"shared terms", ranks, 1, 3});
+    if (ranks % 2 == 0) all.push_back({"shared terms", ranks, 1, 3, 2});
   }
   return all;
 }
@@ -86,6 +93,28 @@ TEST(Schedule, EveryBucketHasItsTurnsInTheirOrder) {
       EXPECT_EQ(kinds, expected) << "bucket " << b;
     }
   }
+}
+
+TEST(Schedule, SharedTermsComeBackAndTakeThePlaceOfTheirSum) {
+  int seen = 0;
+  for (const Case& c : cases()) {
+    if (c.mode != std::string("shared terms")) continue;
+    SCOPED_TRACE(label(c));
+    const Plan plan = plan_of(c);
+    for (const Bucket& b : plan.buckets) {
+      if (b.matrices.empty()) continue;
+      EXPECT_EQ(b.shared_terms, plan.shard > 1 ? 3 : 0);
+      EXPECT_EQ(computed_by_owners(b), plan.shard > 1);
+      ++seen;
+    }
+    if (plan.shard == 1) continue;
+    const std::size_t triangle = 512 * 513 / 2 * 4;
+    for (int w = 0; w < plan.ranks; ++w) {
+      const bool meets = plan.meets_in(plan.buckets.front(), plan.matrices.front(), w);
+      EXPECT_EQ(plan.per_rank[static_cast<std::size_t>(w)].work.meetings, meets ? 3 * triangle : 0);
+    }
+  }
+  EXPECT_EQ(seen, 7);
 }
 
 TEST(Schedule, TwoBucketsAreOnTheirWayInEachDirection) {
@@ -175,7 +204,8 @@ TEST(Schedule, BuffersThatAreInUseNeverOverlap) {
         for (const auto& [key, span] : in_use) sum += Arena::rounded(span.end - span.begin);
         most = std::max(most, sum);
         // What was sent is read until it has arrived, what arrived until it is applied.
-        if (t.kind == Kind::arrive && computed_by_owners(b)) in_use.erase({t.bucket, 'm'});
+        const bool moved = computed_by_owners(b) && !b.lone;  // else it is summed in place
+        if (t.kind == Kind::arrive && moved) in_use.erase({t.bucket, 'm'});
         if (t.kind != Kind::complete) continue;
         for (const char what : {'m', 't', 'b'}) in_use.erase({t.bucket, what});
       }

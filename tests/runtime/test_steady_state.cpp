@@ -6,9 +6,14 @@
 
 #include <atomic>
 #include <cstdio>
+#include <map>
 #include <orthrus/orthrus.hpp>
+#include <tuple>
 
+#include "kernels/backend.hpp"
+#include "modes_model.hpp"
 #include "support/count_new.hpp"
+#include "support/openmp.hpp"
 #include "toy_model.hpp"
 
 namespace orthrus {
@@ -64,6 +69,26 @@ TEST_P(SteadyState, StepsAllocateNothing) {
   }
 }
 
+TEST(SteadyState, SharedTermsAllocateNothing) {
+  const modes::LinkProfile links(true);
+  const modes::Model model = modes::lone_model("gaussian", 48, 90);
+  const Config config = modes::lone_config(links, 3);
+  for (const int ranks : {1, 2, 3, 5}) {
+    run_thread_ranks(ranks, [&](Communicator& comm) {
+      modes::Trainer trainer(model, 0, 1);
+      ShardedOptimizer optimizer{config, comm.duplicate("job"), trainer.parameters};
+      trainer.backward(1);
+      for (int s = 0; s < 3; ++s) optimizer.step();
+      comm.barrier();
+      comm.barrier();
+      const long before = count_new::calls;
+      for (int s = 0; s < 5; ++s) optimizer.step();
+      EXPECT_EQ(count_new::calls, before);
+      comm.barrier();
+    });
+  }
+}
+
 TEST(SteadyState, TheProcessDoesNotGrow) {
   const Config config = parse_config(toy::muon_and_adamw);
   Model model;
@@ -91,7 +116,19 @@ TEST(SteadyState, WhatIsAllocatedIsPlanned) {
   std::vector<std::vector<Index>> shapes;
   for (int i = 0; i < 4; ++i) shapes.push_back({512, 768});
   shapes.insert(shapes.end(), {{1024, 256}, {300000}});
-  for (const char* mode : {"owner", "exchange", "gather", "gram", "gram_steps", "block_local"}) {
+  const char* const rational = "gram}, lmo: {coefficients: rational";
+  std::map<std::string, std::int64_t> work_of_lone;  // by `extra`, on one thread
+  for (const auto& [mode, lone, threads] :
+       std::vector<std::tuple<const char*, bool, int>>{{"owner", false, 1},
+                                                       {"exchange", false, 1},
+                                                       {"gather", false, 1},
+                                                       {"gram", false, 1},
+                                                       {"gram_steps", false, 1},
+                                                       {"block_local", false, 1},
+                                                       {rational, false, 1},
+                                                       {rational, true, 1},
+                                                       {rational, true, 3}}) {
+    if (lone) shapes = {{768, 1024}, {300000}};
     for (const char* extra :
          {"", "comm: {bucket_bytes: 1}\n", "zero: {stage: 1}\ntrain: {micro_batches: 2}\n",
           "mesh: {replicate: 2}\n"}) {
@@ -111,7 +148,8 @@ TEST(SteadyState, WhatIsAllocatedIsPlanned) {
       std::atomic<std::int64_t> planned = 0;
       std::int64_t before = 0;
       std::int64_t after = 0;
-      run_thread_ranks(ranks, [&](Communicator& comm) {
+      run_thread_ranks(ranks, [&, terms = lone, limit = threads](Communicator& comm) {
+        const openmp::Threads limited(limit);
         std::vector<Parameter> parameters;
         auto& mine = buffers[static_cast<std::size_t>(comm.rank())];
         for (std::size_t i = 0; i < shapes.size(); ++i) {
@@ -131,6 +169,16 @@ TEST(SteadyState, WhatIsAllocatedIsPlanned) {
         comm.barrier();
         const ShardedOptimizer optimizer{config, comm.duplicate("job"), parameters};
         planned += optimizer.memory().total() - optimizer.memory().weights;
+        EXPECT_EQ(optimizer.plan_json().find("shared_terms") != std::string::npos, terms);
+        if (comm.rank() == 0) {
+          const std::int64_t work = optimizer.memory().work;
+          if (terms && limit == 1) work_of_lone[extra] = work;
+          // A square for every term that has a thread, of three. (Pieces of two ranks are so large
+          // that their panels take more than one term at a time.)
+          const std::int64_t squares = (kernels::tasks_at_once("cpu") - 1) * 768 * 768 * 4;
+          const bool compared = terms && limit > 1 && ranks == 3;
+          EXPECT_EQ(compared ? work - work_of_lone[extra] : squares, squares) << extra;
+        }
         comm.barrier();
         if (comm.rank() == 0) after = allocated_bytes();
         comm.barrier();

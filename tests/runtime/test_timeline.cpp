@@ -65,18 +65,25 @@ class AnyTimeline : public testing::Test {
          "comm.gradient_dtype=bf16", "groups.0.weights.format=bf16"});
     add({"micro-batches"}, 3, {"train.micro_batches=3"});
     add({"micro-batches, stage 1"}, 3, {"train.micro_batches=3", "zero.stage=1"});
+    for (const int ranks : {2, 3, 4}) {
+      add({"shared terms", std::to_string(ranks)}, ranks,
+          {mode_of("gram"), "groups.0.lmo.coefficients=rational"},
+          {shape("a", {50}), shape("lone.weight", {500, 600}), shape("b", {50})});
+      EXPECT_EQ(cases_.back().plan.matrices.front().shared_terms, 3);
+    }
     add({"reproducible"}, 3, {"reproducible.virtual_shards=7"});
     add({"more ranks than leaves"}, 4, {"reproducible.virtual_shards=3"});
   }
 
   static std::string mode_of(const std::string& mode) { return "groups.0.matrix.mode=" + mode; }
 
-  void add(const std::vector<std::string>& what, int ranks, std::vector<std::string> set) {
+  void add(const std::vector<std::string>& what, int ranks, std::vector<std::string> set,
+           std::vector<ParameterShape> shapes = toy_shapes()) {
     set.emplace_back("comm.bucket_bytes=3000");
     configs_.push_back(std::make_unique<Config>(parse_config(toy::muon_and_adamw, "config", set)));
     std::string name;
     for (const std::string& w : what) name += w + " ";
-    cases_.push_back({name, make_plan(*configs_.back(), toy_shapes(), ranks, machine_)});
+    cases_.push_back({name, make_plan(*configs_.back(), std::move(shapes), ranks, machine_)});
   }
 
   /// f(plan, timeline, what) of every plan under every way calls may overlap.

@@ -144,5 +144,6 @@ class ShapeBackend final : public HostBackend {
 }  // namespace
 
 std::unique_ptr<Backend> open_backend(std::string_view) { return std::make_unique<ShapeBackend>(); }
+int tasks_at_once(std::string_view) { return 1; }
 
 }  // namespace orthrus::kernels
