@@ -21,6 +21,7 @@
 #include <orthrus/view.hpp>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 namespace orthrus::kernels {
 
@@ -56,6 +57,17 @@ class Backend {
   virtual void copy(const void* from, void* to, std::size_t bytes) = 0;
   /// Returns when all that this object has queued is done. @throws DeviceError  a verb failed.
   virtual void wait() = 0;
+  /// Addresses for `bytes` bytes, a multiple of a page, that have no memory until `back` puts some
+  /// there: they stay the same while memory comes and goes. @throws DeviceError
+  [[nodiscard]] virtual void* reserve(std::size_t bytes) = 0;
+  virtual void unreserve(void* range, std::size_t bytes) noexcept = 0;
+  /// Memory behind whole pages that have none; what is in it is not defined.
+  virtual void back(void* pages, std::size_t bytes) = 0;
+  /// Takes it from whole pages, after all that is queued anywhere on the device.
+  virtual void drop(void* pages, std::size_t bytes) noexcept = 0;
+  /// May verbs other than `copy` be given this address? A device's own memory, and what its driver
+  /// lets it follow.
+  [[nodiscard]] virtual bool reaches(const void* memory) const = 0;
 
   // ---- tasks ----------------------------------------------------------------------------------
   /// How many tasks of a few m³ flops are faster side by side than one after the other, each with
@@ -153,6 +165,11 @@ class Backend {
   virtual void run_tasks(int count, int /*at_once*/, Task f, void* context) {
     for (int task = 0; task < count; ++task) f(context, task, 0, *this);
   }
+
+ private:
+  template <class T>
+  friend class OnHost;                        // device_memory.hpp
+  std::vector<std::vector<std::byte>> idle_;  // what those before have left
 };
 
 /// A device by name: "cpu" (OpenBLAS, oneDNN where built in), "reference" (plain loops in f64: the

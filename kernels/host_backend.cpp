@@ -1,5 +1,7 @@
 #include "kernels/host_backend.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <new>
@@ -76,6 +78,23 @@ void HostBackend::deallocate(void* memory) noexcept { ::operator delete(memory, 
 
 void HostBackend::copy(const void* from, void* to, std::size_t bytes) {
   if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+void* HostBackend::reserve(std::size_t bytes) {
+  void* const range = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (range == MAP_FAILED) {
+    throw_device_error("reserve: no addresses for " + std::to_string(bytes) + " bytes");
+  }
+  return range;
+}
+
+void HostBackend::unreserve(void* range, std::size_t bytes) noexcept {
+  static_cast<void>(::munmap(range, bytes));
+}
+
+void HostBackend::drop(void* pages, std::size_t bytes) noexcept {
+  static_cast<void>(::madvise(pages, bytes, MADV_DONTNEED));
 }
 
 void HostBackend::fill(double value, MatrixView to) {

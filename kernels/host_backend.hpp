@@ -13,6 +13,12 @@ class HostBackend : public Backend {
   void deallocate(void* memory) noexcept override;
   void copy(const void* from, void* to, std::size_t bytes) override;
   void wait() override {}
+  /// The system backs a page when it is written to first.
+  [[nodiscard]] void* reserve(std::size_t bytes) override;
+  void unreserve(void* range, std::size_t bytes) noexcept override;
+  void back(void*, std::size_t) override {}
+  void drop(void* pages, std::size_t bytes) noexcept override;
+  [[nodiscard]] bool reaches(const void*) const override { return true; }
 
   void fill(double value, MatrixView to) override;
   void add_diagonal(double a, MatrixView c) override;

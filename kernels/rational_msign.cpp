@@ -12,6 +12,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
+#include "kernels/device_memory.hpp"
 #include "kernels/gram.hpp"
 #include "kernels/msign.hpp"
 #include "kernels/rng.hpp"
@@ -28,9 +29,9 @@ constexpr Index least_task = 64;
 
 using Small = std::array<std::array<double, most_steps>, most_steps>;
 
-float* row(MatrixView v, Index i) { return static_cast<float*>(v.data) + i * v.ld; }
-const float* row(ConstMatrixView v, Index i) {
-  return static_cast<const float*>(v.data) + i * v.ld;
+/// Elements from the first of v to the last.
+std::size_t extent(ConstMatrixView v) {
+  return static_cast<std::size_t>((v.rows - 1) * v.ld + v.cols);
 }
 
 bool is_square_f32(ConstMatrixView v) {
@@ -47,13 +48,17 @@ double dot(const double* a, const double* b, Index m) {
 }
 
 /// max over columns of Σ |entries|: ‖R‖₁, and by symmetry no eigenvalue is larger.
-double largest_column(ConstMatrixView r, double* sums) {
-  std::fill_n(sums, r.cols, 0.0);
+double largest_column(ConstMatrixView r, std::span<std::byte> work, Backend& backend) {
+  OnHost<const float> entries(backend, static_cast<const float*>(r.data), extent(r));
+  OnHost<double> sums(backend, reinterpret_cast<double*>(work.data()),
+                      static_cast<std::size_t>(r.cols), /*fetch=*/false);
+  double* const sum = sums.data();
+  std::fill_n(sum, r.cols, 0.0);
   for (Index i = 0; i < r.rows; ++i) {
-    const float* from = row(r, i);
-    for (Index j = 0; j < r.cols; ++j) sums[j] += static_cast<double>(std::abs(from[j]));
+    const float* from = entries.data() + i * r.ld;
+    for (Index j = 0; j < r.cols; ++j) sum[j] += static_cast<double>(std::abs(from[j]));
   }
-  return *std::max_element(sums, sums + r.cols);
+  return *std::max_element(sum, sum + r.cols);
 }
 
 /// A unit vector near the top eigenvector of t (k×k, symmetric, semidefinite up to rounding): a
@@ -89,9 +94,11 @@ double ritz_bound(ConstMatrixView r, std::span<std::byte> work, Backend& backend
   const MatrixView basis = carve(work, most_steps + 1, m, DType::f64);
   const MatrixView narrow = carve(work, m, 1, DType::f32);
   const MatrixView product = carve(work, m, 1, DType::f32);
-  const auto vector = [&](std::size_t i) {
-    return static_cast<double*>(basis.data) + static_cast<Index>(i) * m;
-  };
+  // The products are the device's, all else is the host's.
+  const auto length_of = static_cast<std::size_t>(m);
+  OnHost<double> vectors(backend, static_cast<double*>(basis.data), (most_steps + 1) * length_of,
+                         /*fetch=*/false);
+  const auto vector = [&](std::size_t i) { return vectors.data() + static_cast<Index>(i) * m; };
 
   double* q = vector(0);
   for (Index i = 0; i < m; ++i) {
@@ -110,9 +117,14 @@ double ritz_bound(ConstMatrixView r, std::span<std::byte> work, Backend& backend
   while (true) {
     q = vector(k);
     double* next = vector(k + 1);
-    std::transform(q, q + m, row(narrow, 0), [](double v) { return static_cast<float>(v); });
+    {
+      OnHost<float> rounded(backend, static_cast<float*>(narrow.data), length_of, /*fetch=*/false);
+      std::transform(q, q + m, rounded.data(), [](double v) { return static_cast<float>(v); });
+      rounded.put_back();
+    }
     backend.gemm(1, r, Transpose::no, narrow, Transpose::no, 0, product);
-    std::copy_n(row(product, 0), m, next);
+    OnHost<const float> image(backend, static_cast<const float*>(product.data), length_of);
+    std::copy_n(image.data(), m, next);
     t[k][k] = dot(q, next, m);
     for (int pass = 0; pass < 2; ++pass) {
       for (std::size_t i = 0; i <= k; ++i) {
@@ -144,14 +156,10 @@ double ritz_bound(ConstMatrixView r, std::span<std::byte> work, Backend& backend
   return theta + std::sqrt(residual);
 }
 
-void fill(MatrixView to, float value) {
-  for (Index i = 0; i < to.rows; ++i) std::fill_n(row(to, i), to.cols, value);
-}
-
 /// Is there nothing to invert? Then `to` gets what the result is.
-bool fill_if_degenerate(double s2, MatrixView to) {
+bool fill_if_degenerate(double s2, MatrixView to, Backend& backend) {
   if (s2 > 0 && std::isfinite(s2)) return false;
-  fill(to, s2 == 0 ? 0.0F : std::numeric_limits<float>::quiet_NaN());
+  backend.fill(s2 == 0 ? 0.0 : std::numeric_limits<double>::quiet_NaN(), to);
   return true;
 }
 
@@ -165,15 +173,10 @@ struct Root {
 };
 
 /// K from the sum of its terms.
-void finish(double s2, const RationalSign& f, MatrixView k) {
+void finish(double s2, const RationalSign& f, MatrixView k, Backend& backend) {
   const Root root(s2);
-  const auto unit = static_cast<float>(f.scale / root.mantissa);
-  const float power = std::ldexp(1.0F, -root.exponent);
-  for (Index i = 0; i < k.rows; ++i) {
-    float* to = row(k, i);
-    to[i] += unit;
-    for (Index j = 0; root.exponent != 0 && j < k.cols; ++j) to[j] *= power;
-  }
+  backend.add_diagonal(f.scale / root.mantissa, k);
+  if (root.exponent != 0) backend.convert(k, std::ldexp(1.0, -root.exponent), k);
 }
 
 /// How many terms are computed at a time: as many as there are, threads for, and room in `work`.
@@ -209,7 +212,7 @@ double rational_scale(ConstMatrixView r, std::span<std::byte> work, Backend& bac
   if (norm == 0) return 0;
   if (!std::isfinite(norm)) return std::numeric_limits<double>::quiet_NaN();
   const double bound = 1.1 * ritz_bound(r, work, backend);
-  return std::min({bound, norm, largest_column(r, reinterpret_cast<double*>(work.data()))});
+  return std::min({bound, norm, largest_column(r, work, backend)});
 }
 
 bool rational_term(ConstMatrixView r, double s2, const RationalSign& f, int j, MatrixView term,
@@ -217,14 +220,13 @@ bool rational_term(ConstMatrixView r, double s2, const RationalSign& f, int j, M
   expects(is_square_f32(r) && is_square_f32(term) && term.rows == r.rows && term.data != r.data,
           "a term is a square f32 matrix of the shape of R, not R itself");
   expects(j >= 0 && j < f.r, "there is no such term");
-  if (fill_if_degenerate(s2, term)) return false;
+  if (fill_if_degenerate(s2, term, backend)) return false;
   // w·(R/s₂ + c·I) with w = √s₂/(C·a): its inverse is the term, and needs no pass of its own.
   const auto index = static_cast<std::size_t>(j);
   const double weight = Root(s2).mantissa / (f.scale * f.residues[index]);
   for (const int times : {1, 2}) {
-    const auto shift = static_cast<float>(weight * f.poles[index] * times);
     backend.convert(r, weight / s2, term);
-    for (Index i = 0; i < term.rows; ++i) row(term, i)[i] += shift;
+    backend.add_diagonal(weight * f.poles[index] * times, term);
     if (backend.invert_spd(term)) return times == 2;
   }
   throw NumericError(
@@ -242,25 +244,25 @@ int rational_terms(ConstMatrixView r, double s2, const RationalSign& f, int firs
   backend.for_tasks(last - first, at_once, [&](int i, int place, Backend& other) {
     const MatrixView term = place_of_term(work, m, place);
     doubled += rational_term(r, s2, f, first + i, term, other) ? 1 : 0;
-    pack_triangle(term, packed + i * packed_size(m));
+    other.pack_triangle(term, packed + i * packed_size(m));
   });
   return doubled;
 }
 
-void rational_combine(const float* packed, double s2, const RationalSign& f, MatrixView k) {
-  expects(is_square_f32(k), "K is a square f32 matrix");
-  if (fill_if_degenerate(s2, k)) return;
-  const Index size = packed_size(k.rows);
-  for (Index i = 0; i < k.rows; ++i) {
-    float* to = row(k, i);
-    const float* from = packed + packed_size(i);
-    std::copy_n(from, i + 1, to);
-    for (Index t = 1; t < f.r; ++t) {
-      for (Index j = 0; j <= i; ++j) to[j] += from[t * size + j];
-    }
+void rational_sum(float* packed, const RationalSign& f, Index m, Backend& backend) {
+  const Index size = packed_size(m);
+  const MatrixView sum = matrix_view(packed, 1, size);
+  for (Index t = 1; t < f.r; ++t) {
+    backend.axpby(1, matrix_view(packed + t * size, 1, size), 1, sum);
   }
-  mirror_lower(k);
-  finish(s2, f, k);
+}
+
+void rational_of_sum(const float* packed, double s2, const RationalSign& f, MatrixView k,
+                     Backend& backend) {
+  expects(is_square_f32(k), "K is a square f32 matrix");
+  if (fill_if_degenerate(s2, k, backend)) return;
+  backend.unpack_triangle(packed, k);
+  finish(s2, f, k, backend);
 }
 
 RationalReport rational_gram(ConstMatrixView r, const RationalSign& f, MatrixView k,
@@ -271,7 +273,7 @@ RationalReport rational_gram(ConstMatrixView r, const RationalSign& f, MatrixVie
   expects(work.size() >= rational_gram_workspace_bytes(r.rows),
           "work is smaller than rational_gram_workspace_bytes says");
   RationalReport report{rational_scale(r, work, backend), 0};
-  if (fill_if_degenerate(report.s2, k)) return report;
+  if (fill_if_degenerate(report.s2, k, backend)) return report;
   // So many at a time, each in its place, then added in their order.
   const int at_once = terms_at_once(r.rows, f.r, work, backend);
   std::atomic<int> doubled = 0;
@@ -284,7 +286,7 @@ RationalReport rational_gram(ConstMatrixView r, const RationalSign& f, MatrixVie
     for (int j = std::max(first, 1); j < first + count; ++j) backend.axpby(1, term(j), 1, k);
   }
   report.doubled = doubled;
-  finish(report.s2, f, k);
+  finish(report.s2, f, k, backend);
   return report;
 }
 
@@ -309,7 +311,7 @@ RationalReport rational_msign(MatrixView x, const RationalSign& f, const Rationa
   const double largest = backend.abs_max(x);
   if (largest == 0) return {};
   if (!std::isfinite(largest)) {
-    fill(x, std::numeric_limits<float>::quiet_NaN());
+    backend.fill(std::numeric_limits<double>::quiet_NaN(), x);
     return {std::numeric_limits<double>::quiet_NaN(), 0};
   }
   // Within 2^±20, R and its inverses are far from the limits of f32, and the result has the bits it

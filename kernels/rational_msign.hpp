@@ -42,12 +42,11 @@ std::size_t rational_gram_workspace_bytes(Index m, int at_once = 1);
 /// re-orthogonalization from a fixed random vector, but not above min(‖R‖_F, ‖R‖₁), which are
 /// bounds. Without the factor it has been at least 0.96 of the largest eigenvalue.
 ///
-/// @param r  m×m, f32, symmetric, in host memory.
+/// @param r  m×m, f32, symmetric.
 /// @return 0 for R = 0, NaN where an entry is not finite.
 /// @throws ShapeError  R is not a square f32 matrix, or `work` is too small.
-/// @par Cost  12 products with R, and one pass over it. Only R decides: equal on all ranks that
-/// have
-///            equal R.
+/// @par Cost  12 products with R, and one pass over it; where the host may not follow the device's
+/// pointers, a copy of R and 12 of vectors. Only R decides: equal on all ranks that have equal R.
 double rational_scale(ConstMatrixView r, std::span<std::byte> work, Backend& backend);
 
 /// term ← 2^e·C/√s₂·aⱼ·(R/s₂ + cⱼI)⁻¹, j from 0, rounded to f32: one summand of K but for a power
@@ -63,20 +62,24 @@ bool rational_term(ConstMatrixView r, double s2, const RationalSign& f, int j, M
                    Backend& backend);
 
 /// Terms first … last − 1 as packed triangles (`pack_triangle`) one after another: what a rank
-/// sends. Ranks may share the terms in any way: `rational_combine` of all r gives the bits of
+/// sends. Ranks may share the terms in any way: K of the sum of all r has the bits of
 /// `rational_gram`.
 /// @param[out] packed  (last − first)·m(m+1)/2 floats.
 /// @return how many shifts had to be doubled.
 int rational_terms(ConstMatrixView r, double s2, const RationalSign& f, int first, int last,
                    float* packed, std::span<std::byte> work, Backend& backend);
 
-/// K ← 2^-e·(((t₀ + t₁) + …) + 2^e·C/√s₂·I) in this order.
-/// @param      packed  all f.r terms, as `rational_terms` writes them.
-/// @param[out] k       m×m, f32, in host memory; exactly symmetric.
-void rational_combine(const float* packed, double s2, const RationalSign& f, MatrixView k);
+/// t₀ ← (t₀ + t₁) + … in this order.
+/// @param[in,out] packed  all f.r terms, as `rational_terms` writes them.
+void rational_sum(float* packed, const RationalSign& f, Index m, Backend& backend);
+/// K ← 2^-e·(t₀ + 2^e·C/√s₂·I).
+/// @param      packed  m(m+1)/2 floats, of `rational_sum`.
+/// @param[out] k       m×m, f32; exactly symmetric.
+void rational_of_sum(const float* packed, double s2, const RationalSign& f, MatrixView k,
+                     Backend& backend);
 
 /// K from R on one rank.
-/// @param      r     m×m, f32, symmetric, in host memory; tr R between 1e-20 and 1e20 or 0.
+/// @param      r     m×m, f32, symmetric; tr R between 1e-20 and 1e20 or 0.
 /// @param[out] k     m×m, f32, exactly symmetric. Not `r`. R = 0: K = 0; R not finite: K is NaN.
 /// @param[out] work  `rational_gram_workspace_bytes(m)` bytes, 64-byte aligned.
 /// @throws NumericError, ShapeError  as `rational_term`.

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <orthrus/error.hpp>
 #include <string>
 
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
+#include "kernels/device_memory.hpp"
 #include "kernels/gram.hpp"
 #include "kernels/rational_msign.hpp"
 #include "optim/rule.hpp"
@@ -26,6 +28,27 @@ void normalize(MatrixView x, Backend& backend) {
   kernels::scale_by_power(x, -std::ilogb(largest), backend);
   backend.convert(x, 1 / std::sqrt(backend.sum_squares(x)), x);
 }
+
+/// A copy in f64.
+class Wide {
+ public:
+  Wide(ConstMatrixView x, Backend& backend)
+      : backend_(backend),
+        buffer_(backend, static_cast<std::size_t>(x.size()) * sizeof(double)),
+        view_(matrix_view(static_cast<double*>(buffer_.data()), x.rows, x.cols)) {
+    backend.convert(x, 1, view_);
+  }
+  [[nodiscard]] MatrixView view() const { return view_; }
+  [[nodiscard]] kernels::OnHost<const double> entries() const {
+    return {backend_, static_cast<const double*>(view_.data),
+            static_cast<std::size_t>(view_.size())};
+  }
+
+ private:
+  Backend& backend_;
+  kernels::DeviceBuffer buffer_;
+  MatrixView view_;
+};
 
 double inner_product_norm(ConstMatrixView x, Backend& backend) {
   return std::sqrt(backend.sum_squares(x));
@@ -52,14 +75,13 @@ double spectral_norm(ConstMatrixView x, Backend& backend) {
   const Index m = std::min(x.rows, x.cols);
   const double scale = backend.abs_max(x);
   if (m == 0 || scale == 0) return 0;
-  std::vector<double> wide(static_cast<std::size_t>(x.size()));
-  std::vector<double> a(static_cast<std::size_t>(m * m));
-  std::vector<double> b(a.size());
-  const MatrixView w = matrix_view(wide.data(), x.rows, x.cols);
-  backend.convert(x, 1.0, w);
+  const Wide wide(x, backend);
+  const MatrixView w = wide.view();
   backend.convert(w, 1 / scale, w);
-  MatrixView p = matrix_view(a.data(), m, m);
-  MatrixView q = matrix_view(b.data(), m, m);
+  const kernels::DeviceBuffer a(backend, static_cast<std::size_t>(m * m) * sizeof(double));
+  const kernels::DeviceBuffer b(backend, a.bytes());
+  MatrixView p = matrix_view(static_cast<double*>(a.data()), m, m);
+  MatrixView q = matrix_view(static_cast<double*>(b.data()), m, m);
   const auto transposed = x.rows <= x.cols ? kernels::Transpose::no : kernels::Transpose::yes;
   backend.syrk(1, w, transposed, 0, p);
   double log_norm = 0;  // of A, what the normalizations took out
@@ -79,18 +101,17 @@ double spectral_norm(ConstMatrixView x, Backend& backend) {
 /// Σσ = ⟨X, msign(X)⟩, with the polar factor converged in f64 for σ ≥ 1e-8·‖X‖_F.
 double nuclear_norm(ConstMatrixView x, Backend& backend) {
   if (x.size() == 0 || backend.abs_max(x) == 0) return 0;
-  std::vector<double> original(static_cast<std::size_t>(x.size()));
-  backend.convert(x, 1.0, matrix_view(original.data(), x.rows, x.cols));
-  std::vector<double> polar = original;
+  const Wide original(x, backend);
+  const Wide polar(x, backend);
   static const std::vector<kernels::Quintic> converged = kernels::optimal_composition(
       1e-8, kernels::iterations_for(1e-8, 1e-12), /*cushion=*/0.02407327424182761);
   const kernels::MsignOptions options{DType::f64, kernels::EpsMode::none, 0};
-  std::vector<std::byte> work(kernels::msign_workspace_bytes(x.rows, x.cols, DType::f64, options));
-  kernels::msign(matrix_view(polar.data(), x.rows, x.cols), converged, 1 + 1e-12, options, work,
-                 backend);
-  double sum = 0;
-  for (std::size_t i = 0; i < polar.size(); ++i) sum += polar[i] * original[i];
-  return sum;
+  const kernels::DeviceBuffer work(
+      backend, kernels::msign_workspace_bytes(x.rows, x.cols, DType::f64, options));
+  kernels::msign(polar.view(), converged, 1 + 1e-12, options, work.span(), backend);
+  auto a = polar.entries();
+  auto b = original.entries();
+  return std::inner_product(a.span().begin(), a.span().end(), b.span().begin(), 0.0);
 }
 
 // ---- frobenius ---------------------------------------------------------------------------------
@@ -105,10 +126,10 @@ void sign_lmo(const Lmo&, MatrixView x, std::span<std::byte>, Backend& backend) 
 }
 double largest_entry(ConstMatrixView x, Backend& backend) { return backend.abs_max(x); }
 double sum_of_entries(ConstMatrixView x, Backend& backend) {
-  std::vector<double> v(static_cast<std::size_t>(x.size()));
-  backend.convert(x, 1.0, matrix_view(v.data(), x.rows, x.cols));
+  const Wide wide(x, backend);
+  auto entries = wide.entries();
   double sum = 0;
-  for (const double e : v) sum += std::abs(e);
+  for (const double e : entries.span()) sum += std::abs(e);
   return sum;
 }
 
@@ -120,8 +141,12 @@ MatrixView lines_view(double* data, ConstMatrixView x, bool of_columns) {
 }
 template <bool of_columns>
 std::vector<double> line_norms(ConstMatrixView x, Backend& backend) {
-  std::vector<double> s(static_cast<std::size_t>(of_columns ? x.cols : x.rows));
-  backend.line_sum_squares(x, of_columns, lines_view(s.data(), x, of_columns));
+  const auto lines = static_cast<std::size_t>(of_columns ? x.cols : x.rows);
+  const kernels::DeviceBuffer buffer(backend, lines * sizeof(double));
+  auto* const sums = static_cast<double*>(buffer.data());
+  backend.line_sum_squares(x, of_columns, lines_view(sums, x, of_columns));
+  kernels::OnHost<const double> on_host(backend, sums, lines);
+  std::vector<double> s(on_host.span().begin(), on_host.span().end());
   for (double& v : s) v = std::sqrt(v);
   return s;
 }
@@ -149,7 +174,9 @@ void line_lmo(const Lmo&, MatrixView x, std::span<std::byte> work, Backend& back
   auto* s = reinterpret_cast<double*>(work.data());
   const MatrixView view = lines_view(s, x, of_columns);
   backend.line_sum_squares(x, of_columns, view);
-  for (Index i = 0; i < lines; ++i) s[i] = s[i] > 0 ? 1 / std::sqrt(s[i]) : 0;
+  kernels::OnHost<double> factors(backend, s, static_cast<std::size_t>(lines));
+  for (double& f : factors.span()) f = f > 0 ? 1 / std::sqrt(f) : 0;
+  factors.put_back();
   backend.scale_lines(view, of_columns, x);
 }
 
@@ -369,8 +396,12 @@ double Lmo::gram_terms(ConstMatrixView r, int first, int last, float* packed,
   return scale;
 }
 
-void Lmo::gram_of_terms(const float* packed, double scale, MatrixView q) const {
-  kernels::rational_combine(packed, scale, *rational(q.rows), q);
+void Lmo::sum_terms(float* packed, Index m, Backend& backend) const {
+  kernels::rational_sum(packed, *rational(m), m, backend);
+}
+
+void Lmo::gram_of_sum(const float* packed, double scale, MatrixView q, Backend& backend) const {
+  kernels::rational_of_sum(packed, scale, *rational(q.rows), q, backend);
 }
 
 }  // namespace orthrus::optim

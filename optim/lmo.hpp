@@ -97,8 +97,11 @@ class Lmo {
   /// @param[out] packed  (last − first)·m(m+1)/2 floats. @return the scale that all terms have.
   double gram_terms(ConstMatrixView r, int first, int last, float* packed,
                     std::span<std::byte> work, kernels::Backend& backend) const;
-  /// Q from all its terms, with the bits of `gram`.
-  void gram_of_terms(const float* packed, double scale, MatrixView q) const;
+  /// All of them of an m×m Q, added into the first.
+  void sum_terms(float* packed, Index m, kernels::Backend& backend) const;
+  /// Q from their sum, with the bits of `gram`.
+  void gram_of_sum(const float* packed, double scale, MatrixView q,
+                   kernels::Backend& backend) const;
 
  private:
   const NormRow* row_;

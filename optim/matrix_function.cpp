@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <orthrus/error.hpp>
 
-#include "kernels/backend.hpp"
+#include "kernels/device_memory.hpp"
 #include "optim/lmo.hpp"
 #include "optim/rule.hpp"
 
@@ -23,6 +23,18 @@ std::size_t whole_matrix_workspace_bytes(const MatrixRule& rule, const Lmo& lmo,
                   static_cast<std::size_t>(lines) * sizeof(double));
 }
 
+void scale_factors(const MatrixRule& rule, MatrixView lines, Index length, std::span<double> sums,
+                   kernels::Backend& backend) {
+  kernels::OnHost<double> factors(backend, sums.data(), sums.size());
+  kernels::OnHost<float> state(backend, static_cast<float*>(lines.data),
+                               static_cast<std::size_t>(lines.size()));
+  for (double& sum : factors.span()) sum = std::max(sum, 0.0);  // rounding may leave less
+  rule.line_factors({state.data(), lines.rows, lines.cols, lines.ld, lines.dtype}, length,
+                    factors.span());
+  state.put_back();
+  factors.put_back();
+}
+
 int whole_matrix(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixView lines,
                  std::span<std::byte> work, kernels::Backend& backend) {
   lmo(x, work, backend);
@@ -34,8 +46,8 @@ int whole_matrix(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixVie
     auto* sums = reinterpret_cast<double*>(work.data());
     const MatrixView view = columns ? matrix_view(sums, 1, n) : matrix_view(sums, n, 1);
     backend.line_sum_squares(x, columns, view);
-    rule.line_factors(lines, columns ? x.rows : x.cols,
-                      std::span(sums, static_cast<std::size_t>(n)));
+    scale_factors(rule, lines, columns ? x.rows : x.cols,
+                  std::span(sums, static_cast<std::size_t>(n)), backend);
     backend.scale_lines(view, columns, x);
   }
   return lmo.orthogonalizes() ? 1 : 0;

@@ -66,4 +66,11 @@ std::size_t whole_matrix_workspace_bytes(const MatrixRule& rule, const Lmo& lmo,
 int whole_matrix(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixView lines,
                  std::span<std::byte> work, kernels::Backend& backend);
 
+/// sums: Σ D² of each line of a direction, in; what multiplies the line, out.
+/// @param lines   the rule's state per line, which takes the sums in.
+/// @param length  elements of a line.
+/// @par Cost  nothing beside; on a device that the host does not follow, copies there and back.
+void scale_factors(const MatrixRule& rule, MatrixView lines, Index length, std::span<double> sums,
+                   kernels::Backend& backend);
+
 }  // namespace orthrus::optim

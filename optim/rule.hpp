@@ -96,7 +96,8 @@ class MatrixRule : public Rule {
     return lines == Lines::none ? 0 : lines == Lines::rows ? rows : cols;
   }
   /// `sums`: Σ D² of each line, in; its factor, out. @param state  the number per line that the
-  /// rule keeps. @param length  elements of a line.
+  /// rule keeps. @param length  elements of a line. Both are where the host can follow them:
+  /// `scale_factors` (matrix_function.hpp) sees to that.
   virtual void line_factors(MatrixView /*state*/, Index /*length*/,
                             std::span<double> /*sums*/) const {}
 

@@ -2,18 +2,20 @@
 /// @file
 /// Arena: one aligned allocation at start, cut into the buffers the plan promised.
 
-#include <algorithm>
 #include <cstddef>
-#include <cstdlib>
-#include <memory>
+#include <limits>
 #include <new>
 #include <span>
+#include <utility>
+
+#include "kernels/device_memory.hpp"
 
 namespace orthrus::runtime {
 
-/// Fills what nobody may read any more: every f32 and bf16 in it is NaN.
-inline void poison(std::span<std::byte> free) {
-  std::fill(free.begin(), free.end(), std::byte{0xff});
+/// Fills what nobody may read any more: every f32 and bf16 in it is NaN, and every f64 1e307.
+inline void poison(std::span<std::byte> free, kernels::Backend& backend) {
+  const auto n = static_cast<Index>(free.size() / bytes_of(DType::bf16));
+  backend.fill(std::numeric_limits<double>::quiet_NaN(), {free.data(), 1, n, n, DType::bf16});
 }
 
 class Arena {
@@ -24,31 +26,27 @@ class Arena {
   }
 
   Arena() = default;
-  /// Zero-filled. @throws std::bad_alloc
-  explicit Arena(std::size_t bytes)
-      : data_(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded(bytes + 1)))),
-        size_(rounded(bytes + 1)) {
-    if (data_ == nullptr) throw std::bad_alloc();
-    std::fill_n(data_.get(), size_, std::byte{});
+  /// Zero-filled memory of the device of `backend`, which outlives it.
+  /// @throws DeviceError  there is not that much.
+  Arena(kernels::Backend& backend, std::size_t bytes) : buffer_(backend, rounded(bytes + 1)) {
+    const auto n = static_cast<Index>(buffer_.bytes() / sizeof(float));
+    backend.fill(0, matrix_view(static_cast<float*>(buffer_.data()), 1, n));
   }
 
   /// The next `bytes` bytes, aligned. Taking more than was asked for is a defect of the caller.
   std::span<std::byte> take(std::size_t bytes) {
-    if (used_ + bytes > size_) throw std::bad_alloc();
-    const std::span<std::byte> piece{data_.get() + used_, bytes};
+    if (used_ + bytes > buffer_.bytes()) throw std::bad_alloc();
+    const std::span<std::byte> piece = buffer_.span().subspan(used_, bytes);
     used_ = rounded(used_ + bytes);
     return piece;
   }
 
   /// Leaves the memory to the process: a call that was given up may still write to it.
-  void abandon() noexcept { static_cast<void>(data_.release()); }
+  void abandon() noexcept { buffer_.abandon(); }
 
  private:
-  struct Free {
-    void operator()(std::byte* p) const noexcept { std::free(p); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
-  std::size_t size_ = 0, used_ = 0;
+  kernels::DeviceBuffer buffer_;
+  std::size_t used_ = 0;
 };
 
 }  // namespace orthrus::runtime

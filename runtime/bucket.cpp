@@ -1,17 +1,17 @@
 #include "runtime/bucket.hpp"
 
 #include <algorithm>
-#include <array>
 #include <orthrus/error.hpp>
 
 #include "runtime/clock.hpp"
 
 namespace orthrus::runtime {
 GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>& parameters,
-                                 Mesh& mesh, kernels::Backend& backend,
+                                 Mirrors& mirrors, Mesh& mesh, kernels::Backend& backend,
                                  std::span<std::byte> widened)
     : plan_(plan),
       parameters_(parameters),
+      mirrors_(mirrors),
       mesh_(mesh),
       backend_(backend),
       rank_(mesh.world.rank()),
@@ -38,7 +38,7 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
              (b.reduced ? static_cast<std::size_t>(levels) : 0) *
                  Arena::rounded(static_cast<std::size_t>(b.size) * 4);
   }
-  arena_ = Arena(bytes);
+  arena_ = Arena(backend, bytes);
   slots_.resize(gradient_slots);
   for (Slot& slot : slots_) {
     slot.send = arena_.take(sizes.gradient_send);
@@ -81,6 +81,9 @@ GradientBuckets::GradientBuckets(const Plan& plan, const std::vector<Parameter>&
       receive_counts_.push_back(std::move(receive));
     }
   }
+  // NCCL wants calls on all communicators in one order; when a level is through, and the next one
+  // begins, is a rank's own affair.
+  if (mesh.world.on_device() && plan.levels.size() > 1) travel_at_once_ = 1;
   reset();
 }
 
@@ -162,6 +165,7 @@ void GradientBuckets::finish() {
 void GradientBuckets::finish_micro_batch() {
   std::fill(ready_.begin(), ready_.end(), true);
   advance(/*wait=*/true);
+  backend_.wait();  // the trainer may write to its gradients again
   if (plan_.virtual_shards > 0 && micro_batches_ > 0) push_leaf();
 }
 
@@ -193,7 +197,7 @@ void GradientBuckets::advance(bool wait) {
         if (ready_[i] && !packed_[i]) pack_parameter(b, id);
       }
     }
-    while (next_ < std::min(buckets, completed_ + gradient_slots) && missing_[next_] == 0) {
+    while (next_ < std::min(buckets, completed_ + travel_at_once_) && missing_[next_] == 0) {
       if (travelling) launch(next_);
       ++next_;
       if (!travelling) ++completed_;
@@ -217,6 +221,7 @@ void GradientBuckets::pack_parameter(std::size_t b, int id) {
   const ParameterShape& shape = plan_.parameters[i];
   const Parameter& p = parameters_[i];
   const Bucket& bucket = plan_.buckets[b];
+  mirrors_.fetch_gradient(i);
   // Where a segment's gradient goes, and whether something lies there already.
   const bool own_only = !bucket.reduced;
   const bool tree = plan_.virtual_shards > 0;
@@ -376,21 +381,22 @@ void GradientBuckets::take_in(std::size_t b) {
     }
   }
   if (poisons_ && bucket.reduced) {
-    poison(slot.send);
-    poison(slot.receive);
+    poison(slot.send, backend_);
+    poison(slot.receive, backend_);
   }
   copy_ms_ += ms_since(start);
 }
 
 /// to += from, where `from` may be narrower.
 void GradientBuckets::add_widened(MatrixView from, MatrixView to) {
-  std::array<float, 4096> wide;  // NOLINT: written before it is read
-  for (Index at = 0; at < from.cols; at += static_cast<Index>(wide.size())) {
-    const Index n = std::min(from.cols - at, static_cast<Index>(wide.size()));
+  const Index most = std::min(std::ssize(widened_) / Index{sizeof(float)}, Index{1} << 14);
+  for (Index at = 0; at < from.cols; at += most) {
+    const Index n = std::min(from.cols - at, most);
     auto* narrow =
         static_cast<std::byte*>(from.data) + static_cast<std::size_t>(at) * bytes_of(from.dtype);
-    backend_.convert(row(narrow, n, from.dtype), 1, row(wide.data(), n));
-    backend_.axpby(1, row(wide.data(), n), 1, row(static_cast<float*>(to.data) + at, n));
+    const MatrixView wide = row(widened_.data(), n);
+    backend_.convert(row(narrow, n, from.dtype), 1, wide);
+    backend_.axpby(1, wide, 1, row(static_cast<float*>(to.data) + at, n));
   }
 }
 

@@ -10,6 +10,7 @@
 #include "comm/mesh.hpp"
 #include "kernels/backend.hpp"
 #include "runtime/arena.hpp"
+#include "runtime/mirrors.hpp"
 #include "runtime/plan.hpp"
 #include "runtime/region.hpp"
 
@@ -21,8 +22,8 @@ namespace orthrus::runtime {
 /// until then: until `step` returns or the next micro-batch begins).
 class GradientBuckets {
  public:
-  GradientBuckets(const Plan& plan, const std::vector<Parameter>& parameters, Mesh& mesh,
-                  kernels::Backend& backend, std::span<std::byte> widened);
+  GradientBuckets(const Plan& plan, const std::vector<Parameter>& parameters, Mirrors& mirrors,
+                  Mesh& mesh, kernels::Backend& backend, std::span<std::byte> widened);
 
   /// Begins micro-batch `index`; the one before is finished first.
   void micro_batch(std::int64_t index);
@@ -76,6 +77,7 @@ class GradientBuckets {
 
   const Plan& plan_;
   const std::vector<Parameter>& parameters_;
+  Mirrors& mirrors_;
   Mesh& mesh_;
   kernels::Backend& backend_;
   int rank_;                    ///< in the world
@@ -104,8 +106,9 @@ class GradientBuckets {
   std::vector<int> slots_of_;                                     ///< per world rank
   std::vector<Leaves> merging_;
   std::vector<Index> merged_at_;
-  std::size_t next_ = 0;       ///< the bucket that leaves next
-  std::size_t completed_ = 0;  ///< buckets of this micro-batch that have arrived
+  std::size_t travel_at_once_ = gradient_slots;  ///< buckets
+  std::size_t next_ = 0;                         ///< the bucket that leaves next
+  std::size_t completed_ = 0;                    ///< buckets of this micro-batch that have arrived
   double copy_ms_ = 0, wait_ms_ = 0;
   bool poisons_ = false;
 };

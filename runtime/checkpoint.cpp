@@ -13,6 +13,8 @@
 #include <random>
 #include <set>
 
+#include "kernels/bf16.hpp"
+#include "kernels/device_memory.hpp"
 #include "runtime/agree.hpp"
 #include "runtime/engine.hpp"
 #include "runtime/safetensors.hpp"
@@ -405,12 +407,22 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
         if (writes(own)) {
           const DType format = plan_.buckets[own.bucket].weights;
           dense.resize(static_cast<std::size_t>(own.size()) * bytes_of(format));
-          read_weights(own, dense.data(), format);
+          if (backend_->reaches(dense.data())) {
+            read_weights(own, dense.data(), format);
+          } else {
+            const kernels::DeviceBuffer weights(*backend_, dense.size());
+            read_weights(own, weights.data(), format);
+            backend_->copy(weights.data(), dense.data(), dense.size());
+            backend_->wait();
+          }
           writer.write(dense.data(), static_cast<std::int64_t>(dense.size()));
           ++next;
         }
         for (; next < data.size() && data[next].data != nullptr; ++next) {
-          writer.write(data[next].data, data[next].size() * 4);
+          const auto n = static_cast<std::size_t>(data[next].size());
+          kernels::OnHost<const float> state(*backend_, static_cast<const float*>(data[next].data),
+                                             n);
+          writer.write(state.data(), static_cast<std::int64_t>(n * sizeof(float)));
         }
       }
       const auto digests = writer.finish();
@@ -531,8 +543,12 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                         "' is damaged (its digest differs)");
       }
       values.resize(static_cast<std::size_t>(p.rows * p.cols));
-      const Index n = p.rows * p.cols;
-      backend_->convert({bytes.data(), 1, n, n, dtype}, 1, {values.data(), 1, n, n, DType::f32});
+      if (dtype == DType::f32) {
+        std::memcpy(values.data(), bytes.data(), bytes.size());
+      } else {
+        const auto* const narrow = reinterpret_cast<const BFloat16*>(bytes.data());
+        std::transform(narrow, narrow + values.size(), values.begin(), kernels::to_float);
+      }
     };
     const auto fetch = [&](const std::string& parameter, const std::string& key,
                            const Region& wanted, float* out) {
@@ -580,34 +596,49 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                      });
     }
   });
-  for (const Shard& shard : shards) {
+  // Now it goes to the device, by way of a buffer there if it must.
+  const auto put = [this](std::vector<float>& values, auto&& take) {
+    if (backend_->reaches(values.data())) {
+      return take(Span{values.data(), std::ssize(values), DType::f32});
+    }
+    const kernels::DeviceBuffer there(*backend_, values.size() * sizeof(float));
+    backend_->copy(values.data(), there.data(), there.bytes());
+    take(Span{there.data(), std::ssize(values), DType::f32});
+    backend_->wait();
+  };
+  for (Shard& shard : shards) {
     const DType format = plan_.buckets[shard.bucket].weights;
-    const auto n = static_cast<Index>(shard.values.size());
-    backend_->convert({shard.values.data(), 1, n, n, DType::f32}, 1,
-                      {working_set_->store(shard.bucket) +
-                           static_cast<std::size_t>(shard.offset) * bytes_of(format),
-                       1, n, n, format});
+    put(shard.values, [&](Span there) {
+      backend_->convert(runtime::row(there.data, there.count), 1,
+                        runtime::row(working_set_->store(shard.bucket) +
+                                         static_cast<std::size_t>(shard.offset) * bytes_of(format),
+                                     there.count, format));
+    });
   }
   if (working_set_) working_set_->release_all();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (plan_.weights_sharded() && !plan_.parameters[i].held()) continue;
-    const auto size = static_cast<Index>(weights[i].size());
-    if (plan_.parameters[i].held()) {
-      backend_->convert(runtime::row(weights[i].data(), size), 1,
-                        runtime::row(parameters_[i].weights, size, parameters_[i].dtype));
-      continue;
-    }
-    runtime::unpack({weights[i].data(), size, DType::f32}, plan_.parameters[i],
-                    parameters_[i].weights, parameters_[i].dtype, {0, 1, size, size}, *backend_);
+    const Parameter& p = parameters_[i];
+    put(weights[i], [&](Span there) {
+      if (plan_.parameters[i].held()) {
+        backend_->convert(runtime::row(there.data, there.count), 1,
+                          runtime::row(p.weights, there.count, p.dtype));
+      } else {
+        runtime::unpack(there, plan_.parameters[i], p.weights, p.dtype,
+                        {0, 1, there.count, there.count}, *backend_);
+      }
+    });
   }
+  mirrors_->deliver_weights();
   for (std::size_t i = 0; i < own_.size(); ++i) {
     std::size_t k = 0;
-    for_each_state(
-        plan_, own_[i], /*to_save=*/false, [&](const std::string&, const Region&, MatrixView view) {
-          std::copy(states[i][k].begin(), states[i][k].end(), static_cast<float*>(view.data));
-          ++k;
-        });
+    for_each_state(plan_, own_[i], /*to_save=*/false,
+                   [&](const std::string&, const Region&, MatrixView view) {
+                     const std::vector<float>& values = states[i][k++];
+                     backend_->copy(values.data(), view.data, values.size() * sizeof(float));
+                   });
   }
+  backend_->wait();
   find_bounds();
   steps_ = m.step;
   updates_ = m.updates;

@@ -15,7 +15,9 @@
 #include "optim/block_cyclic_msign.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/bucket.hpp"
+#include "runtime/device.hpp"
 #include "runtime/meeting.hpp"
+#include "runtime/mirrors.hpp"
 #include "runtime/plan.hpp"
 #include "runtime/working_set.hpp"
 
@@ -100,7 +102,8 @@ Index first_line(const Plan& plan, int matrix, const optim::StateSpec& spec);
 namespace orthrus {
 
 struct ShardedOptimizer::Impl {
-  Impl(const Config& config, Communicator comm, std::vector<Parameter> parameters);
+  Impl(const Config& config, Communicator comm, std::vector<Parameter> parameters,
+       const DeviceChoice& device = {}, const runtime::OpenSeat& open = runtime::open_seat);
 
   const StepReport& step();
   void set_lr_multiplier(double factor);
@@ -109,23 +112,32 @@ struct ShardedOptimizer::Impl {
   std::map<std::string, StateTensor> gather_state();
   void gather_weights(std::span<const int> ids);
   void release_weights(std::span<const int> ids);
+  void copy_weights(int id, void* to);
 
   /// The segments of one rank, without state.
   [[nodiscard]] std::vector<runtime::OwnSegment> segments_of(int world_rank) const;
 
   Config config_;
   std::vector<Parameter> parameters_;
-  Mesh mesh_;
+  std::unique_ptr<kernels::Backend> backend_;
+  Mesh mesh_;  ///< for buffers of the device
+  /// Numbers of the host travel between the same ranks and the same replicas: over these where the
+  /// mesh's communicators do not carry them.
+  struct Numbers {
+    Communicator world, replicate;
+  };
+  std::optional<Numbers> numbers_;
   /// For what happens between steps (save, load, gather_state): it never meets a bucket on its way,
   /// and waits longer than a step does.
   Communicator setup_;
-  std::unique_ptr<kernels::Backend> backend_;
   runtime::Plan plan_;
+  std::unique_ptr<runtime::Mirrors> mirrors_;
 
   runtime::Arena state_arena_, work_arena_;
   std::vector<runtime::OwnSegment> own_;  ///< ascending bucket, then offset
   std::vector<std::size_t> first_own_;    ///< of each bucket, and the end
-  std::span<std::byte> scratch_, widened_, narrowed_, control_;
+  std::span<std::byte> scratch_, widened_, narrowed_;
+  std::unique_ptr<double[]> control_;  ///< what the control messages carry: the host's
   struct WeightSlot {
     std::span<std::byte> bytes;
     Request request;
@@ -196,6 +208,7 @@ struct ShardedOptimizer::Impl {
   void send_grams(std::size_t bucket);
   void compute_polynomial(std::size_t bucket, const runtime::Meeting::Matrix& entry);
   void compute_terms(std::size_t bucket, const runtime::Meeting::Matrix& entry);
+  void sum_terms(std::size_t b);
   [[nodiscard]] Index first_back(const runtime::Meeting& meeting) const;
   bool compute_next(std::size_t bucket);
   void iterate_grams(std::size_t bucket);
@@ -246,9 +259,15 @@ struct ShardedOptimizer::Impl {
   void audit(const Traffic& before);
   void compare_replicas();
   [[nodiscard]] std::uint64_t hash_of_weights(std::size_t parameter);
-  [[nodiscard]] std::uint64_t hash_of_store(std::size_t bucket) const;
+  [[nodiscard]] std::uint64_t hash_of_store(std::size_t bucket);
+  [[nodiscard]] std::uint64_t hash_of(const void* memory, std::size_t bytes);
   void set_deadline();
   [[nodiscard]] std::vector<Communicator*> communicators();
+  /// Between all ranks, for numbers.
+  [[nodiscard]] Communicator& all_ranks() { return numbers_ ? numbers_->world : mesh_.world; }
+  void poison(std::span<std::byte> free) { runtime::poison(free, *backend_); }
+  /// This rank's elements of parameter i.
+  [[nodiscard]] Index size_here(std::size_t i) const { return region_here(i).size(); }
   void find_bounds();
   void store_weights();
   void master_weights(runtime::OwnSegment& own);

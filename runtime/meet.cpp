@@ -8,6 +8,7 @@
 
 #include "kernels/gram.hpp"
 #include "optim/block_cyclic_msign.hpp"
+#include "optim/matrix_function.hpp"
 #include "runtime/clock.hpp"
 #include "runtime/engine.hpp"
 #include "runtime/schedule.hpp"
@@ -114,7 +115,7 @@ void ShardedOptimizer::Impl::arrive(std::size_t b) {
   if (!meets(b)) return;
   wait_for(b, /*brief=*/true, "bringing together the pieces");
   if (!runtime::computed_by_owners(plan_.buckets[b])) return;
-  if (poisons_ && !plan_.buckets[b].lone) runtime::poison(meeting_states_[b].mine);
+  if (poisons_ && !plan_.buckets[b].lone) poison(meeting_states_[b].mine);
   owed_.push_back(b);
 }
 
@@ -334,7 +335,7 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
       });
       backend_->pack_triangle(r, triangle);
     }
-    if (!any) std::fill_n(triangle, kernels::packed_size(side), 0.0F);
+    if (!any) backend_->fill(0, runtime::row(triangle, kernels::packed_size(side)));
     progress();
   }
   const Index all = meeting.mine_size;
@@ -372,7 +373,7 @@ void ShardedOptimizer::Impl::compute_terms(std::size_t b, const Meeting::Matrix&
   Carver carver(scratch_);
   const MatrixView r = carver.matrix(side, side);
   backend_->unpack_triangle(floats(buffers.mine, entry.triangle), r);
-  if (poisons_) runtime::poison(buffers.mine);
+  if (poisons_) poison(buffers.mine);
   const Index begin = first_back(meeting);
   const Index size = meeting.back[static_cast<std::size_t>(mesh_.shard.rank())];
   const int first = static_cast<int>(begin / triangle);
@@ -383,9 +384,17 @@ void ShardedOptimizer::Impl::compute_terms(std::size_t b, const Meeting::Matrix&
   } catch (const NumericError&) {
     // No rank throws alone: an update that is not finite stops them all.
     buffers.scale = std::numeric_limits<double>::quiet_NaN();
-    std::fill_n(floats(buffers.back, begin), size, std::numeric_limits<float>::quiet_NaN());
+    backend_->fill(buffers.scale, runtime::row(floats(buffers.back, begin), size));
   }
   matrices_ += entry.mine ? 1 : 0;
+}
+
+/// The terms of all ranks, each once: pieces of the matrix ask for Q one by one.
+void ShardedOptimizer::Impl::sum_terms(std::size_t b) {
+  const runtime::MatrixPlan& m =
+      plan_.matrices[static_cast<std::size_t>(meetings_[b].matrices.front().matrix)];  // lone
+  plan_.group(m.parameter)
+      .lmo->sum_terms(floats(meeting_states_[b].back, 0), m.gram_side(), *backend_);
 }
 
 /// Q of a matrix takes the place of its triangle.
@@ -408,10 +417,10 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
                   carver.rest(), *backend_);
   backend_->pack_triangle(q, floats(here, entry.back - run));
   if (lines > 0) {
-    for (double& s : squares) s = std::max(s, 0.0);  // rounding may leave less
-    group.matrix_rule().line_factors(lines_of(b, entry.matrix), m.gram_of_rows ? m.cols : m.rows,
-                                     squares);
-    std::copy(squares.begin(), squares.end(), floats(here, entry.factors - run));
+    optim::scale_factors(group.matrix_rule(), lines_of(b, entry.matrix),
+                         m.gram_of_rows ? m.cols : m.rows, squares, *backend_);
+    backend_->convert(matrix_view(squares.data(), 1, lines), 1,
+                      runtime::row(floats(here, entry.factors - run), lines));
   }
   matrices_ += entry.mine ? 1 : 0;
 }
@@ -430,7 +439,7 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
   Carver carver(scratch_);
   const MatrixView q = carver.matrix(side, side);
   if (bucket.shared_terms > 0) {
-    group.lmo->gram_of_terms(floats(buffers.back, 0), buffers.scale, q);
+    group.lmo->gram_of_sum(floats(buffers.back, 0), buffers.scale, q, *backend_);
   } else {
     backend_->unpack_triangle(floats(buffers.back, entry->back), q);
   }
@@ -438,7 +447,8 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
   if (lines > 0) {
     auto* factors =
         reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data());
-    std::copy_n(floats(buffers.back, entry->factors), lines, factors);
+    backend_->convert(runtime::row(floats(buffers.back, entry->factors), lines), 1,
+                      matrix_view(factors, 1, lines));
     backend_->scale_lines(
         m.gram_of_rows ? matrix_view(factors, lines, 1) : matrix_view(factors, 1, lines),
         !m.gram_of_rows, q);
@@ -488,8 +498,7 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
       backend_->unpack_triangle(triangle, r);
       double inverse = 1;  // 1/ν, in the first iteration
       if (t == 0) {
-        double trace = 0;
-        for (Index i = 0; i < side; ++i) trace += static_cast<const float*>(r.data)[i * side + i];
+        const double trace = backend_->trace(r);
         double norm = lmo.safety() * std::sqrt(trace);
         const double eps = std::ldexp(lmo.options().eps, -gram_exponent(m));
         if (lmo.options().eps_mode == kernels::EpsMode::add && norm > 0) norm += eps;
@@ -519,7 +528,7 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
         }
       }
       if (!any) {
-        std::fill_n(triangle, kernels::packed_size(side), 0.0F);
+        backend_->fill(0, runtime::row(triangle, kernels::packed_size(side)));
       } else {
         backend_->pack_triangle(r, triangle);
       }

@@ -69,6 +69,7 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
     return "lmo.coefficients rational has no iterations to share: owner, exchange, gather or gram";
   }
   if (mode == Mode::block_cyclic) {
+    if (!plan.on_host) return "ScaLAPACK computes in the host's memory: device cpu";
     if (!g.lmo->orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " needs no grid";
     if (g.config->lmo.dtype != "f32") return "ScaLAPACK iterates in f32: lmo.dtype f32";
     if (config.wire != "f32") return "ScaLAPACK takes f32 pieces: matrix.wire f32";

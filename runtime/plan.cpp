@@ -1,5 +1,7 @@
 #include "runtime/plan.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -9,6 +11,7 @@
 #include <set>
 
 #include "comm/mesh.hpp"
+#include "kernels/devices.hpp"
 #include "runtime/plan_steps.hpp"
 #include "runtime/safetensors.hpp"
 
@@ -149,15 +152,15 @@ std::vector<Region> logical_matrices(const ParameterShape& p, const SplitConfig&
 
 // ---- groups ------------------------------------------------------------------------------------
 
-Group make_group(const GroupConfig& config, std::size_t index, int tasks) {
+Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int tasks) {
   Group g;
   g.config = &config;
   try {
     g.rule = optim::make_rule(config.rule);
     if (g.rule->is_matrix_rule()) {
       const std::string& mode = config.matrix.mode;
-      g.lmo = std::make_shared<optim::Lmo>(config.lmo,
-                                           mode != "gram_steps" && mode != "block_cyclic", tasks);
+      g.lmo = std::make_shared<optim::Lmo>(
+          config.lmo, on_host && mode != "gram_steps" && mode != "block_cyclic", tasks);
     }
   } catch (const ConfigError& e) {
     throw ConfigError("groups[" + std::to_string(index) + "]: " + e.what());
@@ -386,6 +389,9 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   plan.stage = static_cast<int>(config.zero_stage);
   plan.bucket_bytes = config.comm.bucket_bytes;
   plan.working_set = config.working_set;
+  plan.on_host = config.device == "cpu";
+  plan.page_bytes =
+      plan.on_host ? static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)) : kernels::cuda_page_bytes;
   plan.gathers = config.gathers;
   plan.gradient_wire = config.comm.gradient_dtype == "bf16" ? DType::bf16 : DType::f32;
   plan.max_chunk = max_chunk;
@@ -400,7 +406,7 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   }
   plan.parameters = std::move(parameters);
   for (std::size_t g = 0; g < config.groups.size(); ++g) {
-    plan.groups.push_back(make_group(config.groups[g], g, tasks));
+    plan.groups.push_back(make_group(config.groups[g], g, config.device == "cpu", tasks));
   }
   assign_groups(config, plan);
   check_held(plan);

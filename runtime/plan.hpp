@@ -241,6 +241,12 @@ struct Plan {
   [[nodiscard]] std::size_t shard_levels() const { return levels.size() - (replicate > 1 ? 1 : 0); }
   /// ZeRO-3: weights rest in shards, and are whole only while they are used.
   [[nodiscard]] bool weights_sharded() const { return stage == 3; }
+  /// `bytes` in whole pages of the device: how whole weights lie in a working set.
+  [[nodiscard]] std::size_t pages(std::size_t bytes) const {
+    return (bytes + page_bytes - 1) / page_bytes * page_bytes;
+  }
+  std::size_t page_bytes = 4096;
+  bool on_host = true;  ///< the ranks' processors compute, not a device of theirs
   std::int64_t bucket_bytes = 0;
   std::int64_t working_set = 0;  ///< bytes of weights gathered at a time; 0: all
   std::int64_t gathers = 2;      ///< of each weight per step, for predictions

@@ -228,7 +228,7 @@ void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
     largest = std::max(largest, at_rest(i));
     all += at_rest(i);
     whole += static_cast<std::int64_t>(
-        Reserve::rounded(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
+        plan.pages(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
   }
   const std::size_t staging =
       Arena::rounded(std::max(largest, std::min(all, static_cast<std::size_t>(plan.bucket_bytes))));

@@ -1,7 +1,7 @@
 #include "runtime/region.hpp"
 
 #include <algorithm>
-#include <array>
+#include <type_traits>
 
 #include "kernels/bf16.hpp"
 
@@ -24,8 +24,7 @@ auto element(Tensor* data, Index at, DType dtype) {
   return static_cast<Byte*>(data) + static_cast<std::size_t>(at) * bytes_of(dtype);
 }
 
-/// Runs of the innermost dimension are walked through a small f32 buffer: `f(flat, count)`.
-constexpr Index kRun = 256;
+/// Runs of the innermost dimension: `f(flat, place in the dense region, count)`.
 template <class F>
 void for_each_run(const ParameterShape& p, const Region& r, F&& f) {
   const Index inner = p.shape.back();
@@ -33,7 +32,7 @@ void for_each_run(const ParameterShape& p, const Region& r, F&& f) {
     Index flat = r.first + row * r.distance;
     const Index end = flat + r.cols;
     while (flat < end) {
-      const Index n = std::min({end - flat, inner - flat % inner, kRun});
+      const Index n = std::min(end - flat, inner - flat % inner);
       f(flat, row * r.cols + (flat - r.first - row * r.distance), n);
       flat += n;
     }
@@ -52,6 +51,13 @@ void store(void* data, DType dtype, Index at, float value) {
   } else {
     *reinterpret_cast<float*>(p) = value;
   }
+}
+
+/// `count` elements at equal distances, as one column.
+template <class Tensor>
+auto column(Tensor* data, Index at, Index count, Index stride, DType dtype) {
+  using View = std::conditional_t<std::is_const_v<Tensor>, ConstMatrixView, MatrixView>;
+  return View{element(data, at, dtype), count, 1, stride, dtype};
 }
 
 }  // namespace
@@ -76,6 +82,10 @@ void pack(const ParameterShape& p, const void* from, DType dtype, const Region& 
   const Index stride = p.strides.back();
   for_each_run(p, r, [&](Index flat, Index dense, Index n) {
     const Index at = position(p, flat);
+    if (!backend.on_host()) {
+      return backend.convert(column(from, at, n, stride, dtype), 1,
+                             column(to.data, dense, n, 1, to.dtype));
+    }
     for (Index i = 0; i < n; ++i) {
       store(to.data, to.dtype, dense + i, load(from, dtype, at + i * stride));
     }
@@ -92,6 +102,10 @@ void unpack(ConstSpan from, const ParameterShape& p, void* to, DType dtype, cons
   const Index stride = p.strides.back();
   for_each_run(p, r, [&](Index flat, Index dense, Index n) {
     const Index at = position(p, flat);
+    if (!backend.on_host()) {
+      return backend.convert(column(from.data, dense, n, 1, from.dtype), 1,
+                             column(to, at, n, stride, dtype));
+    }
     for (Index i = 0; i < n; ++i) {
       store(to, dtype, at + i * stride, load(from.data, from.dtype, dense + i));
     }

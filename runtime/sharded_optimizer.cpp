@@ -85,15 +85,28 @@ Index place_in_parameter(const runtime::Plan& plan, int matrix) {
 constexpr double setup_timeout_s = 600;
 
 ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
-                             std::vector<Parameter> parameters)
+                             std::vector<Parameter> parameters, const DeviceChoice& device,
+                             const runtime::OpenSeat& open)
     : config_(config), parameters_(std::move(parameters)) {
   // What happens once, or writes files, has more time than a step.
   comm.set_timeout(std::max(setup_timeout_s, config_.comm.timeout_s));
   check_same_everywhere(comm, config_, parameters_);
   setup_ = comm.duplicate("setup");
+  runtime::Seat seat = open(config_, device, comm);
+  backend_ = std::move(seat.backend);
   comm.set_blocking(config_.comm.blocking);
+  if (seat.payload) {
+    numbers_.emplace();
+    numbers_->world = std::move(comm);
+    comm = std::move(*seat.payload);
+    comm.set_blocking(config_.comm.blocking);
+  }
   mesh_ = make_mesh(std::move(comm), static_cast<int>(config_.mesh.shard),
                     static_cast<int>(config_.mesh.replicate), static_cast<int>(config_.mesh.node));
+  if (numbers_) {
+    numbers_->replicate =
+        numbers_->world.split(mesh_.shard.rank(), mesh_.replicate.rank(), "replicate");
+  }
   for (Communicator* c : communicators()) c->set_traffic_class(TrafficClass::payload);
   // From here on every rank decides alike; what only one can see is agreed on.
   std::vector<runtime::ParameterShape> shapes;
@@ -124,8 +137,12 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
         throw ConfigError("parameter '" + p.name + "': a pointer is not aligned to its elements");
       }
     }
-    backend_ = kernels::open_backend(config_.device);
+    std::vector<Index> sizes(parameters_.size());
+    for (std::size_t i = 0; i < sizes.size(); ++i) sizes[i] = size_here(i);
+    mirrors_ = std::make_unique<runtime::Mirrors>(parameters_, plan_.parameters, sizes, *backend_);
     allocate();
+    mirrors_->deliver_weights();  // rounded
+    backend_->wait();
   });
   open_grid();
   replica_check_every_ = config_.replica_hash_every > 0   ? config_.replica_hash_every
@@ -137,6 +154,7 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
 std::vector<Communicator*> ShardedOptimizer::Impl::communicators() {
   std::vector<Communicator*> all{&mesh_.world, &mesh_.shard, &mesh_.replicate};
   if (mesh_.spans_nodes()) all.insert(all.end(), {&mesh_.node, &mesh_.across});
+  if (numbers_) all.insert(all.end(), {&numbers_->world, &numbers_->replicate});
   return all;
 }
 
@@ -287,8 +305,27 @@ void ShardedOptimizer::Impl::store_weights() {
   }
 }
 
+void ShardedOptimizer::Impl::copy_weights(int id, void* to) {
+  const auto i = static_cast<std::size_t>(id);
+  const runtime::ParameterShape& shape = plan_.parameters[i];
+  const Parameter& p = parameters_[i];
+  const Index n = size_here(i);
+  const std::size_t bytes = static_cast<std::size_t>(n) * bytes_of(p.dtype);
+  const bool gathered = working_set_ && !shape.held();
+  if (gathered || runtime::is_contiguous(shape)) {
+    backend_->copy(gathered ? working_set_->weights(i) : p.weights, to, bytes);
+    return backend_->wait();
+  }
+  const kernels::DeviceBuffer dense(*backend_, bytes);
+  runtime::pack(shape, p.weights, p.dtype, {0, 1, n, n}, {dense.data(), n, p.dtype}, *backend_);
+  backend_->copy(dense.data(), to, bytes);
+  backend_->wait();
+}
+
 void ShardedOptimizer::Impl::gather_weights(std::span<const int> ids) {
-  if (working_set_) working_set_->gather(ids);
+  if (!working_set_) return;
+  working_set_->gather(ids);
+  backend_->wait();
 }
 void ShardedOptimizer::Impl::release_weights(std::span<const int> ids) {
   if (working_set_) working_set_->release(ids);
@@ -313,7 +350,7 @@ void ShardedOptimizer::Impl::place_meetings(std::span<std::byte> arena) {
   meeting_states_.resize(plan_.buckets.size());
   owed_.reserve(plan_.buckets.size());
   under_way_.reserve(plan_.buckets.size());
-  if (config_.checks == "collective") runtime::poison(arena);
+  if (config_.checks == "collective") poison(arena);
   runtime::MeetingArena places;
   for (const runtime::Turn turn : plan_.schedule) {
     const auto b = static_cast<std::size_t>(turn.bucket);
@@ -351,7 +388,7 @@ void ShardedOptimizer::Impl::allocate() {
       bytes += Arena::rounded(spec_bytes(spec, own));
     if (g.master) bytes += Arena::rounded(static_cast<std::size_t>(own.size()) * sizeof(float));
   }
-  state_arena_ = Arena(bytes);
+  state_arena_ = Arena(*backend_, bytes);
   if (plan_.weights_sharded()) {
     working_set_ = std::make_unique<runtime::WorkingSet>(plan_, mesh_, *backend_);
     store_weights();
@@ -375,24 +412,26 @@ void ShardedOptimizer::Impl::allocate() {
     const DType format = plan_.groups[static_cast<std::size_t>(plan_.group_of[p])].format;
     if (format == parameters_[p].dtype || plan_.weights_sharded()) continue;  // held ones always
     const Index n = plan_.parameters[p].size();
-    std::vector<BFloat16> rounded(static_cast<std::size_t>(n));
+    const kernels::DeviceBuffer buffer(*backend_,
+                                       static_cast<std::size_t>(n) * bytes_of(DType::bf16));
+    const Span rounded{buffer.data(), n, DType::bf16};
     const Region whole{0, 1, n, n};
-    runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, whole,
-                  {rounded.data(), n, DType::bf16}, *backend_);
-    runtime::unpack({rounded.data(), n, DType::bf16}, plan_.parameters[p], parameters_[p].weights,
-                    parameters_[p].dtype, whole, *backend_);
+    runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, whole, rounded,
+                  *backend_);
+    runtime::unpack(rounded, plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype,
+                    whole, *backend_);
   }
 
   const runtime::WorkSizes& sizes =
       plan_.per_rank[static_cast<std::size_t>(mesh_.world.rank())].work;
-  work_arena_ = Arena(Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
-                      Arena::rounded(sizes.narrowed) + Arena::rounded(sizes.control) +
-                      Arena::rounded(sizes.meetings) +
-                      weight_slots_.size() * Arena::rounded(sizes.weight_gather));
+  work_arena_ =
+      Arena(*backend_, Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
+                           Arena::rounded(sizes.narrowed) + Arena::rounded(sizes.meetings) +
+                           weight_slots_.size() * Arena::rounded(sizes.weight_gather));
   scratch_ = work_arena_.take(sizes.rule);
   widened_ = work_arena_.take(sizes.widened);
   narrowed_ = work_arena_.take(sizes.narrowed);
-  control_ = work_arena_.take(sizes.control);
+  control_ = std::make_unique<double[]>(sizes.control / sizeof(double));
   for (WeightSlot& slot : weight_slots_) slot.bytes = work_arena_.take(sizes.weight_gather);
   place_meetings(work_arena_.take(sizes.meetings));
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
@@ -412,8 +451,8 @@ void ShardedOptimizer::Impl::allocate() {
     }
   }
   bounds_.assign(static_cast<std::size_t>(plan_.bound_slots), 0);
-  gradients_ =
-      std::make_unique<runtime::GradientBuckets>(plan_, parameters_, mesh_, *backend_, widened_);
+  gradients_ = std::make_unique<runtime::GradientBuckets>(plan_, parameters_, *mirrors_, mesh_,
+                                                          *backend_, widened_);
   poisons_ = config_.checks == "collective";
   if (poisons_) gradients_->poison_what_is_free();
 
@@ -453,8 +492,10 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
         const Index count = region.size();
         if (count == 0) return;
         piece.resize(static_cast<std::size_t>(count));
-        if (mine != nullptr)
-          std::copy_n(static_cast<const float*>(mine->data), count, piece.begin());
+        if (mine != nullptr) {
+          backend_->copy(mine->data, piece.data(), piece.size() * sizeof(float));
+          backend_->wait();
+        }
         if (r != me) setup_.receive(Span{piece.data(), count, DType::f32}, r);
         if (me != 0) {
           setup_.send(ConstSpan{piece.data(), count, DType::f32}, 0);
@@ -503,8 +544,9 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
 // ------------------------------------------------------------------------------
 
 ShardedOptimizer::ShardedOptimizer(const Config& config, Communicator comm,
-                                   std::vector<Parameter> parameters)
-    : impl_(std::make_unique<Impl>(config, std::move(comm), std::move(parameters))) {}
+                                   std::vector<Parameter> parameters, const DeviceChoice& device)
+    : impl_(std::make_unique<Impl>(config, std::move(comm), std::move(parameters), device)) {}
+ShardedOptimizer::ShardedOptimizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ShardedOptimizer::ShardedOptimizer(ShardedOptimizer&&) noexcept = default;
 ShardedOptimizer& ShardedOptimizer::operator=(ShardedOptimizer&&) noexcept = default;
 ShardedOptimizer::~ShardedOptimizer() = default;
@@ -520,8 +562,9 @@ void ShardedOptimizer::release(std::span<const int> ids) { impl_->release_weight
 void* ShardedOptimizer::weights(int id) const {
   const auto i = static_cast<std::size_t>(id);
   const bool gathered = impl_->working_set_ && !impl_->plan_.parameters[i].held();
-  return gathered ? impl_->working_set_->weights(i) : impl_->parameters_[i].weights;
+  return gathered ? impl_->working_set_->weights(i) : impl_->mirrors_->trainers_weights(i);
 }
+void ShardedOptimizer::copy_weights(int id, void* to) const { impl_->copy_weights(id, to); }
 std::int64_t ShardedOptimizer::steps() const { return impl_->steps_; }
 void ShardedOptimizer::set_lr_multiplier(double factor) { impl_->set_lr_multiplier(factor); }
 void ShardedOptimizer::save(const std::string& directory,

@@ -32,6 +32,7 @@ double tree_sum(const double* slots, runtime::Leaves n) {
 Traffic ShardedOptimizer::Impl::traffic(TrafficClass c) const {
   Traffic sum = mesh_.world.traffic(c) + mesh_.shard.traffic(c) + mesh_.replicate.traffic(c);
   if (mesh_.spans_nodes()) sum += mesh_.node.traffic(c) + mesh_.across.traffic(c);
+  if (numbers_) sum += numbers_->world.traffic(c) + numbers_->replicate.traffic(c);
   return sum;
 }
 
@@ -55,6 +56,7 @@ const StepReport& ShardedOptimizer::Impl::step() {
     // The calls given up may still write to these.
     gradients_->abandon();
     work_arena_.abandon();
+    static_cast<void>(control_.release());
     throw;
   }
   in_step_ = false;
@@ -72,6 +74,7 @@ void ShardedOptimizer::Impl::walk() {
   report_.step = steps_;
   report_.skip_reason.clear();
   set_deadline();
+  mirrors_->fetch_weights();
   // Before anything is overwritten: what this step's gradients were computed with.
   if (replica_check_every_ > 0 && (steps_ - 1) % replica_check_every_ == 0) compare_replicas();
 
@@ -87,14 +90,15 @@ void ShardedOptimizer::Impl::walk() {
   if (!report_.skipped) {
     ++updates_;
     skipped_in_a_row_ = 0;
-    auto* sums = reinterpret_cast<double*>(control_.data());
-    std::fill_n(sums, plan_.control_after(), 0.0);
+    std::fill_n(control_.get(), plan_.control_after(), 0.0);
     for (runtime::OwnSegment& own : own_) own.updated = false;
     for (MeetingState& state : meeting_states_) state.computed = 0;
     owed_.clear();
     first_owed_ = ahead_ = gathered_ = 0;
     for (const runtime::Turn turn : plan_.schedule) take_turn(turn);
     for (WeightSlot& slot : weight_slots_) deliver(slot);
+    backend_->wait();
+    mirrors_->deliver_weights();
     audit(before);
   }
 
@@ -123,7 +127,7 @@ void ShardedOptimizer::Impl::walk() {
 /// this step.
 bool ShardedOptimizer::Impl::agree_to_go_on() {
   constexpr double misused = 1e6;
-  auto* slots = reinterpret_cast<double*>(control_.data());
+  double* const slots = control_.get();
   std::fill_n(slots, plan_.control_before(), 0.0);
   double* norms = slots + 3;
   int bad = -1;
@@ -155,8 +159,8 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   slots[1] = lr_multiplier_;
   slots[2] = lr_multiplier_ * lr_multiplier_;
   {
-    const TrafficScope scope(mesh_.world, TrafficClass::control);
-    mesh_.world.all_reduce(Span{slots, plan_.control_before(), DType::f64}, ReduceOp::sum);
+    const TrafficScope scope(all_ranks(), TrafficClass::control);
+    all_ranks().all_reduce(Span{slots, plan_.control_before(), DType::f64}, ReduceOp::sum);
   }
   // Equal numbers, and only they, have Σ1·Σx² = (Σx)²; the sums are the same on all ranks.
   const bool rates_differ =
@@ -169,7 +173,7 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
     step_began_ = planned_traffic();
     --steps_;
     in_step_ = false;  // nothing has been changed
-    runtime::agree(mesh_.world, what, ExitCode::config);
+    runtime::agree(all_ranks(), what, ExitCode::config);
   }
   for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
     const Index first = plan_.group_slot[g];
@@ -193,10 +197,10 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   }
 
   // Rare, and beyond the plan: which rank saw it first, and where.
-  const TrafficScope scope(mesh_.world, TrafficClass::exceptional);
+  const TrafficScope scope(all_ranks(), TrafficClass::exceptional);
   std::array<std::int64_t, 1> first{
       bad < 0 ? INT64_MAX : (static_cast<std::int64_t>(mesh_.world.rank()) << 32) + bad};
-  mesh_.world.all_reduce(std::span<std::int64_t>(first), ReduceOp::min);
+  all_ranks().all_reduce(std::span<std::int64_t>(first), ReduceOp::min);
   const auto parameter = static_cast<std::size_t>(first[0] & 0xffffffff);
   report_.skip_reason = "the gradient of '" + plan_.parameters[parameter].name +
                         "' is not finite (first seen by rank " + std::to_string(first[0] >> 32) +
@@ -225,9 +229,10 @@ void ShardedOptimizer::Impl::take_turn(runtime::Turn turn) {
 /// Lines 6 to 8 of a bucket (3 to 8 where nothing meets): its new weights leave.
 void ShardedOptimizer::Impl::complete(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
-  auto* sums = reinterpret_cast<double*>(control_.data());
+  double* const sums = control_.get();
   const bool met = meets(b);
   if (met) wait_for(b, /*brief=*/false, "returning the direction");
+  if (met && bucket.shared_terms > 0) sum_terms(b);
   WeightSlot& slot = weight_slots_[gathered_ % weight_slots_.size()];
   if (!bucket.held) deliver(slot);  // its buffer is needed
   for (runtime::OwnSegment& own : segments(b)) {
@@ -237,8 +242,8 @@ void ShardedOptimizer::Impl::complete(std::size_t b) {
     if (counts(own)) sums[own.group] += own.update_squares;
   }
   if (poisons_ && met) {
-    runtime::poison(meeting_states_[b].theirs);
-    runtime::poison(meeting_states_[b].back);
+    poison(meeting_states_[b].theirs);
+    poison(meeting_states_[b].back);
   }
   if (bucket.held) return;
   gather(b, slot);
@@ -253,9 +258,9 @@ void ShardedOptimizer::Impl::update(runtime::OwnSegment& own) {
                                                                              : finish_piece(own);
   own.updated = true;
   if (poisons_) {
-    runtime::poison(scratch_);
-    runtime::poison(widened_);
-    runtime::poison(narrowed_);
+    poison(scratch_);
+    poison(widened_);
+    poison(narrowed_);
   }
   report_.ms.update += ms_since(start);
 }
@@ -539,13 +544,13 @@ void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
   }
   report_.ms.copy += ms_since(copying);
   slot.bucket = -1;
-  if (poisons_) runtime::poison(slot.bytes);
+  if (poisons_) poison(slot.bytes);
 }
 
 /// Reality against the plan, on all ranks at once: bytes, messages, matrices; and the update's
 /// size.
 void ShardedOptimizer::Impl::audit(const Traffic& before) {
-  auto* sums = reinterpret_cast<double*>(control_.data());
+  double* const sums = control_.get();
   const int me = mesh_.world.rank();
   const runtime::RankPlan& mine = plan_.per_rank[static_cast<std::size_t>(me)];
   const Traffic this_message =
@@ -559,12 +564,12 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
   double& differs = sums[plan_.control_after() - 1];
   differs = as_planned ? 0 : 1;
   {
-    const TrafficScope scope(mesh_.world, TrafficClass::control);
-    mesh_.world.all_reduce(Span{sums, plan_.control_after(), DType::f64}, ReduceOp::sum);
+    const TrafficScope scope(all_ranks(), TrafficClass::control);
+    all_ranks().all_reduce(Span{sums, plan_.control_after(), DType::f64}, ReduceOp::sum);
   }
   if (differs != 0) {
     runtime::agree(
-        mesh_.world,
+        all_ranks(),
         as_planned
             ? std::string()
             : "step " + std::to_string(steps_) + " differs from the plan: sent " +
@@ -590,7 +595,9 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
 /// @throws NumericError naming parameter and rank.
 void ShardedOptimizer::Impl::compare_replicas() {
   const bool sharded = plan_.weights_sharded();
-  Communicator& replicas = sharded ? mesh_.replicate : mesh_.world;
+  Communicator& replicas = !sharded   ? all_ranks()
+                           : numbers_ ? numbers_->replicate
+                                      : mesh_.replicate;
   const TrafficScope scope(replicas, TrafficClass::setup);
   std::vector<std::int64_t> hashes(sharded ? plan_.buckets.size() : parameters_.size());
   for (std::size_t i = 0; i < hashes.size(); ++i) {
@@ -608,31 +615,37 @@ void ShardedOptimizer::Impl::compare_replicas() {
                  (sharded ? " (bucket " + std::to_string(i) + ") differ from the first replica's"
                           : " differ from rank 0's");
   }
-  runtime::agree(mesh_.world, difference, ExitCode::numeric);
+  runtime::agree(all_ranks(), difference, ExitCode::numeric);
 }
 
 std::uint64_t ShardedOptimizer::Impl::hash_of_weights(std::size_t p) {
   const runtime::ParameterShape& shape = plan_.parameters[p];
   if (shape.held()) return 0;  // not replicated, or by the trainer
   if (shape.strides.empty()) {
-    return XXH3_64bits(parameters_[p].weights,
-                       static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
+    return hash_of(parameters_[p].weights,
+                   static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
   }
-  std::vector<float> dense(static_cast<std::size_t>(shape.size()));
+  const kernels::DeviceBuffer dense(*backend_,
+                                    static_cast<std::size_t>(shape.size()) * sizeof(float));
   runtime::pack(shape, parameters_[p].weights, shape.dtype, {0, 1, shape.size(), shape.size()},
                 {dense.data(), shape.size(), DType::f32}, *backend_);
-  return XXH3_64bits(dense.data(), dense.size() * sizeof(float));
+  return hash_of(dense.data(), dense.bytes());
 }
 
 /// Of this shard's part of bucket b.
-std::uint64_t ShardedOptimizer::Impl::hash_of_store(std::size_t b) const {
+std::uint64_t ShardedOptimizer::Impl::hash_of_store(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   const int slot = plan_.slot_of(mesh_.world.rank()) / plan_.replicate * plan_.replicate;
   const Index begin = bucket.offset_of(slot);
   const std::size_t element = bytes_of(bucket.weights);
-  return XXH3_64bits(
+  return hash_of(
       working_set_->store(b) + static_cast<std::size_t>(begin) * element,
       static_cast<std::size_t>(bucket.offset_of(slot + plan_.replicate) - begin) * element);
+}
+
+std::uint64_t ShardedOptimizer::Impl::hash_of(const void* memory, std::size_t bytes) {
+  kernels::OnHost<const std::byte> here(*backend_, static_cast<const std::byte*>(memory), bytes);
+  return XXH3_64bits(here.data(), bytes);
 }
 
 /// Without comm.timeout_s: a minute, or ten times the median of the last steps.

@@ -1,43 +1,19 @@
 #include "runtime/working_set.hpp"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstring>
-#include <new>
 #include <orthrus/error.hpp>
-#include <utility>
 
 #include "comm/cost.hpp"
 #include "runtime/region.hpp"
 
 namespace orthrus::runtime {
 
-Reserve::Reserve(std::size_t bytes) : size_(rounded(std::max<std::size_t>(bytes, 1))) {
-  void* const at = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (at == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<std::byte*>(at);
-}
-Reserve::Reserve(Reserve&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-Reserve& Reserve::operator=(Reserve&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  return *this;
-}
+Reserve::Reserve(kernels::Backend& backend, std::size_t bytes)
+    : backend_(backend),
+      size_(bytes),
+      data_(bytes == 0 ? nullptr : static_cast<std::byte*>(backend.reserve(bytes))) {}
 Reserve::~Reserve() {
-  if (data_ != nullptr) static_cast<void>(::munmap(data_, size_));
-}
-
-std::size_t Reserve::rounded(std::size_t bytes) {
-  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  return (bytes + page - 1) / page * page;
-}
-
-void Reserve::drop(std::size_t offset, std::size_t bytes) const noexcept {
-  static_cast<void>(::madvise(data_ + offset, bytes, MADV_DONTNEED));
+  if (data_ != nullptr) backend_.unreserve(data_, size_);
 }
 
 WorkingSet::WorkingSet(const Plan& plan, Mesh& mesh, kernels::Backend& backend)
@@ -60,7 +36,7 @@ WorkingSet::WorkingSet(const Plan& plan, Mesh& mesh, kernels::Backend& backend)
     kept.emplace_back(begin, static_cast<std::size_t>(end - begin) * bytes_of(b.weights));
     bytes += Arena::rounded(kept.back().second);
   }
-  arena_ = Arena(bytes);
+  arena_ = Arena(backend, bytes);
   for (Flight& flight : flights_) {
     flight.staging = arena_.take(sizes.gathered);
     flight.ids.reserve(plan.parameters.size());
@@ -81,11 +57,11 @@ WorkingSet::WorkingSet(const Plan& plan, Mesh& mesh, kernels::Backend& backend)
   std::size_t at = 0;
   for (const ParameterShape& p : plan.parameters) {
     places_.push_back(at);
-    sizes_.push_back(
-        p.held() ? 0 : Reserve::rounded(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
+    sizes_.push_back(p.held() ? 0
+                              : plan.pages(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
     at += sizes_.back();
   }
-  reserve_ = Reserve(at);
+  reserve_ = std::make_unique<Reserve>(backend, at);
   ahead_.reserve(plan.parameters.size());
   order_.reserve(4 * plan.parameters.size());
   last_order_.reserve(4 * plan.parameters.size());
@@ -121,9 +97,8 @@ std::size_t WorkingSet::start(std::span<const int> ids, Flight& flight) {
         const std::size_t element = bytes_of(plan_.buckets[p.bucket].weights);
         const std::size_t bytes = static_cast<std::size_t>(p.segment->size()) * element;
         if (slot == slot_) {
-          std::memcpy(flight.staging.data() + end,
-                      store_[p.bucket] + static_cast<std::size_t>(p.segment->offset) * element,
-                      bytes);
+          backend_.copy(store_[p.bucket] + static_cast<std::size_t>(p.segment->offset) * element,
+                        flight.staging.data() + end, bytes);
         }
         end += bytes;
       }
@@ -169,6 +144,10 @@ void WorkingSet::land(Flight& flight) {
   if (flight.ids.empty()) return;
   while (flight.level > 0) advance(flight);
   advance(flight);
+  for (const int id : flight.ids) {
+    const auto i = static_cast<std::size_t>(id);
+    reserve_->back(places_[i], sizes_[i]);
+  }
   std::size_t at = 0;
   for (int slot = 0; slot < slots_; ++slot) {
     for (const int id : flight.ids) {
@@ -255,7 +234,7 @@ void WorkingSet::release(std::span<const int> ids) {
     if (!resident_[i]) continue;
     resident_[i] = false;
     resident_bytes_ -= static_cast<std::int64_t>(sizes_[i]);
-    reserve_.drop(places_[i], sizes_[i]);
+    reserve_->drop(places_[i], sizes_[i]);
   }
 }
 

@@ -3,6 +3,7 @@
 /// WorkingSet: weights under ZeRO-3. Between uses each rank keeps its shard of every bucket; what
 /// the trainer gathers is whole until it is released.
 
+#include <memory>
 #include <orthrus/communicator.hpp>
 #include <span>
 #include <vector>
@@ -14,23 +15,25 @@
 
 namespace orthrus::runtime {
 
-/// Address space for whole tensors, without memory behind it until it is written.
+/// Addresses for whole tensors, of the device.
 class Reserve {
  public:
-  Reserve() = default;
-  explicit Reserve(std::size_t bytes);
-  Reserve(Reserve&& other) noexcept;
-  Reserve& operator=(Reserve&& other) noexcept;
+  Reserve(kernels::Backend& backend, std::size_t bytes);
+  Reserve(const Reserve&) = delete;
+  Reserve& operator=(const Reserve&) = delete;
   ~Reserve();
 
-  static std::size_t rounded(std::size_t bytes);  ///< to whole pages
   [[nodiscard]] std::byte* data() const { return data_; }
-  /// Gives the memory of a page-aligned range back.
-  void drop(std::size_t offset, std::size_t bytes) const noexcept;
+  /// Memory for whole pages, and back again.
+  void back(std::size_t offset, std::size_t bytes) { backend_.back(data_ + offset, bytes); }
+  void drop(std::size_t offset, std::size_t bytes) noexcept {
+    backend_.drop(data_ + offset, bytes);
+  }
 
  private:
-  std::byte* data_ = nullptr;
-  std::size_t size_ = 0;
+  kernels::Backend& backend_;
+  std::size_t size_;
+  std::byte* data_;
 };
 
 /// All ranks of a shard group gather and release the same parameters in the same order. A step
@@ -45,7 +48,7 @@ class WorkingSet {
   [[nodiscard]] std::byte* store(std::size_t bucket) const { return store_[bucket]; }
   /// Whole weights of parameter i, dense and of its dtype: the same address for ever, with the
   /// weights there from `gather` to `release`.
-  [[nodiscard]] void* weights(std::size_t i) const { return reserve_.data() + places_[i]; }
+  [[nodiscard]] void* weights(std::size_t i) const { return reserve_->data() + places_[i]; }
 
   /// Collective over the shard group. What was gathered next in the step before is fetched ahead.
   /// @throws ConfigError  the gathered tensors would be larger than the working set.
@@ -92,7 +95,7 @@ class WorkingSet {
   Arena arena_;
   std::vector<std::byte*> store_;
   std::vector<std::vector<std::vector<Piece>>> pieces_;  ///< per parameter and slot
-  Reserve reserve_;
+  std::unique_ptr<Reserve> reserve_;
   std::vector<std::size_t> places_, sizes_;  ///< per parameter, in the reserve
   std::vector<bool> resident_, under_way_;
   std::int64_t resident_bytes_ = 0;

@@ -11,6 +11,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/check.hpp"
 #include "kernels/cuda/elementwise.hpp"
+#include "kernels/cuda/pages.hpp"
 #include "kernels/cuda/products.hpp"
 #include "kernels/cuda/scratch.hpp"
 #include "kernels/cuda/status.hpp"
@@ -149,6 +150,31 @@ class CudaBackend final : public Backend {
   void wait() override {
     const Current here(device_);
     check_cuda(cudaStreamSynchronize(queue()), "cudaStreamSynchronize");
+  }
+
+  [[nodiscard]] void* reserve(std::size_t bytes) override {
+    const Current here(device_);
+    return pages_.reserve(device_, bytes);
+  }
+  void unreserve(void* range, std::size_t bytes) noexcept override {
+    wait_for_all();
+    pages_.unreserve(range, bytes);
+  }
+  void back(void* pages, std::size_t bytes) override {
+    const Current here(device_);
+    pages_.back(pages, bytes);
+  }
+  void drop(void* pages, std::size_t bytes) noexcept override {
+    wait_for_all();
+    pages_.drop(pages, bytes);
+  }
+
+  [[nodiscard]] bool reaches(const void* memory) const override {
+    const Current here(device_);
+    cudaPointerAttributes attributes{};
+    check_cuda(cudaPointerGetAttributes(&attributes, memory), "cudaPointerGetAttributes");
+    return attributes.type == cudaMemoryTypeManaged ||
+           (attributes.type == cudaMemoryTypeDevice && attributes.device == device_);
   }
 
   // ---- products
@@ -346,6 +372,14 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  /// Every stream of this device, the caller's too.
+  void wait_for_all() const noexcept {
+    int before = device_;
+    cudaGetDevice(&before);
+    cudaSetDevice(device_);
+    cudaDeviceSynchronize();
+    cudaSetDevice(before);
+  }
   Stream make_stream() {
     check_cuda(cudaStreamCreateWithFlags(own_.out(), cudaStreamNonBlocking),
                "cudaStreamCreateWithFlags");
@@ -383,6 +417,7 @@ class CudaBackend final : public Backend {
   cuda::Scratch number_;
   UniqueHandle<PinnedTraits> answer_;
   std::unique_ptr<cuda::Products> products_;
+  cuda::Pages pages_;
   std::unique_ptr<Backend> host_;  ///< for what a device is slow at
   std::vector<std::byte> host_matrix_;
 };
@@ -423,5 +458,7 @@ std::unique_ptr<Backend> open_cuda_on(int ordinal, Stream stream) {
   const Current here(ordinal);
   return std::make_unique<CudaBackend>(ordinal, stream);
 }
+
+Stream cuda_default_stream() { return {cudaStreamLegacy}; }
 
 }  // namespace orthrus::kernels

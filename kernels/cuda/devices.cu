@@ -17,8 +17,10 @@ CudaReport cuda_report() {
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties{};
     if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
+    char bus[32] = {};
+    cudaDeviceGetPCIBusId(bus, sizeof bus, i);
     report.devices.push_back({properties.name, properties.major, properties.minor,
-                              static_cast<std::int64_t>(properties.totalGlobalMem)});
+                              static_cast<std::int64_t>(properties.totalGlobalMem), bus});
   }
   return report;
 }

@@ -13,6 +13,7 @@ struct CudaDevice {
   std::string name;
   int major = 0, minor = 0;  ///< compute capability
   std::int64_t memory_bytes = 0;
+  std::string bus;  ///< PCI bus id: numbers depend on what a process may see
 };
 
 struct CudaReport {

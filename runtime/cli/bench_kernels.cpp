@@ -140,7 +140,7 @@ void bench_msign(const Batch& b, const std::string& name, const LmoConfig& confi
   Matrices x(b.count, b.rows, b.cols, DType::f32, backend);
   Matrices y = x;
   const std::size_t bytes = lmo.workspace_bytes(b.rows, b.cols);
-  runtime::Arena arena(bytes);
+  runtime::Arena arena(backend, bytes);
   const auto work = arena.take(bytes);
   products.row(name, b.text(), peak, static_cast<double>(b.count) * lmo.flops(b.rows, b.cols),
                {[&] {

@@ -103,7 +103,8 @@ Finding devices() {
                         d.minor, static_cast<double>(d.memory_bytes) * 1e-9);
   }
   return {"CUDA", seen,
-          "the runtime computes on the CPU and talks over MPI; device: cuda is not wired up yet",
+          cuda.problem.empty() ? "device: cuda computes on it; compiled for, and not yet run on one"
+                               : "device: cpu computes on the processor",
           Verdict::note};
 }
 

@@ -266,8 +266,7 @@ int replay(const Options& options, Context& context) {
   for (int id = 0; id < std::ssize(model) && config.zero_stage == 3; ++id) {
     Tensor& t = model[static_cast<std::size_t>(id)];
     optimizer.gather({&id, 1});
-    std::copy_n(static_cast<const float*>(optimizer.weights(id)), t.weights.size(),
-                t.weights.begin());
+    optimizer.copy_weights(id, t.weights.data());
     optimizer.release({&id, 1});
   }
   const auto state = optimizer.gather_state();

@@ -279,6 +279,11 @@ class Trainer {
         parts_(parts_per_rank(config_, size_)) {
     runtime::agree(control_, [&] { workload_ = workloads::open_workload(config_); });
     parameters_ = workload_->parameters();
+    if (config_.zero_stage == 3 && config_.device != "cpu") {
+      throw ConfigError(
+          "zero.stage: 3 keeps whole weights on the device, but the bundled workloads "
+          "compute on the host: device: cpu, or stage 1 or 2");
+    }
     optimizer_.emplace(config_, std::move(world), parameters_);
     for (int id = 0; id < std::ssize(parameters_); ++id) {
       ids_.push_back(id);

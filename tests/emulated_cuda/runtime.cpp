@@ -55,6 +55,10 @@ class Memory {
     free_.emplace(given->second, given->first);
     given_.erase(given);
   }
+  bool holds(const void* memory) const {
+    const auto* const at = static_cast<const std::byte*>(memory);
+    return base_ <= at && at < base_ + size;
+  }
   void open() {
     if (depth_++ == 0) protect(PROT_READ | PROT_WRITE);
   }
@@ -237,6 +241,12 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
 }
 cudaError_t cudaFree(void* memory) {
   if (memory != nullptr) Memory::of_device().release(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
+  const bool here = Memory::of_device().holds(memory);
+  *attributes = {here ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, 0};
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {

@@ -20,8 +20,11 @@
 #include "kernels/block_sum.hpp"
 #include "kernels/carve.hpp"
 #include "kernels/device_memory.hpp"
+#include "kernels/devices.hpp"
 #include "kernels/gram.hpp"
 #include "kernels/msign.hpp"
+#include "kernels/rational_msign.hpp"
+#include "kernels/triangle.hpp"
 #include "support/count_new.hpp"
 #include "support/zoo.hpp"
 
@@ -586,6 +589,50 @@ TEST_P(Memory, HasOneOwner) {
   raw->copy(nullptr, second.data(), 0);
 }
 
+TEST_P(Memory, IsToldFromTheHosts) {
+  const DeviceBuffer buffer(*raw, 64);
+  const std::vector<float> on_host(16);
+  EXPECT_TRUE(raw->reaches(buffer.data()));
+  EXPECT_TRUE(raw->reaches(buffer.span().data() + 63));
+  EXPECT_EQ(raw->reaches(on_host.data()), raw->on_host());
+}
+
+TEST_P(Memory, IsShownToTheHostAndPutBack) {
+  const DeviceBuffer buffer(*raw, 3 * sizeof(double));
+  auto* const numbers = static_cast<double*>(buffer.data());
+  raw->fill(2, matrix_view(numbers, 1, 3));
+  {
+    OnHost<double> shown(*raw, numbers, 3);
+    for (double& x : shown.span()) EXPECT_EQ(x, 2);
+    shown.span()[1] = 5;
+    shown.put_back();
+  }
+  {
+    OnHost<double> overwritten(*raw, numbers + 2, 1, /*fetch=*/false);
+    *overwritten.data() = 7;
+    overwritten.put_back();
+  }
+  OnHost<const double> shown(*raw, numbers, 3);
+  EXPECT_THAT(std::vector<double>(shown.span().begin(), shown.span().end()),
+              testing::ElementsAre(2, 5, 7));
+}
+
+// Pages come and go, addresses stay.
+TEST_P(Memory, ComesAndGoesBehindReservedAddresses) {
+  const std::size_t page = cuda_page_bytes;  // a multiple of every device's
+  void* const range = raw->reserve(3 * page);
+  auto* const middle = static_cast<std::byte*>(range) + page;
+  for (const double value : {1.0, 2.0}) {
+    raw->back(middle, 2 * page);
+    const auto n = static_cast<Index>(2 * page / sizeof(float));
+    raw->fill(value, {middle, 1, n, n, DType::f32});
+    EXPECT_EQ(raw->abs_max({middle, 1, n, n, DType::f32}), value);
+    raw->drop(middle, 2 * page);
+  }
+  raw->back(range, page);  // some are left when all goes
+  raw->unreserve(range, 3 * page);
+}
+
 TEST_P(Memory, SaysHowMuchIsMissing) {
   if (raw->on_host()) return;  // ASan's malloc ends the program where others return nothing
   const std::size_t absurd = std::size_t{1} << 60;
@@ -1145,6 +1192,52 @@ TEST_P(MatrixFunctions, GramPolynomialIsTheReferences) {
   EXPECT_EQ(zoo::frobenius(zero.q), 0);
   EXPECT_EQ(zoo::frobenius(zero.row_squares), 0);
   EXPECT_TRUE(std::isnan(run(*raw, std::numeric_limits<float>::quiet_NaN()).q(0, 0)));
+}
+
+// The 12 vectors of its Lanczos steps are the host's, all else is the device's.
+TEST_P(MatrixFunctions, RationalMsignIsTheReferences) {
+  const RationalSign f = rational_sign(1e-3, 4);
+  for (const auto& [rows, cols] : std::vector<std::pair<Index, Index>>{{24, 40}, {41, 23}}) {
+    for (const double size : {1.0, 1e-30, 0.0}) {
+      const zoo::Dense<float> x =
+          zoo::cast<float>(zoo::scaled(zoo::power_law(rows, cols, 3, 1.0), size));
+      const auto run = [&, rows = rows, cols = cols](Backend& on) {
+        const Placed<float> placed(on, x);
+        const DeviceBuffer work(on, rational_msign_workspace_bytes(rows, cols));
+        rational_msign(placed.view(), f, {}, work.span(), on);
+        return placed.fetch();
+      };
+      const zoo::Dense<float> expected = run(*reference);
+      const zoo::Dense<float> actual = run(*raw);
+      if (size == 0) {
+        EXPECT_EQ(zoo::frobenius(actual), 0);
+        continue;
+      }
+      // Rounding of R, 6e-8, lifted by 1/l at the smallest of its poles.
+      EXPECT_LE(zoo::relative_error(actual, expected), 1e-3) << rows << "x" << cols << " " << size;
+    }
+  }
+}
+
+// Terms that ranks share are those of one rank, to the bit, on every device.
+TEST_P(MatrixFunctions, SharedTermsAreThoseOfOneRank) {
+  constexpr Index m = 21;
+  const RationalSign f = rational_sign(2e-3, 3);
+  const Placed<float> x(*raw, zoo::cast<float>(zoo::gaussian(m, 50, 9)));
+  const Placed<float> r(*raw, zoo::Dense<float>(m, m));
+  const Placed<float> whole(*raw, zoo::Dense<float>(m, m));
+  const Placed<float> shared(*raw, zoo::Dense<float>(m, m));
+  const Placed<float> packed(*raw, zoo::Dense<float>(3, packed_size(m)));
+  const DeviceBuffer work(*raw, rational_gram_workspace_bytes(m));
+  raw->syrk(1, x.view(), Transpose::no, 0, r.view());
+  rational_gram(r.view(), f, whole.view(), work.span(), *raw);
+  const double s2 = rational_scale(r.view(), work.span(), *raw);
+  auto* const terms = static_cast<float*>(packed.view().data);
+  rational_terms(r.view(), s2, f, 0, 1, terms, work.span(), *raw);
+  rational_terms(r.view(), s2, f, 1, 3, terms + packed_size(m), work.span(), *raw);
+  rational_sum(terms, f, m, *raw);
+  rational_of_sum(terms, s2, f, shared.view(), *raw);
+  EXPECT_EQ(shared.fetch().data, whole.fetch().data);
 }
 
 // ---- bf16

@@ -556,7 +556,8 @@ TEST_P(RationalShares, GiveTheBitsOfOneRank) {
       }
       ASSERT_EQ(first, f.r);
       Dense<float> k(m, m);
-      rational_combine(packed.data(), report.s2, f, k.view());
+      rational_sum(packed.data(), f, m, *backend);
+      rational_of_sum(packed.data(), report.s2, f, k.view(), *backend);
       EXPECT_TRUE(same_bits(k, whole)) << m;
     }
   }
@@ -603,7 +604,8 @@ TEST_P(RationalShares, OfAZeroOrNanMatrixAreAsOnOneRank) {
   EXPECT_EQ(zoo::frobenius(k), 0);
   rational_terms(r.view(), 0, f, 0, 3, packed.data(), work.span(), *backend);
   k(0, 0) = 9;
-  rational_combine(packed.data(), 0, f, k.view());
+  rational_sum(packed.data(), f, 5, *backend);
+  rational_of_sum(packed.data(), 0, f, k.view(), *backend);
   EXPECT_EQ(zoo::frobenius(k), 0);
   r(3, 3) = std::numeric_limits<float>::quiet_NaN();
   EXPECT_TRUE(std::isnan(rational_gram(r.view(), f, k.view(), work.span(), *backend).s2));

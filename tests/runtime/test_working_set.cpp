@@ -254,7 +254,8 @@ std::int64_t resident_kib() {
 TEST(Reserve, HasMemoryOnlyWhileItIsUsed) {
   constexpr std::size_t bytes = 64 << 20;
   const std::int64_t before = resident_kib();
-  const runtime::Reserve reserve(bytes);
+  const auto cpu = kernels::open_backend("cpu");
+  runtime::Reserve reserve(*cpu, bytes);
   EXPECT_LT(resident_kib() - before, 4 << 10);
   std::fill_n(reserve.data(), bytes, std::byte{1});
   const std::int64_t used = resident_kib();

@@ -24,7 +24,7 @@ struct MeshConfig {
 
 /// `comm:`
 struct CommConfig {
-  std::string backend = "mpi";           ///< mpi (nccl: where built in)
+  std::string backend = "auto";          ///< mpi, nccl; auto: nccl where devices allow it
   std::int64_t bucket_bytes = 64 << 20;  ///< gradient bytes that travel together
   double timeout_s = 0;                  ///< 0: max(60 s, 10 × the median step)
   std::string gradient_dtype = "f32";    ///< on the wire: f32 | bf16

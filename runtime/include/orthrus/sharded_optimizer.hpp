@@ -9,6 +9,7 @@
 #include <orthrus/communicator.hpp>
 #include <orthrus/config.hpp>
 #include <orthrus/dtype.hpp>
+#include <orthrus/stream.hpp>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,7 +46,23 @@ struct LogicalMatrix {
   friend bool operator==(const LogicalMatrix&, const LogicalMatrix&) = default;
 };
 
+/// Which device of its kind (`Config::device`) a rank computes on, and in which queue. The CPU has
+/// one device and no queue.
+struct DeviceChoice {
+  /// CUDA's number of it; -1: the rank's place among those of its machine, modulo the devices it
+  /// sees.
+  int ordinal = -1;
+  /// The stream the trainer's work is in (a `cudaStream_t`; null: the default stream). All that is
+  /// done to the device is queued there: gradients need not be complete when they are said to be
+  /// ready, only queued. The optimizer's results are complete when a call returns.
+  Stream stream;
+};
+
 /// One tensor of the trainer. The buffers stay the trainer's and must outlive the optimizer.
+///
+/// With `device: cuda` weights and gradient may lie on the rank's device or, each of them, on the
+/// host. What lies on the host has a copy on the device as large as itself, beside the planned
+/// memory: the gradient is copied when its bucket is packed, all weights before and after a step.
 struct Parameter {
   std::string name;  ///< unique; not starting with "state/", not ending in ".codes"/".scales"
   std::vector<Index> shape;    ///< row-major order of dimensions; scalars are {1}
@@ -108,7 +125,10 @@ class ShardedOptimizer {
   /// are rounded).
   /// @throws ConfigError  no group matches a parameter, two groups contradict, ranks differ
   /// (named).
-  ShardedOptimizer(const Config& config, Communicator comm, std::vector<Parameter> parameters);
+  /// @param comm  between hosts, whatever the device: MPI. What the devices' buffers travel over is
+  /// made of it (`comm.backend`).
+  ShardedOptimizer(const Config& config, Communicator comm, std::vector<Parameter> parameters,
+                   const DeviceChoice& device = {});
   ShardedOptimizer(ShardedOptimizer&&) noexcept;
   ShardedOptimizer& operator=(ShardedOptimizer&&) noexcept;
   ~ShardedOptimizer();
@@ -145,6 +165,9 @@ class ShardedOptimizer {
   /// The weights of `id`: `Parameter::weights`, or with `zero.stage: 3` a dense tensor at an
   /// address that never changes, which has them while they are gathered.
   [[nodiscard]] void* weights(int id) const;
+  /// Copies the weights of `id` (with `zero.stage: 3` while they are gathered; of a sharded
+  /// parameter this rank's part), densely and in their dtype, to memory of the host.
+  void copy_weights(int id, void* to) const;
 
   /// The number of steps taken (skipped ones included).
   [[nodiscard]] std::int64_t steps() const;
@@ -172,6 +195,8 @@ class ShardedOptimizer {
   [[nodiscard]] std::map<std::string, StateTensor> gather_state();
 
   struct Impl;
+  /// Ours: for tests that bring a device of their own.
+  explicit ShardedOptimizer(std::unique_ptr<Impl> impl);
 
  private:
   std::unique_ptr<Impl> impl_;
