@@ -53,11 +53,12 @@ namespace {
 /// Do products of the short side, in f32, pay for those with X they replace? As measured on one
 /// core, in turns with the direct form: f32 gains 1.02 (64×128) to 1.7 (n = 4m), bf16, whose
 /// products with X are twice as fast, 1.04 to 1.25; what is shorter loses.
-bool has_gram_form(Index m, Index n, DType dtype) {
+bool has_gram_form(Index m, Index n, const MsignOptions& options) {
   const Index side = std::min(m, n);
   const Index length = std::max(m, n);
-  if (dtype == DType::f32) return side >= 64 && length >= 2 * side;
-  return dtype == DType::bf16 && side >= 256 && length >= (side >= 768 ? 3 : 4) * side;
+  if (options.dtype == DType::f32) return side >= 64 && length >= 2 * side;
+  return options.dtype == DType::bf16 && options.fast_f32 && side >= 256 &&
+         length >= (side >= 768 ? 3 : 4) * side;
 }
 
 /// How many of `iterations`, from the first, one R = XXᵀ serves. In f32 R's rounding decides, which
@@ -113,11 +114,12 @@ struct Turns {
 
 }  // namespace
 
-Index msign_gram_products(Index m, Index n, std::span<const Quintic> iterations, DType dtype) {
-  if (!has_gram_form(m, n, dtype)) return 0;
+Index msign_gram_products(Index m, Index n, std::span<const Quintic> iterations,
+                          const MsignOptions& options) {
+  if (!has_gram_form(m, n, options)) return 0;
   Index products = 0;
   for (; !iterations.empty(); ++products)
-    iterations = iterations.subspan(served(iterations, dtype));
+    iterations = iterations.subspan(served(iterations, options.dtype));
   return products;
 }
 
@@ -126,7 +128,7 @@ std::size_t msign_workspace_bytes(Index m, Index n, DType input, const MsignOpti
   const std::size_t whole = piece_bytes(m, n, options.dtype);
   const std::size_t square = piece_bytes(side, side, options.dtype);
   const std::size_t squares =
-      has_gram_form(m, n, options.dtype)
+      has_gram_form(m, n, options)
           ? 2 * piece_bytes(side, side, DType::f32) + gram_factor_workspace_bytes(side)
           : 2 * square;
   return (input == options.dtype ? 1 : 2) * whole + squares;
@@ -147,7 +149,7 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
   if (largest == 0) return;
 
   const Index side = std::min(x.rows, x.cols);
-  const Index gram_products = msign_gram_products(x.rows, x.cols, iterations, options.dtype);
+  const Index gram_products = msign_gram_products(x.rows, x.cols, iterations, options);
   const Index products = gram_products > 0 ? gram_products : std::ssize(iterations);
   // Two buffers take turns. Where x has the iteration's type it is one of them: the first, if the
   // last product then ends in it.

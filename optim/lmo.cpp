@@ -295,23 +295,23 @@ std::vector<std::string_view> scale_names() {
   return names;
 }
 
-Lmo::Lmo(const LmoConfig& config, bool inverses, int tasks)
+Lmo::Lmo(const LmoConfig& config, const LmoSite& site)
     : row_(&row_named(kNorms, "norm", config.norm)),
       scale_(row_named(kScales, "scale", config.scale).factor) {
   const auto dtype = dtype_named(config.dtype);
   expects<ConfigError>(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f64,
                        "lmo.dtype must be f32 or bf16");
-  options_ = {*dtype, eps_mode_named(config.eps_mode), config.eps};
+  options_ = {*dtype, eps_mode_named(config.eps_mode), config.eps, site.on_host};
   name_ = config.coefficients;
   if (config.coefficients == "auto") {
     expects<ConfigError>(config.lower > 0 && config.lower < 1, "lmo.lower must be between 0 and 1");
     expects<ConfigError>(config.tolerance > 0 && config.tolerance < 1,
                          "lmo.tolerance must be between 0 and 1");
     // Rational divides by no norm, so an ε has nowhere to go.
-    if (inverses && config.eps_mode == "none") {
+    if (site.on_host && !site.shares_iterations && config.eps_mode == "none") {
       rational_ = rational_for(config.lower, config.tolerance, *dtype);
       rational_from_ = *dtype == DType::bf16 ? rational_from_bf16 : rational_from_f32;
-      terms_at_once_ = std::min(tasks, rational_->r);
+      if (rational_) terms_at_once_ = std::min(site.tasks, rational_->r);
     }
     iterations_ = iterations_for(config.lower, config.tolerance);
     safety_ = auto_safety;
@@ -319,7 +319,7 @@ Lmo::Lmo(const LmoConfig& config, bool inverses, int tasks)
   }
   if (config.coefficients == "rational") {
     rational_ = rational_of(config, *dtype);
-    terms_at_once_ = std::min(tasks, rational_->r);
+    terms_at_once_ = std::min(site.tasks, rational_->r);
     return;
   }
   const kernels::CoefficientTable& table =
@@ -340,7 +340,7 @@ double Lmo::flops(Index rows, Index cols) const {
   if (const auto* f = rational(std::min(rows, cols))) return 3 * m * m * n + f->r * m * m * m;
   const auto steps = static_cast<double>(iterations_.size());
   const auto products =
-      static_cast<double>(kernels::msign_gram_products(rows, cols, iterations_, options_.dtype));
+      static_cast<double>(kernels::msign_gram_products(rows, cols, iterations_, options_));
   if (products > 0) return products * 3 * m * m * n + (4 * steps - 3 * products) * m * m * m;
   return steps * (3 * m * m * n + m * m * m) + 3 * m * n;
 }

@@ -40,15 +40,21 @@ struct NormRow {
 /// Every norm there is. To add one is to add a row (optim/lmo.cpp).
 std::span<const NormRow> norms();
 
+/// Where an LMO will run.
+struct LmoSite {
+  /// On processors f32 is half as fast as bf16, and inverses are fast; on tensor cores neither is
+  /// so: there `coefficients: auto` stays with iterations, and bf16 with bf16.
+  bool on_host = true;
+  bool shares_iterations = false;  ///< among ranks: `coefficients: auto` cannot become rational
+  int tasks = 1;                   ///< `Backend::tasks_at_once` of the device it will have room for
+};
+
 /// A configured LMO.
 class Lmo {
  public:
-  /// @param inverses  may `coefficients: auto` become rational? Modes that share iterations cannot,
-  ///                  and devices other than the CPU are not known to gain.
-  /// @param tasks     `Backend::tasks_at_once` of the device it will have room for.
   /// @throws ConfigError for a norm, table or word it does not know, and for a tolerance that no
   ///         number of terms or iterations reaches.
-  explicit Lmo(const LmoConfig& config, bool inverses = true, int tasks = 1);
+  explicit Lmo(const LmoConfig& config, const LmoSite& site = {});
 
   /// X ← lmo(X). @param x whole matrix, f32. @param work at least `workspace_bytes(rows, cols)`.
   /// @par Cost  spectral: `flops(rows, cols)`; the others a few passes over X. No message, no

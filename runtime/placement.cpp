@@ -543,7 +543,7 @@ double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, In
   const auto iterations = g.lmo->iterations();
   const DType dtype = iteration_dtype(g);
   return msign_seconds(profile, rows, cols, std::ssize(iterations), dtype,
-                       kernels::msign_gram_products(rows, cols, iterations, dtype));
+                       kernels::msign_gram_products(rows, cols, iterations, g.lmo->options()));
 }
 
 double compute_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m) {

@@ -159,8 +159,8 @@ Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int
     g.rule = optim::make_rule(config.rule);
     if (g.rule->is_matrix_rule()) {
       const std::string& mode = config.matrix.mode;
-      g.lmo = std::make_shared<optim::Lmo>(
-          config.lmo, on_host && mode != "gram_steps" && mode != "block_cyclic", tasks);
+      const bool shares = mode == "gram_steps" || mode == "block_cyclic";
+      g.lmo = std::make_shared<optim::Lmo>(config.lmo, optim::LmoSite{on_host, shares, tasks});
     }
   } catch (const ConfigError& e) {
     throw ConfigError("groups[" + std::to_string(index) + "]: " + e.what());
@@ -291,7 +291,9 @@ std::string decisions(const Plan& plan) {
     const GroupConfig& c = *g.config;
     add(c.rule.name), add(c.lmo.norm), add(c.lmo.coefficients), add(c.lmo.iterations);
     if (c.lmo.coefficients == "rational") add(c.lmo.terms);
-    if (c.lmo.coefficients == "auto") add(c.lmo.tolerance), add(c.lmo.lower);
+    if (c.lmo.coefficients == "auto") {
+      add(c.lmo.tolerance), add(c.lmo.lower), add(plan.on_host ? 1 : 0);
+    }
     add(c.lmo.scale), add(c.lmo.eps_mode), add(c.lmo.dtype), add(c.weights.format);
     add(c.weights.rounding), add(c.weights.residual);
   }

@@ -218,7 +218,7 @@ TEST(AutoCoefficients, AreAFunctionOfTheShortSideTheTypeAndTheConfiguration) {
   config.dtype = "bf16";
   EXPECT_EQ(Lmo(config).rational(191), nullptr);
   EXPECT_NE(Lmo(config).rational(192), nullptr);
-  EXPECT_EQ(Lmo(config, /*inverses=*/false).rational(4096), nullptr);
+  EXPECT_EQ(Lmo(config, {.on_host = false}).rational(4096), nullptr);
   config.dtype = "f32";
   config.tolerance = 0.05;
   config.lower = 2e-3;
@@ -244,7 +244,7 @@ TEST(AutoCoefficients, HoldTheToleranceWithTheFewestIterations) {
       config.coefficients = "auto";
       config.lower = lower;
       config.tolerance = tolerance;
-      const Lmo lmo(config, /*inverses=*/false);
+      const Lmo lmo(config, {.on_host = false});
       double worst = 0;
       for (int i = 0; i <= 10000; ++i) {
         const double x = std::pow(lower, 1 - i / 10000.0);
