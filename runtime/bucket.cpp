@@ -215,6 +215,16 @@ void GradientBuckets::advance(bool wait) {
   }
 }
 
+void GradientBuckets::settle() {
+  advance(/*wait=*/false);
+  while (completed_ < next_) {
+    static_cast<void>(arrived(completed_, /*wait=*/true));
+    take_in(completed_);
+    ++completed_;
+    advance(/*wait=*/false);
+  }
+}
+
 void GradientBuckets::pack_parameter(std::size_t b, int id) {
   const auto start = Clock::now();
   const auto i = static_cast<std::size_t>(id);

@@ -29,6 +29,9 @@ class GradientBuckets {
   void micro_batch(std::int64_t index);
   /// A misuse (unknown `id`, ready twice) is remembered: no rank throws alone.
   void ready(int id);
+  /// Sends what is ready and waits for it: ranks with the same gradients ready have then made the
+  /// same calls.
+  void settle();
   /// Asks for every gradient not yet ready and waits for all reductions of the step.
   void finish();
   /// What was called wrongly in this step; empty when nothing was.

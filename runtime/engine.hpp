@@ -162,6 +162,7 @@ struct ShardedOptimizer::Impl {
   std::vector<std::size_t> grid_first_;  ///< per bucket: its first in `grid_matrices_`
   std::vector<double> bounds_;           ///< per bound slot: no less than the momentum's norm
   std::unique_ptr<runtime::GradientBuckets> gradients_;
+  std::vector<Communicator> weight_levels_;           ///< ZeRO-3: of the shard group, for gathers
   std::unique_ptr<runtime::WorkingSet> working_set_;  ///< ZeRO-3: where weights rest
 
   std::int64_t steps_ = 0;    ///< taken, skipped ones included
@@ -263,6 +264,10 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] std::uint64_t hash_of(const void* memory, std::size_t bytes);
   void set_deadline();
   [[nodiscard]] std::vector<Communicator*> communicators();
+  /// On a device calls of all communicators have one order: what can be reduced is, first.
+  void settle_order() {
+    if (mesh_.world.on_device()) gradients_->settle();
+  }
   /// Between all ranks, for numbers.
   [[nodiscard]] Communicator& all_ranks() { return numbers_ ? numbers_->world : mesh_.world; }
   void poison(std::span<std::byte> free) { runtime::poison(free, *backend_); }

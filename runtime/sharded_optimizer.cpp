@@ -121,6 +121,12 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
   setup_.broadcast(first, 0);
   runtime::agree(setup_, first == plan_.hash ? "" : "the plan differs from rank 0's",
                  ExitCode::config);
+  // Reductions leave when others have arrived, which each rank sees at another time: gathers
+  // between them have an order of their own.
+  for (std::size_t i = 0; plan_.weights_sharded() && i < plan_.shard_levels(); ++i) {
+    weight_levels_.push_back(mesh_.level(i).duplicate("weights"));
+    weight_levels_.back().set_traffic_class(TrafficClass::payload);
+  }
   runtime::agree(setup_, [this] {
     check_buffers_apart();
     for (const Parameter& p : parameters_) {
@@ -155,6 +161,7 @@ std::vector<Communicator*> ShardedOptimizer::Impl::communicators() {
   std::vector<Communicator*> all{&mesh_.world, &mesh_.shard, &mesh_.replicate};
   if (mesh_.spans_nodes()) all.insert(all.end(), {&mesh_.node, &mesh_.across});
   if (numbers_) all.insert(all.end(), {&numbers_->world, &numbers_->replicate});
+  for (Communicator& level : weight_levels_) all.push_back(&level);
   return all;
 }
 
@@ -324,6 +331,7 @@ void ShardedOptimizer::Impl::copy_weights(int id, void* to) {
 
 void ShardedOptimizer::Impl::gather_weights(std::span<const int> ids) {
   if (!working_set_) return;
+  settle_order();
   working_set_->gather(ids);
   backend_->wait();
 }
@@ -390,7 +398,8 @@ void ShardedOptimizer::Impl::allocate() {
   }
   state_arena_ = Arena(*backend_, bytes);
   if (plan_.weights_sharded()) {
-    working_set_ = std::make_unique<runtime::WorkingSet>(plan_, mesh_, *backend_);
+    working_set_ = std::make_unique<runtime::WorkingSet>(plan_, mesh_.world.rank(),
+                                                         std::span(weight_levels_), *backend_);
     store_weights();
   }
   for (runtime::OwnSegment& own : own_) {
@@ -405,6 +414,11 @@ void ShardedOptimizer::Impl::allocate() {
                     own.rows, own.cols, own.cols, DType::f32};
       master_weights(own);
     }
+  }
+
+  // From here on weights are the working set's.
+  for (std::size_t p = 0; plan_.weights_sharded() && p < parameters_.size(); ++p) {
+    if (!plan_.parameters[p].held()) mirrors_->forget_weights(p);
   }
 
   // Weights of a rounded format held in a wider buffer lie on its grid from the start.

@@ -33,6 +33,7 @@ Traffic ShardedOptimizer::Impl::traffic(TrafficClass c) const {
   Traffic sum = mesh_.world.traffic(c) + mesh_.shard.traffic(c) + mesh_.replicate.traffic(c);
   if (mesh_.spans_nodes()) sum += mesh_.node.traffic(c) + mesh_.across.traffic(c);
   if (numbers_) sum += numbers_->world.traffic(c) + numbers_->replicate.traffic(c);
+  for (const Communicator& level : weight_levels_) sum += level.traffic(c);
   return sum;
 }
 
@@ -78,8 +79,11 @@ void ShardedOptimizer::Impl::walk() {
   // Before anything is overwritten: what this step's gradients were computed with.
   if (replica_check_every_ > 0 && (steps_ - 1) % replica_check_every_ == 0) compare_replicas();
 
-  if (working_set_) working_set_->release_all();  // what was gathered will be old
-  gradients_->finish();                           // 1, 2: what is still on its way
+  if (working_set_) {
+    settle_order();
+    working_set_->release_all();  // what was gathered will be old
+  }
+  gradients_->finish();  // 1, 2: what is still on its way
   ms.reduce = gradients_->wait_ms();
   ms.copy = gradients_->copy_ms();
 

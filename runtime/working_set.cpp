@@ -16,18 +16,19 @@ Reserve::~Reserve() {
   if (data_ != nullptr) backend_.unreserve(data_, size_);
 }
 
-WorkingSet::WorkingSet(const Plan& plan, Mesh& mesh, kernels::Backend& backend)
+WorkingSet::WorkingSet(const Plan& plan, int rank, std::span<Communicator> levels,
+                       kernels::Backend& backend)
     : plan_(plan),
-      mesh_(mesh),
+      ways_(levels),
       backend_(backend),
-      slot_(plan.slot_of(mesh.world.rank()) / plan.replicate),
+      slot_(plan.slot_of(rank) / plan.replicate),
       slots_(plan.shard),
       levels_(plan.shard_levels()),
       dense_(plan.parameters),
       pieces_(plan.parameters.size()),
       resident_(plan.parameters.size()),
       under_way_(plan.parameters.size()) {
-  const WorkSizes& sizes = plan.per_rank[static_cast<std::size_t>(mesh.world.rank())].work;
+  const WorkSizes& sizes = plan.per_rank[static_cast<std::size_t>(rank)].work;
   std::size_t bytes = 2 * Arena::rounded(sizes.gathered);
   std::vector<std::pair<Index, std::size_t>> kept;  // first element and bytes, per bucket
   for (const Bucket& b : plan.buckets) {
@@ -132,10 +133,9 @@ void WorkingSet::advance(Flight& flight) {
   if (flight.level == 0) return;
   find_cut(flight, --flight.level);
   const Index own = cut_.own();
-  flight.request =
-      mesh_.level(flight.level)
-          .start_all_gather({flight.staging.data() + cut_.own_begin(), own, DType::u8}, cut_.counts,
-                            {flight.staging.data() + cut_.begin, cut_.size, DType::u8});
+  flight.request = ways_[flight.level].start_all_gather(
+      {flight.staging.data() + cut_.own_begin(), own, DType::u8}, cut_.counts,
+      {flight.staging.data() + cut_.begin, cut_.size, DType::u8});
   expected_ += cost::all_but_own(cut_.size, own, 1, plan_.max_chunk);
 }
 

@@ -40,8 +40,10 @@ class Reserve {
 /// makes what is gathered stale: it is released.
 class WorkingSet {
  public:
-  /// @param sizes  what the plan promised: `WorkSizes::gathered` is the size of a staging buffer.
-  WorkingSet(const Plan& plan, Mesh& mesh, kernels::Backend& backend);
+  /// @param rank    of the world.
+  /// @param levels  of the shard group, innermost first; no other calls are made on them. They
+  ///                outlive this.
+  WorkingSet(const Plan& plan, int rank, std::span<Communicator> levels, kernels::Backend& backend);
 
   /// Where bucket b's weights of this shard rest: an address such that element `offset` of the
   /// bucket is at `+ offset` elements.
@@ -85,7 +87,7 @@ class WorkingSet {
   void fetch_ahead();
 
   const Plan& plan_;
-  Mesh& mesh_;
+  std::span<Communicator> ways_;  ///< by level
   kernels::Backend& backend_;
   int slot_;            ///< in the shard group
   int slots_;           ///< ranks of the shard group

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <mutex>
 #include <orthrus/error.hpp>
@@ -81,6 +82,14 @@ class DeviceTrainer {
     }
     device_.wait();
   }
+  /// What stage 3 has read is the trainer's again, for whatever it likes.
+  void reuse_weights() {
+    for (const Parameter& p : host.parameters) {
+      std::size_t bytes = bytes_of(p.dtype);
+      for (const Index n : p.shape) bytes *= static_cast<std::size_t>(n);
+      if (p.sharding.along == Along::none) std::memset(p.weights, 0xff, bytes);  // NaN
+    }
+  }
   /// The weights, to the host trainer.
   void fetch(ShardedOptimizer& optimizer) {
     for (int id = 0; id < std::ssize(parameters); ++id) {
@@ -138,6 +147,7 @@ Outcome train(const Config& config, const Model& model, const Run& run) {
                       config, comm.duplicate("job"), trainer.parameters, DeviceChoice{},
                       far_seat(&device)))
                 : ShardedOptimizer(config, comm.duplicate("job"), trainer.parameters);
+    if (config.zero_stage == 3) trainer.reuse_weights();
     if (!run.load.empty()) optimizer.load(run.load);
     std::int64_t allocated = 0;
     std::vector<int> ids(trainer.parameters.size());

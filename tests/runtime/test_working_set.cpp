@@ -4,11 +4,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <orthrus/error.hpp>
 #include <orthrus/orthrus.hpp>
+#include <thread>
 
 #include "runtime/plan.hpp"
 #include "runtime/working_set.hpp"
@@ -138,6 +140,46 @@ TEST(WorkingSet, SendsWhatThePlanSaysHoweverItIsGathered) {
         }
       });
     }
+  }
+}
+
+// A reduction leaves once others have arrived, which every rank sees at another time; a gather
+// leaves when it is asked for. Ranks that gather inside backward must not take the one for the
+// other.
+TEST(WorkingSet, GathersBetweenGradientsWhateverHasArrivedWhere) {
+  for (const char* extra :
+       {"", "mesh: {shard: 2, replicate: 2}\n", "mesh: {shard: 4, node: 2}\n"}) {
+    const Config config = parse_config(
+        toy::muon_and_adamw +
+        std::string("zero: {stage: 3, gathers: 2}\ncomm: {bucket_bytes: 1KiB}\n") + extra);
+    std::vector<float> weights[2];
+    for (const bool inside : {false, true}) {
+      run_thread_ranks(4, [&](Communicator& comm) {
+        Model model;
+        const int rank = comm.rank();
+        ShardedOptimizer optimizer{config, comm.duplicate("job"), model.parameters};
+        const std::vector<int> ids = all_ids(model);
+        const std::vector<int> backward(ids.rbegin(), ids.rend());
+        for (std::int64_t s = 1; s <= 8; ++s) {
+          model.backward(s, rank);
+          optimizer.gather(ids);
+          optimizer.release(ids);
+          if (!inside) optimizer.gather(ids);
+          // The first has more buckets ready than may travel; for the last they have arrived.
+          std::this_thread::sleep_for(std::chrono::milliseconds((s + rank) % 4));
+          const auto first = std::span(backward).first(backward.size() - 2);
+          const auto later = std::span(backward).last(2);
+          for (const int id : first) optimizer.gradient_ready(id);
+          if (inside) optimizer.gather(later);
+          for (const int id : later) optimizer.gradient_ready(id);
+          if (inside) optimizer.release(later);
+          optimizer.step();
+        }
+        read_back(optimizer, model);
+        if (rank == 0) weights[inside ? 1 : 0] = model.all_weights();
+      });
+    }
+    EXPECT_EQ(weights[0], weights[1]) << extra;
   }
 }
 
