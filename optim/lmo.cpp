@@ -19,6 +19,9 @@ namespace {
 
 using kernels::Backend;
 
+/// Of Polar Express (arXiv:2505.16932), as released.
+constexpr double cushion = 0.02407327424182761;
+
 std::size_t no_workspace(const Lmo&, Index, Index) { return 0; }
 
 /// x ← x/‖x‖_F, by way of an exact power of two so that no square under- or overflows; 0 stays 0.
@@ -103,8 +106,8 @@ double nuclear_norm(ConstMatrixView x, Backend& backend) {
   if (x.size() == 0 || backend.abs_max(x) == 0) return 0;
   const Wide original(x, backend);
   const Wide polar(x, backend);
-  static const std::vector<kernels::Quintic> converged = kernels::optimal_composition(
-      1e-8, kernels::iterations_for(1e-8, 1e-12), /*cushion=*/0.02407327424182761);
+  static const std::vector<kernels::Quintic> converged =
+      kernels::optimal_composition(1e-8, kernels::iterations_for(1e-8, 1e-12), cushion);
   const kernels::MsignOptions options{DType::f64, kernels::EpsMode::none, 0};
   const kernels::DeviceBuffer work(
       backend, kernels::msign_workspace_bytes(x.rows, x.cols, DType::f64, options));
@@ -241,9 +244,8 @@ kernels::RationalSign rational_of(const LmoConfig& config, DType dtype) {
 constexpr Index rational_from_f32 = 96;
 constexpr Index rational_from_bf16 = 192;
 
-/// The cushion and the safety factor of Polar Express, which keep rounding in bf16 from leaving the
-/// intervals.
-constexpr double auto_cushion = 0.02407327424182761;
+/// The safety factor of Polar Express, which with its cushion keeps rounding in bf16 from leaving
+/// the intervals.
 constexpr double auto_safety = 1.01;
 
 /// max |p(x/safety) − 1| for x in [l, 1], on a grid so fine that p turns between no two points.
@@ -262,7 +264,7 @@ double error_of(std::span<const kernels::Quintic> iterations, double l) {
 std::vector<kernels::Quintic> iterations_for(double lower, double tolerance) {
   for (int count = kernels::iterations_for(lower, tolerance); count <= 12; ++count) {
     std::vector<kernels::Quintic> found =
-        kernels::optimal_composition(lower, count, auto_cushion, auto_safety);
+        kernels::optimal_composition(lower, count, cushion, auto_safety);
     if (error_of(found, lower) <= tolerance) return found;
   }
   throw ConfigError("no 12 iterations hold lmo.lower " + std::to_string(lower) +

@@ -181,8 +181,8 @@ void GradientBuckets::push_leaf() {
   }
 }
 
-/// Packs what is ready, sends what is full, takes in what has arrived, until nothing moves any more
-/// (or, with `wait`, until everything has).
+/// Packs what is ready, sends what is full, takes in what has arrived (with `wait`, all that has
+/// left), until nothing moves any more.
 void GradientBuckets::advance(bool wait) {
   const std::size_t buckets = plan_.buckets.size();
   const bool travelling = travels();
@@ -209,19 +209,7 @@ void GradientBuckets::advance(bool wait) {
       moved = true;
       if (wait) break;  // something may leave now; wait for the next one only then
     }
-    if (completed_ == buckets || !moved) {
-      if (!wait || completed_ == buckets) return;
-    }
-  }
-}
-
-void GradientBuckets::settle() {
-  advance(/*wait=*/false);
-  while (completed_ < next_) {
-    static_cast<void>(arrived(completed_, /*wait=*/true));
-    take_in(completed_);
-    ++completed_;
-    advance(/*wait=*/false);
+    if (completed_ == buckets || !moved) return;
   }
 }
 

@@ -31,7 +31,7 @@ class GradientBuckets {
   void ready(int id);
   /// Sends what is ready and waits for it: ranks with the same gradients ready have then made the
   /// same calls.
-  void settle();
+  void settle() { advance(/*wait=*/true); }
   /// Asks for every gradient not yet ready and waits for all reductions of the step.
   void finish();
   /// What was called wrongly in this step; empty when nothing was.

@@ -263,7 +263,14 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] std::uint64_t hash_of_store(std::size_t bucket);
   [[nodiscard]] std::uint64_t hash_of(const void* memory, std::size_t bytes);
   void set_deadline();
-  [[nodiscard]] std::vector<Communicator*> communicators();
+  /// Every communicator that steps talk on. @param self  *this, const or not.
+  template <class Self, class F>
+  static void for_each_communicator(Self& self, F&& f) {
+    f(self.mesh_.world), f(self.mesh_.shard), f(self.mesh_.replicate);
+    if (self.mesh_.spans_nodes()) f(self.mesh_.node), f(self.mesh_.across);
+    if (self.numbers_) f(self.numbers_->world), f(self.numbers_->replicate);
+    for (auto& level : self.weight_levels_) f(level);
+  }
   /// On a device calls of all communicators have one order: what can be reduced is, first.
   void settle_order() {
     if (mesh_.world.on_device()) gradients_->settle();

@@ -107,7 +107,7 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
     numbers_->replicate =
         numbers_->world.split(mesh_.shard.rank(), mesh_.replicate.rank(), "replicate");
   }
-  for (Communicator* c : communicators()) c->set_traffic_class(TrafficClass::payload);
+  for_each_communicator(*this, [](Communicator& c) { c.set_traffic_class(TrafficClass::payload); });
   // From here on every rank decides alike; what only one can see is agreed on.
   std::vector<runtime::ParameterShape> shapes;
   for (const Parameter& p : parameters_) shapes.push_back(runtime::shape_of(p));
@@ -125,7 +125,6 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
   // between them have an order of their own.
   for (std::size_t i = 0; plan_.weights_sharded() && i < plan_.shard_levels(); ++i) {
     weight_levels_.push_back(mesh_.level(i).duplicate("weights"));
-    weight_levels_.back().set_traffic_class(TrafficClass::payload);
   }
   runtime::agree(setup_, [this] {
     check_buffers_apart();
@@ -155,14 +154,6 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
                          : config_.checks == "collective" ? 1
                                                           : 0;
   step_began_ = planned_traffic();  // the communicator may have talked before it came here
-}
-
-std::vector<Communicator*> ShardedOptimizer::Impl::communicators() {
-  std::vector<Communicator*> all{&mesh_.world, &mesh_.shard, &mesh_.replicate};
-  if (mesh_.spans_nodes()) all.insert(all.end(), {&mesh_.node, &mesh_.across});
-  if (numbers_) all.insert(all.end(), {&numbers_->world, &numbers_->replicate});
-  for (Communicator& level : weight_levels_) all.push_back(&level);
-  return all;
 }
 
 std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int world_rank) const {

@@ -30,10 +30,8 @@ double tree_sum(const double* slots, runtime::Leaves n) {
 }  // namespace
 
 Traffic ShardedOptimizer::Impl::traffic(TrafficClass c) const {
-  Traffic sum = mesh_.world.traffic(c) + mesh_.shard.traffic(c) + mesh_.replicate.traffic(c);
-  if (mesh_.spans_nodes()) sum += mesh_.node.traffic(c) + mesh_.across.traffic(c);
-  if (numbers_) sum += numbers_->world.traffic(c) + numbers_->replicate.traffic(c);
-  for (const Communicator& level : weight_levels_) sum += level.traffic(c);
+  Traffic sum;
+  for_each_communicator(*this, [&](const Communicator& comm) { sum += comm.traffic(c); });
   return sum;
 }
 
@@ -662,7 +660,7 @@ void ShardedOptimizer::Impl::set_deadline() {
   }
   if (seconds == deadline_s_) return;
   deadline_s_ = seconds;
-  for (Communicator* c : communicators()) c->set_timeout(seconds);
+  for_each_communicator(*this, [&](Communicator& comm) { comm.set_timeout(seconds); });
 }
 
 }  // namespace orthrus

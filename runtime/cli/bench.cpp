@@ -19,11 +19,6 @@ namespace {
 /// What the clock sees of one turn, so that its own grain does not count.
 constexpr double least_s = 1e-3;
 
-double slowest(Communicator& world, double seconds) {
-  world.all_reduce(std::span<double>(&seconds, 1), ReduceOp::max);
-  return seconds;
-}
-
 double timed(Communicator& world, const Turn& turn, int calls) {
   if (turn.prepare) turn.prepare();
   world.barrier();
@@ -38,6 +33,11 @@ std::string time_text(double seconds) {
 }
 
 }  // namespace
+
+double slowest(Communicator& world, double seconds) {
+  world.all_reduce(std::span<double>(&seconds, 1), ReduceOp::max);
+  return seconds;
+}
 
 std::vector<Timing> time_in_turns(Communicator& world, int repeats,
                                   const std::vector<Turn>& turns) {

@@ -36,6 +36,9 @@ struct Timing {
   double spread = 0;  ///< (most − least)/median
 };
 
+/// The largest of every rank's. Collective.
+double slowest(Communicator& world, double seconds);
+
 /// Something to time.
 struct Turn {
   std::function<void()> body;

@@ -19,6 +19,7 @@
 
 #include "kernels/backend.hpp"
 #include "runtime/agree.hpp"
+#include "runtime/cli/bench.hpp"
 #include "runtime/cli/noise.hpp"
 #include "runtime/clock.hpp"
 #include "runtime/machine.hpp"
@@ -59,12 +60,6 @@ double median_seconds(const std::function<void()>& body) {
   for (int i = 0; i < repeats; ++i) seconds.push_back(timed(calls));
   std::nth_element(seconds.begin(), seconds.begin() + repeats / 2, seconds.end());
   return seconds[static_cast<std::size_t>(repeats / 2)];
-}
-
-/// The largest of every rank's. Collective.
-double slowest(Communicator& world, double seconds) {
-  world.all_reduce(std::span<double>(&seconds, 1), ReduceOp::max);
-  return seconds;
 }
 
 // ---- products -----------------------------------------------------------------------------------
