@@ -14,14 +14,18 @@
 /// Pointers are the device's. Verbs enter `stream()` and return; those that return a number wait
 /// for that stream, and for nothing else.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <orthrus/quantized.hpp>
 #include <orthrus/stream.hpp>
 #include <orthrus/view.hpp>
 #include <string_view>
 #include <type_traits>
 #include <vector>
+
+#include "kernels/norm.hpp"
 
 namespace orthrus::kernels {
 
@@ -34,6 +38,16 @@ struct AdamWScalars {
   double bias_correction1 = 1, bias_correction2 = 1;
   /// false: √(v₂/c₂) + ε (torch); true: (√v₂ + ε)/√c₂ (Moonlight).
   bool eps_before_correction = false;
+};
+
+/// How `Backend::quantize` rounds. The default: to nearest, ties to even.
+struct Rounding {
+  bool stochastic = false;
+  std::uint64_t seed = 0, stream_id = 0, step = 0;
+  /// Entry (i, j) is element first_element + i·row_distance + j of the parameter. Stochastic: it
+  /// draws word `element mod 4` of `random_words(seed, stream_id, step, element / 4)`, and of that
+  /// the upper 24 bits, as u in [0, 1). The layout is for ever.
+  Index first_element = 0, row_distance = 0;
 };
 
 class Backend {
@@ -88,6 +102,26 @@ class Backend {
         &f);
   }
 
+  // ---- replays --------------------------------------------------------------------------------
+  /// What a sequence of verbs is known by: the same key, the same verbs on the same addresses.
+  using ReplayKey = std::array<std::uint64_t, 8>;
+  /// Lets `replay` keep what it was given. Off when opened.
+  /// @return whether this device can: the CPU has no queue, and nothing to keep.
+  virtual bool keep_replays(bool /*on*/) { return false; }
+  /// Enters f(), a sequence of verbs that return nothing. A device that keeps replays (CUDA: as
+  /// graphs) calls f the first time, keeps what it enters the second, and from then on enters that
+  /// as a whole, without f: the launches cost the host one call. f must not wait, nor ask for a
+  /// number, nor read or write host memory; one that does is called every time, and
+  /// `replay_problem` says so. What f works on must live as long as this object.
+  template <class F>
+  void replay(const ReplayKey& key, F&& f) {
+    using Function = std::remove_reference_t<F>;
+    run_replay(
+        key, [](void* context) { (*static_cast<Function*>(context))(); }, &f);
+  }
+  /// Empty; or why a sequence could not be kept, and runs as without replays: the first such.
+  [[nodiscard]] virtual std::string_view replay_problem() const { return {}; }
+
   // ---- products -------------------------------------------------------------------------------
   /// C ← α·op(A)·op(B) + β·C. bf16 in accumulates in f32; C may then be f32 too, and is not rounded
   /// to bf16. C must not alias A or B. With β = 0, C is not read. @par Cost 2·m·n·k flops.
@@ -127,6 +161,42 @@ class Backend {
   virtual double adamw(const AdamWScalars& s, ConstMatrixView g, MatrixView m, MatrixView v,
                        MatrixView w) = 0;
 
+  // ---- codes ----------------------------------------------------------------------------------
+  // Weights are f32 or f64, scales f32; column 0 of a view begins a block of its grid.
+
+  /// out ← max |w| of what shares a scale, f32 of `scale_rows` × `scale_cols`; NaN where an entry
+  /// is NaN. bf16 is taken, too. An empty row's is 0.
+  virtual void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) = 0;
+  /// In place: s ← max(s / largest_code, 1e-12) in f32, or the smallest power of two from there on.
+  /// NaN stays NaN. Apart from `abs_maxima`, because maxima of several ranks may meet in between.
+  virtual void scales_from_maxima(const Grid& grid, MatrixView scales) = 0;
+  /// codes ← round(w / scale), then w ← w − code·scale, the residual: quotient, product and
+  /// difference each rounded in f32 (f64 w: quotient in f64, then f32; product exact). Scales are
+  /// given, positive.
+  /// Stochastic: up in magnitude iff u is below the distance from the code below, in steps of
+  /// the format's. Beyond ±largest_code: that code. What rounds to 0 has code 0, without a sign.
+  /// NaN w / scale: code 0, and NaN stays in w; else no code is NaN or Inf.
+  /// @pre |w| ≤ 2¹²⁷, or code·scale may overflow and leave Inf.
+  /// @par Cost 9 bytes per f32 element and fp8; stochastic, a quarter of a Philox block more.
+  virtual void quantize(MatrixView w, const Grid& grid, const Rounding& rounding,
+                        QuantizedView q) = 0;
+  /// to ← code·scale, rounded once in f32, from there once to bf16; exact in f64.
+  virtual void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) = 0;
+  /// How many |w| are larger than (1 + 2⁻²²)·largest_code·scale: would saturate, by more than the
+  /// rounding of a scale that `scales_from_maxima` made of them. Before `quantize`; for telemetry.
+  virtual std::int64_t count_beyond(ConstMatrixView w, const Grid& grid,
+                                    ConstMatrixView scales) = 0;
+  /// m ← m + (κc₁·D)⊙e, f32, D the divisor of `adamw`: √(v/c₂) + ε or (√v + ε)/√c₂, v after that
+  /// step. κc₁ is rounded once; each product and the sum, too. @par Cost 16 bytes per element.
+  virtual void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v,
+                               ConstMatrixView e, MatrixView m) = 0;
+  /// f32 → high, bf16: the nearest, ties away from zero; and low: the 16 bits that are missing, an
+  /// int16 in a bf16 view, bits(w) − high·2¹⁶. (With ties to even, an even high has 2¹⁶ + 1
+  /// origins, which no 16 bits tell apart.) NaN: high is NaN, low 0.
+  virtual void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) = 0;
+  /// The exact inverse, bit for bit but for NaN, which stays NaN.
+  virtual void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) = 0;
+
   // ---- entries as they stand ------------------------------------------------------------------
   /// Every entry ← value, rounded once.
   virtual void fill(double value, MatrixView to) = 0;
@@ -160,7 +230,34 @@ class Backend {
   /// x(i,j) ← x(i,j)·s(i) (s(j) when `of_columns`); s is f64, the product is rounded once.
   virtual void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) = 0;
 
+  // ---- divisions by numbers that stay on the device: nothing is waited for
+  // ------------------------
+  /// Does a verb that returns a number make the host wait for a queue?
+  [[nodiscard]] virtual bool numbers_wait() const { return false; }
+  /// to ← x/ν, ν = norm_of(‖X‖_F, options). Where the largest |x| is not within 2^±safe_exponent, x
+  /// is brought near 1 by a power of two first, which is exact, and ε with it; then no square and
+  /// no reciprocal leaves its range. ε can dwarf the entries so much that 1/ν underflows: then `to`
+  /// is 0, as it should. Of a zero matrix `to` is zero, of one that is not finite it is all NaN.
+  /// @param[in,out] x   may be left scaled.
+  /// @param[out]    to  x itself, or apart from it; any type.
+  /// @return false when the host has learned that x is zero. A device that does not answer at once
+  ///         says true.
+  /// @par Cost  two passes over x, three in f64, and one over `to`.
+  virtual bool normalize(MatrixView x, const NormOptions& options, int safe_exponent,
+                         MatrixView to) = 0;
+  /// to ← from/νᵖ, ν = norm_of(√tr R, options), p = `power` 1 or 2. Of tr R = 0 `to` is zero, of
+  /// one that is not finite all NaN. @param to  `from` itself, or apart from it.
+  virtual void divide_by_norm(ConstMatrixView r, const NormOptions& options, int power,
+                              ConstMatrixView from, MatrixView to) = 0;
+  /// to ← μ·x and C ← C − μI with μ the mean of C's diagonal. Nothing is C; `to` apart from x.
+  virtual void split_mean(MatrixView c, ConstMatrixView x, MatrixView to) = 0;
+  /// s ← 1/√s where s > 0, else 0; f64.
+  virtual void inverse_roots(MatrixView s) = 0;
+
  protected:
+  using Sequence = void (*)(void* context);
+  virtual void run_replay(const ReplayKey& /*key*/, Sequence f, void* context) { f(context); }
+
   using Task = void (*)(void* context, int task, int place, Backend& backend);
   virtual void run_tasks(int count, int /*at_once*/, Task f, void* context) {
     for (int task = 0; task < count; ++task) f(context, task, 0, *this);

@@ -10,10 +10,13 @@ namespace orthrus::kernels {
 
 inline constexpr std::size_t piece_alignment = 256;
 
+/// `bytes` up to the next multiple of the alignment.
+constexpr std::size_t padded(std::size_t bytes) {
+  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
+}
 /// What a rows×cols matrix takes of scratch: a multiple of the alignment.
 constexpr std::size_t piece_bytes(Index rows, Index cols, DType dtype) {
-  const std::size_t bytes = static_cast<std::size_t>(rows * cols) * bytes_of(dtype);
-  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
+  return padded(static_cast<std::size_t>(rows * cols) * bytes_of(dtype));
 }
 
 /// Cuts matrices off the front of `work`.

@@ -22,6 +22,12 @@ void check_factor(std::string_view verb, ConstMatrixView v, DType first, DType p
   check_dtype(verb, v, product == DType::f32 && first == DType::bf16 ? first : product);
 }
 
+void check_grid(std::string_view verb, const Grid& grid) {
+  if (grid.extent == Grid::Extent::block && grid.block < 1) {
+    refuse(verb, {"a block of ", std::to_string(grid.block), " columns"});
+  }
+}
+
 std::string_view mark(Transpose op) noexcept { return op == Transpose::yes ? "^T" : ""; }
 
 }  // namespace
@@ -113,9 +119,74 @@ void check_triangle(std::string_view verb, ConstMatrixView full) {
   check_dtype(verb, full, DType::f32);
 }
 
+void check_divide_by_norm(ConstMatrixView r, ConstMatrixView from, ConstMatrixView to) {
+  check_square("divide_by_norm", r);
+  check_same_shape("divide_by_norm", {from, to});
+}
+
+void check_split_mean(ConstMatrixView c, ConstMatrixView x, ConstMatrixView to) {
+  check_square("split_mean", c);
+  check_same_shape("split_mean", {x, to});
+}
+
 void check_row_dots(ConstMatrixView x, ConstMatrixView y, ConstMatrixView out) {
   check_same("row_dots", {x, y});
   check_lines("row_dots", x, false, out);
+}
+
+void check_scales(std::string_view verb, ConstMatrixView w, const Grid& grid,
+                  ConstMatrixView scales) {
+  check_view(verb, w);
+  check_grid(verb, grid);
+  check_scales(verb, scales);
+  const Index rows = scale_rows(grid, w.rows);
+  const Index cols = scale_cols(grid, w.cols);
+  if (scales.rows != rows || scales.cols != cols) {
+    refuse(verb, {describe(w), " has ", std::to_string(rows), "x", std::to_string(cols),
+                  " scales, not ", describe(scales)});
+  }
+}
+
+void check_scales(std::string_view verb, ConstMatrixView scales) {
+  check_view(verb, scales);
+  check_dtype(verb, scales, DType::f32);
+}
+
+void check_quantized(std::string_view verb, ConstMatrixView w, const Grid& grid,
+                     ConstQuantizedView q) {
+  check_view(verb, w);
+  check_grid(verb, grid);
+  if (q.rows != w.rows || q.cols != w.cols) {
+    refuse(verb, {std::to_string(q.rows), "x", std::to_string(q.cols), " codes do not fit ",
+                  describe(w)});
+  }
+  if (w.size() == 0) return;
+  if (q.codes == nullptr || q.scales == nullptr) {
+    refuse(verb, {"no codes or no scales for ", describe(w)});
+  }
+  if (w.rows == 1) return;
+  if (q.pitch < code_pitch(grid.format, w.cols)) {
+    refuse(verb, {"rows of ", name_of(grid.format), " codes for ", describe(w),
+                  " overlap: ", std::to_string(q.pitch), " bytes from one to the next"});
+  }
+  const bool shared = grid.extent == Grid::Extent::tensor;
+  if (shared ? q.scale_pitch != 0 : q.scale_pitch < scale_cols(grid, w.cols)) {
+    refuse(verb, {std::to_string(q.scale_pitch), " floats from row to row of scales, where ",
+                  shared ? "all rows share one"
+                         : std::to_string(scale_cols(grid, w.cols)) + " are in each"});
+  }
+}
+
+void check_weights(std::string_view verb, ConstMatrixView w) {
+  if (w.dtype == DType::bf16) refuse(verb, {"f32 or f64 is needed: ", describe(w)});
+}
+
+void check_halves(std::string_view verb, ConstMatrixView w, ConstMatrixView high,
+                  ConstMatrixView low) {
+  check_same_shape(verb, {w, high, low});
+  check_dtype(verb, w, DType::f32);
+  check_dtype(verb, high, DType::bf16);
+  check_dtype(verb, low, DType::bf16);
 }
 
 void throw_config_error(const std::string& what) { throw ConfigError(what); }

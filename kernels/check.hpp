@@ -39,8 +39,26 @@ void check_lines(std::string_view verb, ConstMatrixView x, bool of_columns, Cons
 void check_square(std::string_view verb, ConstMatrixView c);
 /// `check_square`, f32.
 void check_triangle(std::string_view verb, ConstMatrixView full);
+/// `r` is square, `from` and `to` have one shape.
+void check_divide_by_norm(ConstMatrixView r, ConstMatrixView from, ConstMatrixView to);
+/// `c` is square, x and `to` have one shape.
+void check_split_mean(ConstMatrixView c, ConstMatrixView x, ConstMatrixView to);
 /// x and y of one shape and dtype, `out` one f64 per row.
 void check_row_dots(ConstMatrixView x, ConstMatrixView y, ConstMatrixView out);
+
+/// w of a floating dtype, `scales` f32 and of the size `grid` asks for.
+void check_scales(std::string_view verb, ConstMatrixView w, const Grid& grid,
+                  ConstMatrixView scales);
+/// f32.
+void check_scales(std::string_view verb, ConstMatrixView scales);
+/// q has the shape of w, codes that do not overlap, and scales as `grid` says.
+void check_quantized(std::string_view verb, ConstMatrixView w, const Grid& grid,
+                     ConstQuantizedView q);
+/// f32 or f64.
+void check_weights(std::string_view verb, ConstMatrixView w);
+/// w f32, high and low bf16, of one shape.
+void check_halves(std::string_view verb, ConstMatrixView w, ConstMatrixView high,
+                  ConstMatrixView low);
 
 // For sources that cannot read error.hpp, being C++17.
 [[noreturn]] void throw_config_error(const std::string& what);

@@ -104,13 +104,6 @@ void row_squares_of(ConstMatrixView q, ConstMatrixView r, std::span<double> row_
   }
 }
 
-double norm_of(double trace, const GramOptions& options) {
-  const double norm = options.safety * std::sqrt(trace);
-  if (options.eps_mode == EpsMode::add) return norm + options.eps;
-  if (options.eps_mode == EpsMode::clamp) return std::max(norm, options.eps);
-  return norm;
-}
-
 /// What a small singular value of the input of iteration `first` is lifted by before the last one.
 double growth(std::span<const Quintic> iterations, std::size_t first) {
   double product = 1;
@@ -216,7 +209,9 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
   expects(work.size() >= gram_polynomial_workspace_bytes(m, iterations),
           "work is smaller than gram_polynomial_workspace_bytes says");
 
-  const double squares = backend.trace(r);
+  // Where it costs a wait, the norm stays on the device, and Q is divided by it at the end.
+  const bool stays = backend.numbers_wait();
+  const double squares = stays ? 1 : backend.trace(r);
   if (squares == 0 || !std::isfinite(squares)) {
     const double all = squares == 0 ? 0 : std::numeric_limits<double>::quiet_NaN();
     backend.fill(all, q);
@@ -234,8 +229,12 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
   MatrixView power = in_f64 > 0 ? first : narrow_power;  // R as the iterations change it
   MatrixView s = in_f64 > 0 ? second : narrow_s;
 
-  const double inverse = 1 / norm_of(squares, options);
-  backend.convert(r, inverse * inverse, power);
+  const double inverse = stays ? 1 : 1 / norm_of(std::sqrt(squares), options);
+  if (stays) {
+    backend.divide_by_norm(r, options, 2, r, power);
+  } else {
+    backend.convert(r, inverse * inverse, power);
+  }
   for (std::size_t t = 0; t < iterations.size(); ++t) {
     if (t > 0 && t == in_f64) {
       backend.convert(power, 1, narrow_power);
@@ -246,6 +245,7 @@ void gram_polynomial(ConstMatrixView r, std::span<const Quintic> iterations,
     const double unit = last ? inverse : 1;  // Q is scaled where it is written anyway
     step(iterations[t], t == 0, last, unit, power, s, q, panels, backend);
   }
+  if (stays) backend.divide_by_norm(r, options, 1, q, q);
   if (!row_squares.empty()) {
     backend.convert(r, 1, first);
     row_squares_of(q, first, row_squares, panels, backend);

@@ -7,7 +7,7 @@
 #include <span>
 
 #include "kernels/coefficients.hpp"
-#include "kernels/msign.hpp"
+#include "kernels/norm.hpp"
 #include "kernels/triangle.hpp"
 
 namespace orthrus::kernels {
@@ -35,11 +35,7 @@ void gram_accumulate(double alpha, ConstMatrixView x, bool wide, double beta, Ma
 // ---- Q with QX = p(X) -------------------------------------------------------------------------
 
 /// ν = safety·√(tr R), and ε as msign adds it: in units of X as it is scaled here.
-struct GramOptions {
-  double safety = 1;
-  EpsMode eps_mode = EpsMode::none;
-  double eps = 1e-7;
-};
+using GramOptions = NormOptions;
 
 /// Is R in f32 accurate enough for `iterations`? An error in a small eigenvalue of R is lifted by
 /// Π a² over all iterations but the last: yes while 2^-24 of that stays below 0.1. So: every

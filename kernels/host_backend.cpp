@@ -3,13 +3,16 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <string>
 #include <type_traits>
 
 #include "kernels/bf16.hpp"
 #include "kernels/check.hpp"
+#include "kernels/msign.hpp"
 #include "kernels/triangle.hpp"
 
 namespace orthrus::kernels {
@@ -145,6 +148,56 @@ void HostBackend::row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out)
       *row<double>(out, i) = sum;
     }
   });
+}
+
+bool HostBackend::normalize(MatrixView x, const NormOptions& options, int safe_exponent,
+                            MatrixView to) {
+  check_same_shape("normalize", {x, to});
+  const double largest = abs_max(x);
+  if (largest == 0) {
+    if (to.data != x.data) convert(x, 1, to);
+    return false;
+  }
+  if (!std::isfinite(largest)) {
+    convert(x, std::numeric_limits<double>::quiet_NaN(), to);
+    return true;
+  }
+  int shift = std::ilogb(largest);
+  if (std::abs(shift) <= safe_exponent) shift = 0;
+  scale_by_power(x, -shift, *this);
+  NormOptions scaled = options;
+  scaled.eps = std::ldexp(options.eps, -shift);
+  convert(x, 1 / norm_of(std::sqrt(sum_squares(x)), scaled), to);
+  return true;
+}
+
+void HostBackend::divide_by_norm(ConstMatrixView r, const NormOptions& options, int power,
+                                 ConstMatrixView from, MatrixView to) {
+  check_divide_by_norm(r, from, to);
+  const double squares = trace(r);
+  if (squares == 0) return fill(0, to);
+  const double inverse = 1 / norm_of(std::sqrt(squares), options);
+  const double factor = power == 2 ? inverse * inverse : inverse;
+  convert(from, std::isfinite(squares) ? factor : std::numeric_limits<double>::quiet_NaN(), to);
+}
+
+void HostBackend::split_mean(MatrixView c, ConstMatrixView x, MatrixView to) {
+  check_split_mean(c, x, to);
+  if (c.rows == 0) return;
+  const double mean = trace(c) / static_cast<double>(c.rows);
+  add_diagonal(-mean, c);
+  convert(x, mean, to);
+}
+
+void HostBackend::inverse_roots(MatrixView s) {
+  check_view("inverse_roots", s);
+  check_dtype("inverse_roots", s, DType::f64);
+  for (Index i = 0; i < s.rows; ++i) {
+    for (Index j = 0; j < s.cols; ++j) {
+      double& f = row<double>(s, i)[j];
+      f = f > 0 ? 1 / std::sqrt(f) : 0;
+    }
+  }
 }
 
 }  // namespace orthrus::kernels

@@ -27,6 +27,13 @@ class HostBackend : public Backend {
   void unpack_triangle(const float* packed, MatrixView full) override;
   double trace(ConstMatrixView c) override;
   void row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out) override;
+  // Written on other verbs.
+  bool normalize(MatrixView x, const NormOptions& options, int safe_exponent,
+                 MatrixView to) override;
+  void divide_by_norm(ConstMatrixView r, const NormOptions& options, int power,
+                      ConstMatrixView from, MatrixView to) override;
+  void split_mean(MatrixView c, ConstMatrixView x, MatrixView to) override;
+  void inverse_roots(MatrixView s) override;
 };
 
 }  // namespace orthrus::kernels

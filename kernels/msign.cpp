@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <orthrus/error.hpp>
 #include <utility>
 
@@ -15,28 +14,9 @@ namespace {
 
 bool is_floating(DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f64; }
 
-/// to ← x/ν, ν as `MsignOptions` wants it. @pre x is not zero
-void normalize(MatrixView x, double largest, double safety, const MsignOptions& options,
-               MatrixView to, Backend& backend) {
-  if (!std::isfinite(largest)) {
-    return backend.convert(x, std::numeric_limits<double>::quiet_NaN(), to);
-  }
-  // Between 2^-60 and 2^60 the f64 sum of squares and the f32 reciprocal are far from their limits,
-  // and one pass does; outside, the entries are first brought near 1, which is exact.
-  int shift = std::ilogb(largest);
-  if (std::abs(shift) <= 60) {
-    shift = 0;
-  } else {
-    scale_by_power(x, -shift, backend);
-  }
-  double norm = safety * std::sqrt(backend.sum_squares(x));
-  const double eps = std::ldexp(options.eps, -shift);
-  if (options.eps_mode == EpsMode::add) norm += eps;
-  if (options.eps_mode == EpsMode::clamp) norm = std::max(norm, eps);
-  // ε can dwarf the entries so much that 1/ν underflows in f32, or is 1/Inf: then X/ν is 0, as it
-  // should.
-  backend.convert(x, 1 / norm, to);
-}
+/// Between 2^-60 and 2^60 the f64 sum of squares and the f32 reciprocal are far from their limits,
+/// and one pass does; outside, the entries are first brought near 1, which is exact.
+constexpr int safe_exponent = 60;
 
 }  // namespace
 
@@ -89,18 +69,12 @@ struct Turns {
     if (a != 0) backend.convert(current, 1, to);
     product(weight, factor, a, to, backend);
   }
-  /// X ← AX + aX for an a that comes from data: oneDNN compiles a product for each multiple of C.
-  void multiply_and_add(MatrixView factor, double a, bool last, Backend& backend) {
-    const MatrixView to = target(last);
-    backend.convert(current, a, to);
-    product(1, factor, 1, to, backend);
-  }
-
- private:
+  /// Where the next product goes.
   [[nodiscard]] MatrixView target(bool last) const {
     const bool lands = last && current.dtype == DType::bf16 && result.dtype == DType::f32;
     return lands ? result : next;
   }
+  /// X ← weight·AX + a·to.
   void product(double weight, MatrixView factor, double a, MatrixView to, Backend& backend) {
     if (wide()) {
       backend.gemm(weight, factor, Transpose::no, current, Transpose::no, a, to);
@@ -145,9 +119,6 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
   expects(work.size() >= msign_workspace_bytes(x.rows, x.cols, x.dtype, options),
           "work is smaller than msign_workspace_bytes says");
 
-  const double largest = backend.abs_max(x);
-  if (largest == 0) return;
-
   const Index side = std::min(x.rows, x.cols);
   const Index gram_products = msign_gram_products(x.rows, x.cols, iterations, options);
   const Index products = gram_products > 0 ? gram_products : std::ssize(iterations);
@@ -157,7 +128,8 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
   Turns turns{carve(work, x.rows, x.cols, options.dtype),
               in_place ? x : carve(work, x.rows, x.cols, options.dtype), x};
   if (in_place && products % 2 == 0) std::swap(turns.current, turns.next);
-  normalize(x, largest, safety, options, turns.current, backend);
+  const NormOptions norm{safety, options.eps_mode, options.eps};
+  if (!backend.normalize(x, norm, safe_exponent, turns.current)) return;  // it was 0
 
   if (gram_products > 0) {
     const MatrixView r = carve(work, side, side, DType::f32);
@@ -172,10 +144,11 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
         turns.multiply(1, q, 0, left.empty(), backend);
       } else {
         // Q spans what singular values differ by. Its mean is added apart: it would round the rest.
-        const double mean = backend.trace(q) / static_cast<double>(side);
-        backend.add_diagonal(-mean, q);
+        // And not as a multiple in the product: oneDNN compiles one for each multiple of C.
+        const MatrixView to = turns.target(left.empty());
+        backend.split_mean(q, turns.current, to);
         backend.convert(q, 1, narrow);
-        turns.multiply_and_add(narrow, mean, left.empty(), backend);
+        turns.product(1, narrow, 1, to, backend);
       }
     }
   } else {

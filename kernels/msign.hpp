@@ -3,18 +3,14 @@
 /// msign: the direction Muon walks in.
 
 #include <cstddef>
-#include <cstdint>
 #include <orthrus/view.hpp>
 #include <span>
 
 #include "kernels/coefficients.hpp"
+#include "kernels/norm.hpp"
 
 namespace orthrus::kernels {
 class Backend;
-
-/// What is added to the norm before dividing by it. `none` needs nothing: a zero matrix stays zero.
-/// `add` (ν + ε, Keller Jordan) and `clamp` (max(ν, ε), torch) reproduce other engines.
-enum class EpsMode : std::uint8_t { none, add, clamp };
 
 struct MsignOptions {
   DType dtype = DType::f32;  ///< the iteration's: f32, bf16 or f64
@@ -45,7 +41,8 @@ std::size_t msign_workspace_bytes(Index m, Index n, DType input, const MsignOpti
 /// anew, so errors are those of X ← aX + … (test_msign). The norm is taken after an exact scaling
 /// by a power of two, so entries of 1e-30 or 1e30 neither underflow nor overflow, and the cast to
 /// `options.dtype` follows the normalization; the last product of bf16 is stored in f32. Zero stays
-/// exactly zero.
+/// exactly zero. No number comes to the host: on a device msign is a sequence of launches, which
+/// `Backend::replay` can keep, and nothing is waited for.
 ///
 /// @param[in,out] x           m×n, row-major, f32 or f64; any ld.
 /// @param         iterations  one polynomial each, applied in order; at least one.

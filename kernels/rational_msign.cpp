@@ -300,7 +300,7 @@ std::size_t rational_msign_workspace_bytes(Index m, Index n, int at_once) {
 }
 
 RationalReport rational_msign(MatrixView x, const RationalSign& f, const RationalOptions& options,
-                              std::span<std::byte> work, Backend& backend) {
+                              std::span<std::byte> work, Backend& backend, MatrixView root) {
   expects(x.rows > 0 && x.cols > 0, "rational_msign of an empty matrix");
   expects(x.rows == 1 || x.ld >= x.cols, "rational_msign of a matrix whose rows overlap");
   expects(x.dtype == DType::f32, "rational_msign takes f32");
@@ -308,16 +308,23 @@ RationalReport rational_msign(MatrixView x, const RationalSign& f, const Rationa
   expects(work.size() >= rational_msign_workspace_bytes(x.rows, x.cols),
           "work is smaller than rational_msign_workspace_bytes says");
 
+  expects(root.data == nullptr || (is_square_f32(root) && root.rows == std::min(x.rows, x.cols)),
+          "the root is a square f32 matrix of the short side");
+
   const double largest = backend.abs_max(x);
-  if (largest == 0) return {};
+  if (largest == 0) {
+    if (root.data != nullptr) backend.fill(0, root);
+    return {};
+  }
   if (!std::isfinite(largest)) {
     backend.fill(std::numeric_limits<double>::quiet_NaN(), x);
+    if (root.data != nullptr) backend.fill(std::numeric_limits<double>::quiet_NaN(), root);
     return {std::numeric_limits<double>::quiet_NaN(), 0};
   }
   // Within 2^±20, R and its inverses are far from the limits of f32, and the result has the bits it
   // would have with scaling; outside, scaling is exact.
-  const int exponent = std::ilogb(largest);
-  if (std::abs(exponent) > 20) scale_by_power(x, -exponent, backend);
+  const int exponent = std::abs(std::ilogb(largest)) > 20 ? std::ilogb(largest) : 0;
+  scale_by_power(x, -exponent, backend);
 
   const bool wide = x.rows <= x.cols;
   const Index side = std::min(x.rows, x.cols);
@@ -345,6 +352,11 @@ RationalReport rational_msign(MatrixView x, const RationalSign& f, const Rationa
     });
   }
   const RationalReport report = rational_gram(r, f, k, work, backend);
+  if (root.data != nullptr) {
+    backend.gemm(1, k, Transpose::no, r, Transpose::no, 0, root);
+    backend.mirror_lower(root);  // symmetric but for rounding
+    scale_by_power(root, exponent, backend);
+  }
   for_panels(DType::f32, [&](Index, MatrixView part, MatrixView copy) {
     backend.convert(part, 1, copy);
     if (wide) {

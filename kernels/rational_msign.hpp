@@ -117,12 +117,15 @@ std::size_t rational_msign_workspace_bytes(Index m, Index n, int at_once = 1);
 ///       bf16                26         66         86         205   0.32; 0.13 (Polar Express)
 ///
 /// @param[in,out] x     m×n, row-major, f32; any ld.
+/// @param[out]    root  where given: R^½ = (XXᵀ)^½ (wide) or (XᵀX)^½ (tall), f32, exactly
+/// symmetric,
+///                      as K·R: each singular value as far off as its sign is. 2m³ flops more.
 /// @param[out]    work  `rational_msign_workspace_bytes(...)` bytes, 64-byte aligned.
 /// @pre    every entry is finite: NaN and Inf make all of X NaN.
 /// @throws NumericError  as `rational_term`.
 /// @throws ShapeError    m or n is 0, X is not f32, or `work` is too small.
 /// @par Cost  with m ≤ n: m²n + r·m³ + 2m²n flops; no message, no allocation.
 RationalReport rational_msign(MatrixView x, const RationalSign& f, const RationalOptions& options,
-                              std::span<std::byte> work, Backend& backend);
+                              std::span<std::byte> work, Backend& backend, MatrixView root = {});
 
 }  // namespace orthrus::kernels

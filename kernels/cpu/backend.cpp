@@ -14,9 +14,11 @@
 #include "kernels/adamw_constants.hpp"
 #include "kernels/block_sum.hpp"
 #include "kernels/check.hpp"
+#include "kernels/code_format.hpp"
 #include "kernels/cpu/bf16_product.hpp"
 #include "kernels/cpu/elementwise.hpp"
 #include "kernels/cpu/f32_product.hpp"
+#include "kernels/cpu/quantize.hpp"
 #include "kernels/cpu/spd_inverse.hpp"
 #include "kernels/cpu/tasks.hpp"
 #include "kernels/devices.hpp"
@@ -134,6 +136,26 @@ ConstMatrixView lines(ConstMatrixView a, Transpose op, Index i, Index count) {
   return op == Transpose::yes ? block(a, 0, i, a.rows, count) : block(a, i, 0, count, a.cols);
 }
 Transpose other(Transpose op) { return op == Transpose::yes ? Transpose::no : Transpose::yes; }
+
+/// Columns of a row that share a scale, where they do not share it with all others.
+Index unit_of(const Grid& grid, Index cols) {
+  return grid.extent == Grid::Extent::block ? grid.block : std::max(cols, Index{1});
+}
+
+/// f(j, n, scale) for the runs of equal scale among `count` columns of row i, from `begin` on.
+template <class F>
+void for_runs(ConstQuantizedView q, const Grid& grid, Index i, Index begin, Index count, F f) {
+  const Index unit = unit_of(grid, q.cols);
+  const float* scales = q.scales + i * q.scale_pitch;
+  for (Index j = begin; j < begin + count;) {
+    const Index n = std::min(begin + count - j, unit - j % unit);
+    f(j, n, scales[j / unit]);
+    j += n;
+  }
+}
+
+/// Columns whose codes, or words, are held apart from the matrix; even, for int4.
+constexpr Index code_piece = 1024;
 
 class CpuBackend final : public HostBackend {
  public:
@@ -296,6 +318,134 @@ class CpuBackend final : public HostBackend {
                      row<float>(w, i) + j, update.data() + at, n);
         },
         [&](Index n) { return cpu::block_sum_squares(update.data(), n); });
+  }
+
+  void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) override {
+    check_scales("abs_maxima", w, grid, out);
+    with_type(w.dtype, [&](auto type) {
+      using T = decltype(type);
+      const bool shared = grid.extent == Grid::Extent::tensor;
+      const Index unit = unit_of(grid, w.cols);
+      for (Index i = 0; i < out.rows; ++i) std::fill_n(row<float>(out, i), out.cols, 0.0F);
+      for_rows(shared && w.contiguous(), w.rows, w.cols, [&](Index i, Index n) {
+        float* const maxima = row<float>(out, shared ? 0 : i);
+        const Index length = shared ? n : unit;
+        for (Index begin = 0; begin < n; begin += length) {
+          float& most = maxima[begin / length];
+          const auto here =
+              static_cast<float>(cpu::abs_max(row<T>(w, i) + begin, std::min(length, n - begin)));
+          if (std::isnan(here) || here > most) most = here;  // once NaN, nothing takes it back
+        }
+      });
+    });
+  }
+
+  void scales_from_maxima(const Grid& grid, MatrixView scales) override {
+    check_scales("scales_from_maxima", scales);
+    for (Index i = 0; i < scales.rows; ++i) {
+      float* const line = row<float>(scales, i);
+      for (Index j = 0; j < scales.cols; ++j) {
+        line[j] = detail::scale_from_maximum(grid.format, grid.power_of_two, line[j]);
+      }
+    }
+  }
+
+  void quantize(MatrixView w, const Grid& grid, const Rounding& rounding,
+                QuantizedView q) override {
+    check_quantized("quantize", w, grid, q);
+    check_weights("quantize", w);
+    const std::uint64_t key = mix_seed(rounding.seed, rounding.stream_id);
+    const bool packed = grid.format == CodeFormat::int4;
+    std::array<std::uint32_t, code_piece + 4> words;
+    std::array<std::uint8_t, code_piece> wide;
+    for (Index i = 0; i < w.rows; ++i) {
+      auto* const line = static_cast<std::uint8_t*>(q.codes) + i * q.pitch;
+      const auto first =
+          static_cast<std::uint64_t>(rounding.first_element + i * rounding.row_distance);
+      for (Index begin = 0; begin < w.cols; begin += code_piece) {
+        const Index count = std::min(code_piece, w.cols - begin);
+        const std::uint64_t element = first + static_cast<std::uint64_t>(begin);
+        const auto skipped = static_cast<Index>(element % 4);
+        if (rounding.stochastic) {
+          cpu::random_run(words.data(), (skipped + count + 3) / 4, key, rounding.step, element / 4);
+        }
+        std::uint8_t* const codes = packed ? wide.data() : line + begin;
+        for_runs(q, grid, i, begin, count, [&](Index j, Index n, float scale) {
+          const auto round = [&](auto* weights) {
+            cpu::quantize(grid.format, rounding.stochastic, weights + j, scale, codes + (j - begin),
+                          words.data() + skipped + (j - begin), n);
+          };
+          w.dtype == DType::f32 ? round(row<float>(w, i)) : round(row<double>(w, i));
+        });
+        if (packed) cpu::pack_nibbles(codes, count, line + begin / 2);
+      }
+    }
+  }
+
+  void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) override {
+    check_quantized("dequantize", to, grid, q);
+    const bool packed = grid.format == CodeFormat::int4;
+    std::array<std::uint8_t, code_piece> wide;
+    with_type(to.dtype, [&](auto type) {
+      using T = decltype(type);
+      for (Index i = 0; i < to.rows; ++i) {
+        const auto* const line = static_cast<const std::uint8_t*>(q.codes) + i * q.pitch;
+        for (Index begin = 0; begin < to.cols; begin += code_piece) {
+          const Index count = std::min(code_piece, to.cols - begin);
+          if (packed) cpu::unpack_nibbles(line + begin / 2, count, wide.data());
+          const std::uint8_t* const codes = packed ? wide.data() : line + begin;
+          for_runs(q, grid, i, begin, count, [&](Index j, Index n, float scale) {
+            cpu::dequantize(grid.format, codes + (j - begin), scale, row<T>(to, i) + j, n);
+          });
+        }
+      }
+    });
+  }
+
+  std::int64_t count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales) override {
+    check_scales("count_beyond", w, grid, scales);
+    return with_type(w.dtype, [&](auto type) {
+      using T = decltype(type);
+      const Index unit = unit_of(grid, w.cols);
+      Index count = 0;
+      for (Index i = 0; i < w.rows; ++i) {
+        const float* const line = row<float>(scales, scales.rows == 1 ? 0 : i);
+        for (Index j = 0; j < w.cols; j += unit) {
+          count += cpu::count_larger(row<T>(w, i) + j, detail::beyond(grid.format, line[j / unit]),
+                                     std::min(unit, w.cols - j));
+        }
+      }
+      return count;
+    });
+  }
+
+  void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                       MatrixView m) override {
+    check_same("adamw_pull_back", {m, v, e});
+    check_dtype("adamw_pull_back", m, DType::f32);
+    const AdamWConstants constants = constants_of(s);
+    const auto factor = static_cast<float>(kappa * s.bias_correction1);
+    for_rows(m.contiguous() && v.contiguous() && e.contiguous(), m.rows, m.cols,
+             [&](Index i, Index n) {
+               cpu::adamw_pull_back(constants, factor, row<float>(v, i), row<float>(e, i),
+                                    row<float>(m, i), n);
+             });
+  }
+
+  void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) override {
+    check_halves("split_f32", w, high, low);
+    for_rows(w.contiguous() && high.contiguous() && low.contiguous(), w.rows, w.cols,
+             [&](Index i, Index n) {
+               cpu::split(row<float>(w, i), row<BFloat16>(high, i), row<BFloat16>(low, i), n);
+             });
+  }
+
+  void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) override {
+    check_halves("merge_f32", w, high, low);
+    for_rows(w.contiguous() && high.contiguous() && low.contiguous(), w.rows, w.cols,
+             [&](Index i, Index n) {
+               cpu::merge(row<BFloat16>(high, i), row<BFloat16>(low, i), row<float>(w, i), n);
+             });
   }
 
   double sum_squares(ConstMatrixView x) override {

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstring>
+#include <exception>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "kernels/cuda/elementwise.hpp"
 #include "kernels/cuda/pages.hpp"
 #include "kernels/cuda/products.hpp"
+#include "kernels/cuda/quantize.hpp"
 #include "kernels/cuda/scratch.hpp"
 #include "kernels/cuda/status.hpp"
 #include "kernels/devices.hpp"
@@ -46,6 +49,7 @@ void* Scratch::at_least(std::size_t bytes) {
   check_cuda(cudaFree(data_), "cudaFree");
   data_ = nullptr;
   bytes_ = 0;
+  ++growths_;
   check_cuda(cudaMalloc(&data_, bytes), "cudaMalloc of scratch");
   bytes_ = bytes;
   return data_;
@@ -61,6 +65,16 @@ struct StreamTraits {
   using Handle = cudaStream_t;
   static Handle null() { return nullptr; }
   static void release(Handle handle) noexcept { cudaStreamDestroy(handle); }
+};
+struct GraphTraits {
+  using Handle = cudaGraph_t;
+  static Handle null() { return nullptr; }
+  static void release(Handle handle) noexcept { cudaGraphDestroy(handle); }
+};
+struct GraphExecTraits {
+  using Handle = cudaGraphExec_t;
+  static Handle null() { return nullptr; }
+  static void release(Handle handle) noexcept { cudaGraphExecDestroy(handle); }
 };
 struct PinnedTraits {
   using Handle = void*;
@@ -107,7 +121,7 @@ class CudaBackend final : public Backend {
         scratch_(stream_),
         number_(stream_),
         products_(std::make_unique<cuda::Products>(stream_)) {
-    number_.at_least(sizeof(double));
+    number();
     check_cuda(cudaHostAlloc(answer_.out(), sizeof(double), cudaHostAllocDefault), "cudaHostAlloc");
   }
   ~CudaBackend() override {
@@ -116,6 +130,7 @@ class CudaBackend final : public Backend {
     cudaGetDevice(&before);
     cudaSetDevice(device_);
     cudaStreamSynchronize(queue());
+    replays_.clear();
     products_.reset();
     cudaSetDevice(before);
   }
@@ -176,6 +191,14 @@ class CudaBackend final : public Backend {
     return attributes.type == cudaMemoryTypeManaged ||
            (attributes.type == cudaMemoryTypeDevice && attributes.device == device_);
   }
+
+  // ---- replays
+
+  bool keep_replays(bool on) override {
+    keeps_ = on;
+    return true;
+  }
+  [[nodiscard]] std::string_view replay_problem() const override { return problem_; }
 
   // ---- products
 
@@ -283,6 +306,73 @@ class CudaBackend final : public Backend {
     return answer();
   }
 
+  // ---- codes
+
+  void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) override {
+    check_scales("abs_maxima", w, grid, out);
+    if (is_empty(out)) return;
+    const Current here(device_);
+    cuda::fill(0, out, stream_);
+    if (!is_empty(w)) cuda::abs_maxima(w, grid, out, stream_);
+  }
+
+  void scales_from_maxima(const Grid& grid, MatrixView scales) override {
+    check_scales("scales_from_maxima", scales);
+    if (is_empty(scales)) return;
+    const Current here(device_);
+    cuda::scales_from_maxima(grid, scales, stream_);
+  }
+
+  void quantize(MatrixView w, const Grid& grid, const Rounding& rounding,
+                QuantizedView q) override {
+    check_quantized("quantize", w, grid, q);
+    check_weights("quantize", w);
+    if (is_empty(w)) return;
+    const Current here(device_);
+    cuda::quantize(w, grid, rounding, mix_seed(rounding.seed, rounding.stream_id), q, stream_);
+  }
+
+  void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) override {
+    check_quantized("dequantize", to, grid, q);
+    if (is_empty(to)) return;
+    const Current here(device_);
+    cuda::dequantize(q, grid, to, stream_);
+  }
+
+  std::int64_t count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales) override {
+    check_scales("count_beyond", w, grid, scales);
+    if (is_empty(w)) return 0;
+    const Current here(device_);
+    cuda::count_beyond(w, grid, scales, number(), stream_);
+    const double bits = answer();
+    std::int64_t count = 0;
+    std::memcpy(&count, &bits, sizeof count);
+    return count;
+  }
+
+  void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                       MatrixView m) override {
+    check_same("adamw_pull_back", {m, v, e});
+    check_dtype("adamw_pull_back", m, DType::f32);
+    if (is_empty(m)) return;
+    const Current here(device_);
+    cuda::adamw_pull_back(s, kappa, v, e, m, stream_);
+  }
+
+  void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) override {
+    check_halves("split_f32", w, high, low);
+    if (is_empty(w)) return;
+    const Current here(device_);
+    cuda::split_f32(w, high, low, stream_);
+  }
+
+  void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) override {
+    check_halves("merge_f32", w, high, low);
+    if (is_empty(w)) return;
+    const Current here(device_);
+    cuda::merge_f32(high, low, w, stream_);
+  }
+
   // ---- entries as they stand
 
   void fill(double value, MatrixView to) override {
@@ -371,7 +461,119 @@ class CudaBackend final : public Backend {
     cuda::scale_lines(s, of_columns, x, stream_);
   }
 
+  // ---- divisions
+
+  [[nodiscard]] bool numbers_wait() const override { return true; }
+
+  bool normalize(MatrixView x, const NormOptions& options, int safe_exponent,
+                 MatrixView to) override {
+    check_same_shape("normalize", {x, to});
+    if (is_empty(x)) return false;
+    const Current here(device_);
+    auto* const sums =
+        static_cast<double*>(scratch_.at_least(cuda::normalize_scratch(x.size()) * sizeof(double)));
+    cuda::normalize(x, options, safe_exponent, sums, number(), to, stream_);
+    return true;
+  }
+
+  void divide_by_norm(ConstMatrixView r, const NormOptions& options, int power,
+                      ConstMatrixView from, MatrixView to) override {
+    check_divide_by_norm(r, from, to);
+    if (is_empty(to)) return;
+    const Current here(device_);
+    if (is_empty(r)) return cuda::fill(0, to, stream_);
+    cuda::divide_by_norm(r, options, power == 2, from, number(), to, stream_);
+  }
+
+  void split_mean(MatrixView c, ConstMatrixView x, MatrixView to) override {
+    check_split_mean(c, x, to);
+    if (is_empty(c)) return;
+    const Current here(device_);
+    cuda::split_mean(c, x, number(), to, stream_);
+  }
+
+  void inverse_roots(MatrixView s) override {
+    check_view("inverse_roots", s);
+    check_dtype("inverse_roots", s, DType::f64);
+    if (is_empty(s)) return;
+    const Current here(device_);
+    cuda::inverse_roots(s, stream_);
+  }
+
+ protected:
+  void run_replay(const ReplayKey& key, Sequence f, void* context) override {
+    if (!keeps_ || recording_) return f(context);
+    Replay& kept = replays_[key];
+    // The first time scratch grows and algorithms are chosen, which a recording must not do.
+    if (!kept.known || kept.refused) {
+      kept.known = true;
+      return f(context);
+    }
+    const Current here(device_);
+    // Scratch that has grown since is elsewhere.
+    if (!kept.graph || kept.growths != growths()) {
+      const std::string problem = record(f, context, kept);
+      if (!problem.empty()) {
+        kept = {};
+        kept.known = kept.refused = true;
+        if (problem_.empty()) problem_ = problem;
+        return f(context);
+      }
+    }
+    check_cuda(cudaGraphLaunch(kept.graph.get(), queue()), "cudaGraphLaunch");
+  }
+
  private:
+  /// A sequence of verbs, as one launch.
+  struct Replay {
+    bool known = false, refused = false;
+    int growths = 0;  ///< of scratch, when it was recorded
+    UniqueHandle<GraphExecTraits> graph;
+  };
+
+  [[nodiscard]] int growths() const { return scratch_.growths() + products_->growths(); }
+
+  void enter(Stream stream) {
+    stream_ = stream;
+    products_->enter(stream);
+  }
+
+  /// `kept` ← what f enters, of which nothing is done yet. In a stream of its own: the caller's may
+  /// be the default one, which cannot be recorded. @return what stood in the way; empty: nothing.
+  std::string record(Sequence f, void* context, Replay& kept) {
+    if (!recorder_) {
+      check_cuda(cudaStreamCreateWithFlags(recorder_.out(), cudaStreamNonBlocking),
+                 "cudaStreamCreateWithFlags");
+    }
+    const Stream outside = stream_;
+    enter({recorder_.get()});
+    recording_ = true;
+    std::string problem;
+    UniqueHandle<GraphTraits> graph;
+    try {
+      // Of this thread: others may allocate meanwhile.
+      check_cuda(cudaStreamBeginCapture(recorder_.get(), cudaStreamCaptureModeThreadLocal),
+                 "cudaStreamBeginCapture");
+      try {
+        f(context);
+      } catch (const std::exception& e) {
+        problem = e.what();
+      }
+      const int ended = cudaStreamEndCapture(recorder_.get(), graph.out());
+      if (problem.empty()) check_cuda(ended, "cudaStreamEndCapture");
+      kept.growths = growths();
+      if (problem.empty()) {
+        check_cuda(cudaGraphInstantiate(kept.graph.out(), graph.get(), 0), "cudaGraphInstantiate");
+      }
+    } catch (const std::exception& e) {
+      problem = e.what();
+    }
+    cudaGetLastError();  // or the next call would report it again
+    recording_ = false;
+    enter(outside);
+    return problem;
+  }
+
   /// Every stream of this device, the caller's too.
   void wait_for_all() const noexcept {
     int before = device_;
@@ -397,8 +599,10 @@ class CudaBackend final : public Backend {
     return static_cast<double*>(
         scratch_.at_least(cuda::block_sum_scratch(lines, size) * sizeof(double)));
   }
-  /// Where a verb puts the number it returns.
-  double* number() { return static_cast<double*>(number_.at_least(sizeof(double))); }
+  /// Where a verb puts the number it returns, or divides by.
+  double* number() {
+    return static_cast<double*>(number_.at_least(cuda::division_numbers * sizeof(double)));
+  }
   /// That number, when it is there.
   double answer() {
     check_cuda(
@@ -418,6 +622,10 @@ class CudaBackend final : public Backend {
   UniqueHandle<PinnedTraits> answer_;
   std::unique_ptr<cuda::Products> products_;
   cuda::Pages pages_;
+  UniqueHandle<StreamTraits> recorder_;
+  std::map<ReplayKey, Replay> replays_;
+  std::string problem_;
+  bool keeps_ = false, recording_ = false;
   std::unique_ptr<Backend> host_;  ///< for what a device is slow at
   std::vector<std::byte> host_matrix_;
 };

@@ -8,8 +8,10 @@
 #include <utility>
 
 #include "kernels/adamw_constants.hpp"
+#include "kernels/code_format.hpp"
 #include "kernels/cuda/elementwise.hpp"
 #include "kernels/cuda/status.hpp"
+#include "kernels/norm.hpp"
 #include "kernels/philox.hpp"
 
 namespace orthrus::kernels::cuda {
@@ -264,6 +266,9 @@ struct Fill {
   __device__ void store(Index i, Index j, In) const { to(i, j) = narrow<T>(value); }
 };
 
+/// A column whose entries lie a row and one apart.
+MatrixView diagonal_of(MatrixView c) { return {c.data, c.rows, 1, c.ld + 1, c.dtype}; }
+
 template <class T>
 struct AddConstant {
   using In = T;
@@ -294,6 +299,45 @@ struct UnpackLower {
   }
 };
 
+template <bool eps_first>
+struct PullBack {
+  struct In {
+    float v, e, m;
+  };
+  AdamWConstants s;
+  float factor;
+  Entries<const float> v, e;
+  Entries<float> m;
+  __device__ In load(Index i, Index j) const { return {v(i, j), e(i, j), m(i, j)}; }
+  __device__ void store(Index i, Index j, In in) const {
+    const float divisor = eps_first ? __fdiv_rn(__fsqrt_rn(in.v) + s.eps, s.root_c2)
+                                    : __fsqrt_rn(__fdiv_rn(in.v, s.c2)) + s.eps;
+    m(i, j) = in.m + (factor * divisor) * in.e;
+  }
+};
+
+struct SplitF32 {
+  using In = float;
+  Entries<const float> w;
+  Entries<BFloat16> high, low;
+  __device__ In load(Index i, Index j) const { return w(i, j); }
+  __device__ void store(Index i, Index j, In x) const {
+    const detail::Halves halves = detail::split(__float_as_uint(x));
+    high(i, j) = {halves.high};
+    low(i, j) = {halves.low};
+  }
+};
+
+struct MergeF32 {
+  using In = detail::Halves;
+  Entries<const BFloat16> high, low;
+  Entries<float> w;
+  __device__ In load(Index i, Index j) const { return {high(i, j).bits, low(i, j).bits}; }
+  __device__ void store(Index i, Index j, In halves) const {
+    w(i, j) = __uint_as_float(detail::merge(halves));
+  }
+};
+
 /// An unsigned integer as wide as T.
 template <class T>
 using BitsOf = std::conditional_t<sizeof(T) == 2, std::uint16_t,
@@ -321,7 +365,165 @@ __global__ void __launch_bounds__(mirror_tile* mirror_rows) mirror(Index n, Entr
   }
 }
 
+// ---- divisions by a number in device memory -----------------------------------------------------
+
+/// Without its sign bit an f64 orders like an integer, and every NaN lies above Inf.
+using Bits64 = unsigned long long;
+__device__ inline Bits64 magnitude(double x) {
+  return static_cast<Bits64>(__double_as_longlong(x)) & 0x7fffffffffffffffU;
+}
+__device__ inline bool is_finite(double x) { return magnitude(x) < 0x7ff0000000000000U; }
+__device__ inline double not_a_number() { return __longlong_as_double(0x7ff8000000000000); }
+
+/// What one kernel leaves for the next: x is multiplied by `first`, `second` and `factor` in turn.
+struct Division {
+  double factor;
+  double first, second;  ///< powers of two, each without reciprocal out of range
+  double largest;        ///< of |x|, before
+};
+static_assert(sizeof(Division) == division_numbers * sizeof(double));
+
+template <class From, class To>
+struct Divide {
+  using In = From;
+  using C =
+      std::conditional_t<std::is_same_v<From, double> || std::is_same_v<To, double>, double, float>;
+  using P = Compute<From>;
+  Entries<const From> from;
+  Entries<To> to;
+  const Division* by;
+  __device__ In load(Index i, Index j) const { return from(i, j); }
+  __device__ void store(Index i, Index j, In x) const {
+    const auto once = narrow<From>(static_cast<P>(__ldg(&by->first)) * widen<P>(x));
+    const auto near = narrow<From>(static_cast<P>(__ldg(&by->second)) * widen<P>(once));
+    to(i, j) = narrow<To>(static_cast<C>(__ldg(&by->factor)) * widen<C>(near));
+  }
+};
+
+template <class T>
+struct SubtractNumber {
+  using In = T;
+  using C = Compute<T>;
+  const Division* number;
+  Entries<T> to;
+  __device__ In load(Index i, Index j) const { return to(i, j); }
+  __device__ void store(Index i, Index j, In x) const {
+    to(i, j) = narrow<T>(widen<C>(x) + static_cast<C>(-__ldg(&number->factor)));
+  }
+};
+
+struct InverseRoot {
+  using In = double;
+  Entries<double> s;
+  __device__ In load(Index i, Index j) const { return s(i, j); }
+  __device__ void store(Index i, Index j, In x) const {
+    s(i, j) = x > 0 ? __ddiv_rn(1, __dsqrt_rn(x)) : 0;
+  }
+};
+
+void divide(const char* verb, ConstMatrixView from, const Division* by, MatrixView to,
+            Stream stream) {
+  with_type(from.dtype, [&](auto from_tag) {
+    with_type(to.dtype, [&](auto to_tag) {
+      using From = typename decltype(from_tag)::Type;
+      using To = typename decltype(to_tag)::Type;
+      for_each_entry(verb, shape_of({from, to}), stream,
+                     Divide<From, To>{in<From>(from), out<To>(to), by});
+    });
+  });
+}
+
+// ---- what becomes of a sum
+// -----------------------------------------------------------------------
+
+/// It is the verb's result.
+struct Store {
+  double* out;
+  Index stride;
+  __device__ void operator()(Index line, double sum) const { out[line * stride] = sum; }
+};
+
+/// Σ x² becomes 1/‖X‖_F; with the exact power of two before it, where there is one.
+struct FrobeniusNorm {
+  NormOptions options;
+  int safe_exponent;
+  bool scaled;  ///< the sum is of entries multiplied by that power, which is there already
+  Division* division;
+  __device__ void operator()(Index, double sum, double largest) const {
+    if (scaled) largest = division->largest;
+    int shift = largest > 0 && is_finite(largest) ? ilogb(largest) : 0;
+    if (shift <= safe_exponent && -shift <= safe_exponent) shift = 0;
+    NormOptions there = options;
+    there.eps = ldexp(options.eps, -shift);
+    const double norm = norm_of(__dsqrt_rn(scaled ? sum : ldexp(sum, -2 * shift)), there);
+    double factor = largest == 0 ? 0 : __ddiv_rn(1, norm);
+    if (!is_finite(largest)) factor = not_a_number();
+    const int half = -shift / 2;
+    *division = {factor, ldexp(1.0, half), ldexp(1.0, -shift - half), largest};
+  }
+};
+
+/// tr R becomes 1/ν or 1/ν².
+struct GramNorm {
+  NormOptions options;
+  bool squared;
+  Division* division;
+  __device__ void operator()(Index, double trace) const {
+    const double inverse = __ddiv_rn(1, norm_of(__dsqrt_rn(trace), options));
+    double factor = squared ? inverse * inverse : inverse;
+    if (trace == 0) factor = 0;
+    if (!is_finite(trace)) factor = not_a_number();
+    *division = {factor, 1, 1, 0};
+  }
+};
+
+struct Mean {
+  double count;
+  Division* division;
+  __device__ void operator()(Index, double sum) const {
+    *division = {__ddiv_rn(sum, count), 1, 1, 0};
+  }
+};
+
 // ---- block sums -------------------------------------------------------------------------------
+
+struct Squares {
+  double sum;
+  __device__ static Squares none() { return {0}; }
+  __device__ void take(double x) { sum += x * x; }
+  __device__ void join(Squares next) { sum += next.sum; }
+  __device__ Squares below(unsigned these, unsigned distance) const {
+    return {__shfl_down_sync(these, sum, distance)};
+  }
+  template <class End>
+  __device__ void finish(Index line, End end) const {
+    end(line, sum);
+  }
+};
+
+struct SquaresAndLargest {
+  double sum;
+  Bits64 largest;
+  __device__ static SquaresAndLargest none() { return {0, 0}; }
+  __device__ void take(double x) {
+    sum += x * x;
+    const Bits64 bits = magnitude(x);
+    largest = bits > largest ? bits : largest;
+  }
+  __device__ void join(SquaresAndLargest next) {
+    sum += next.sum;
+    largest = next.largest > largest ? next.largest : largest;
+  }
+  __device__ SquaresAndLargest below(unsigned these, unsigned distance) const {
+    const double other = __shfl_down_sync(these, sum, distance);
+    return {other, __shfl_down_sync(these, largest, distance)};
+  }
+  template <class End>
+  __device__ void finish(Index line, End end) const {
+    end(line, sum, __longlong_as_double(static_cast<long long>(largest)));
+  }
+};
+constexpr std::size_t numbers_of_pair = sizeof(SquaresAndLargest) / sizeof(double);
 
 constexpr int block_threads = 128;  // 14 blocks of f32 fit: while one adds, the others load
 constexpr int lanes = 8;            // of a block of `Backend::sum_block`
@@ -330,9 +532,10 @@ constexpr int lanes = 8;            // of a block of `Backend::sum_block`
 /// squared in shared memory; then 8 threads add, each the lane that `Backend::sum_block` documents.
 /// A line has `size` elements: those of row `line`, or, when `strided`, all of a matrix of `cols`
 /// columns.
-template <bool strided, class F>
+/// Lines of one block end here, others in `fold`.
+template <bool strided, class Sum, class F, class End>
 __global__ void __launch_bounds__(block_threads)
-    block_sums(Index blocks_per_line, Index size, Index cols, F f, double* sums) {
+    block_sums(Index blocks_per_line, Index size, Index cols, F f, Sum* sums, End end) {
   __shared__ typename F::Term terms[Backend::sum_block];
   const Index line = blockIdx.x / blocks_per_line;
   const Index begin = (blockIdx.x - line * blocks_per_line) * Backend::sum_block;
@@ -373,18 +576,22 @@ __global__ void __launch_bounds__(block_threads)
   }
   __syncthreads();
   if (threadIdx.x >= lanes) return;
-  double sum = 0;
+  Sum sum = Sum::none();
 #pragma unroll 16
   for (int k = static_cast<int>(threadIdx.x); k < n; k += lanes) {
-    const auto x = widen<double>(terms[k]);
-    sum += x * x;
+    sum.take(widen<double>(terms[k]));
   }
   // ((0+1)+(2+3)) + ((4+5)+(6+7)) in lane 0; sums do not mind the order of two.
   constexpr unsigned these = (1U << lanes) - 1;
-  sum += __shfl_down_sync(these, sum, 1);
-  sum += __shfl_down_sync(these, sum, 2);
-  sum += __shfl_down_sync(these, sum, 4);
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+  sum.join(sum.below(these, 1));
+  sum.join(sum.below(these, 2));
+  sum.join(sum.below(these, 4));
+  if (threadIdx.x != 0) return;
+  if (blocks_per_line == 1) {
+    sum.finish(line, end);
+  } else {
+    sums[blockIdx.x] = sum;
+  }
 }
 
 constexpr Index fold_size = 1024;
@@ -392,8 +599,9 @@ constexpr Index fold_size = 1024;
 /// Up to 1024 neighbours of one line by the binary tree over blocks: at stride 1, 2, 4, … each left
 /// neighbour takes its right one, and one without a partner waits. That is the tree which splits
 /// [a, b) at a + the largest power of two below b − a.
-__global__ void fold(const double* in, Index count, Index chunks, double* out, Index out_stride) {
-  __shared__ double slots[fold_size];
+template <class Sum, class End>
+__global__ void fold(const Sum* in, Index count, Index chunks, Sum* out, End end) {
+  __shared__ Sum slots[fold_size];
   const Index line = blockIdx.x / chunks;
   const Index begin = (blockIdx.x - line * chunks) * fold_size;
   const Index n = count - begin < fold_size ? count - begin : fold_size;
@@ -402,47 +610,56 @@ __global__ void fold(const double* in, Index count, Index chunks, double* out, I
     __syncthreads();
     for (Index left = 2 * stride * threadIdx.x; left + stride < n;
          left += 2 * stride * blockDim.x) {
-      slots[left] += slots[left + stride];
+      slots[left].join(slots[left + stride]);
     }
   }
-  if (threadIdx.x == 0) out[blockIdx.x * out_stride] = slots[0];
+  if (threadIdx.x != 0) return;
+  if (chunks == 1) {
+    slots[0].finish(line, end);
+  } else {
+    out[blockIdx.x] = slots[0];
+  }
 }
 
 Index blocks_of(Index size) { return (size + Backend::sum_block - 1) / Backend::sum_block; }
 
-/// `out[line·out_stride]` ← the sums of `lines` lines of `size` elements each.
-template <class F>
-void sum_blocks(const char* verb, Index lines, Index size, Index cols, bool strided, F f,
-                double* scratch, double* out, Index out_stride, Stream stream) {
+/// end(line, sum) for each of `lines` lines of `size` elements.
+template <class Sum, class F, class End>
+void sum_blocks(const char* verb, Index lines, Index size, Index cols, bool strided, F f, Sum* sums,
+                End end, Stream stream) {
   Index count = blocks_of(size);
-  // The last stage writes to `out`, where lines may lie apart; all before it are dense.
-  const bool direct = count == 1 && (lines == 1 || out_stride == 1);
-  double* sums = direct ? out : scratch;
   const dim3 grid(static_cast<unsigned>(lines * count));
   if (strided) {
-    launch(verb, block_sums<true, F>, grid, block_threads, stream, count, size, cols, f, sums);
+    launch(verb, block_sums<true, Sum, F, End>, grid, block_threads, stream, count, size, cols, f,
+           sums, end);
   } else {
-    launch(verb, block_sums<false, F>, grid, block_threads, stream, count, size, cols, f, sums);
+    launch(verb, block_sums<false, Sum, F, End>, grid, block_threads, stream, count, size, cols, f,
+           sums, end);
   }
-  if (direct) return;
-  do {
+  while (count > 1) {
     const Index chunks = (count + fold_size - 1) / fold_size;
-    double* folded = chunks == 1 ? out : sums + lines * count;
+    Sum* const folded = sums + lines * count;
     const Index threads = std::min<Index>(std::max<Index>((count + 63) / 64 * 32, 32), 512);
-    launch(verb, fold, dim3(static_cast<unsigned>(lines * chunks)),
-           dim3(static_cast<unsigned>(threads)), stream, static_cast<const double*>(sums), count,
-           chunks, folded, chunks == 1 ? out_stride : Index{1});
+    launch(verb, fold<Sum, End>, dim3(static_cast<unsigned>(lines * chunks)),
+           dim3(static_cast<unsigned>(threads)), stream, static_cast<const Sum*>(sums), count,
+           chunks, folded, end);
     sums = folded;
     count = chunks;
-  } while (count > 1);
+  }
 }
 
+template <class Sum, class F, class End>
+void sum_matrix(const char* verb, std::initializer_list<ConstMatrixView> views, F f,
+                double* scratch, End end, Stream stream) {
+  const ConstMatrixView first = *views.begin();
+  const bool strided = shape_of(views).rows > 1;
+  sum_blocks(verb, 1, first.size(), first.cols, strided, f, reinterpret_cast<Sum*>(scratch), end,
+             stream);
+}
 template <class F>
 void sum_matrix(const char* verb, std::initializer_list<ConstMatrixView> views, F f,
                 double* scratch, double* out, Stream stream) {
-  const ConstMatrixView first = *views.begin();
-  const bool strided = shape_of(views).rows > 1;
-  sum_blocks(verb, 1, first.size(), first.cols, strided, f, scratch, out, 1, stream);
+  sum_matrix<Squares>(verb, views, f, scratch, Store{out, 1}, stream);
 }
 
 template <class T>
@@ -453,6 +670,19 @@ struct SquaresOf {
   Entries<const T> x;
   __device__ In load(Index i, Index j) const { return x(i, j); }
   __device__ Term store(Index, Index, In in) const { return in; }
+};
+
+/// As `Divide` has them, before the norm is known.
+struct ScaledSquares {
+  using In = double;
+  using Term = double;
+  static constexpr int batch = 8;
+  Entries<const double> x;
+  const Division* by;
+  __device__ In load(Index i, Index j) const { return x(i, j); }
+  __device__ Term store(Index, Index, In in) const {
+    return __ldg(&by->second) * (__ldg(&by->first) * in);
+  }
 };
 
 struct DecayStep {
@@ -501,12 +731,12 @@ constexpr int running_threads = 256;
 constexpr int running_lines = 32;
 constexpr int running_steps = 64;
 
-/// out[line] ← Σ f(line, step), one after the other. A tile of terms is fetched by all threads
+/// end(line, Σ f(line, step)), added one after the other. A tile of terms is fetched by all threads
 /// while the tile before it is added by the first 32, a line each. `lines_adjoin`: neighbouring
 /// lines, not neighbouring steps, are neighbours in memory.
-template <bool lines_adjoin, class F>
+template <bool lines_adjoin, class F, class End>
 __global__ void __launch_bounds__(running_threads)
-    running_sums(Index lines, Index steps, F f, double* out, Index out_stride) {
+    running_sums(Index lines, Index steps, F f, End end) {
   constexpr int per_thread = running_lines * running_steps / running_threads;
   constexpr int line_step = lines_adjoin ? 0 : running_threads / running_steps;
   constexpr int step_step = lines_adjoin ? running_threads / running_lines : 0;
@@ -540,14 +770,13 @@ __global__ void __launch_bounds__(running_threads)
     }
     __syncthreads();
   }
-  if (t < running_lines && first + t < lines) out[(first + t) * out_stride] = sum;
+  if (t < running_lines && first + t < lines) end(first + t, sum);
 }
 
-template <bool lines_adjoin, class F>
-void sum_running(const char* verb, Index lines, Index steps, F f, double* out, Index out_stride,
-                 Stream stream) {
-  launch(verb, running_sums<lines_adjoin, F>, blocks_for(lines, running_lines, most_blocks),
-         running_threads, stream, lines, steps, f, out, out_stride);
+template <bool lines_adjoin, class F, class End>
+void sum_running(const char* verb, Index lines, Index steps, F f, End end, Stream stream) {
+  launch(verb, running_sums<lines_adjoin, F, End>, blocks_for(lines, running_lines, most_blocks),
+         running_threads, stream, lines, steps, f, end);
 }
 
 template <class T>
@@ -575,9 +804,6 @@ struct RowProducts {
 
 // ---- the largest --------------------------------------------------------------------------------
 
-using Bits64 = unsigned long long;
-
-/// Without its sign bit an f64 orders like an integer, and every NaN lies above Inf.
 template <class T>
 __global__ void __launch_bounds__(each_threads)
     largest(Shape shape, Entries<const T> x, Bits64* out) {
@@ -592,8 +818,7 @@ __global__ void __launch_bounds__(each_threads)
 #pragma unroll
       for (int u = 0; u < each_batch; ++u) {
         if (first + u * step < shape.cols) {
-          const auto bits = static_cast<Bits64>(
-              __double_as_longlong(widen<double>(x(i, first + u * step))) & 0x7fffffffffffffff);
+          const Bits64 bits = magnitude(widen<double>(x(i, first + u * step)));
           most = bits > most ? bits : most;
         }
       }
@@ -673,8 +898,7 @@ void fill(double value, MatrixView to, Stream stream) {
 }
 
 void add_diagonal(double a, MatrixView c, Stream stream) {
-  // The diagonal is a column whose entries lie a row and one apart.
-  const MatrixView diagonal{c.data, c.rows, 1, c.ld + 1, c.dtype};
+  const MatrixView diagonal = diagonal_of(c);
   with_type(c.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     for_each_entry("add_diagonal", {diagonal.rows, 1}, stream,
@@ -699,6 +923,30 @@ void pack_triangle(ConstMatrixView full, float* packed, Stream stream) {
 void unpack_lower(const float* packed, MatrixView full, Stream stream) {
   for_each_entry("unpack_triangle", {full.rows, full.cols}, stream,
                  UnpackLower{packed, out<float>(full)});
+}
+
+void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                     MatrixView m, Stream stream) {
+  const Shape shape = shape_of({m, v, e});
+  const AdamWConstants c = constants_of(s);
+  const auto factor = static_cast<float>(kappa * s.bias_correction1);
+  if (s.eps_before_correction) {
+    for_each_entry("adamw_pull_back", shape, stream,
+                   PullBack<true>{c, factor, in<float>(v), in<float>(e), out<float>(m)});
+  } else {
+    for_each_entry("adamw_pull_back", shape, stream,
+                   PullBack<false>{c, factor, in<float>(v), in<float>(e), out<float>(m)});
+  }
+}
+
+void split_f32(ConstMatrixView w, MatrixView high, MatrixView low, Stream stream) {
+  for_each_entry("split_f32", shape_of({w, high, low}), stream,
+                 SplitF32{in<float>(w), out<BFloat16>(high), out<BFloat16>(low)});
+}
+
+void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w, Stream stream) {
+  for_each_entry("merge_f32", shape_of({w, high, low}), stream,
+                 MergeF32{in<BFloat16>(high), in<BFloat16>(low), out<float>(w)});
 }
 
 std::size_t block_sum_scratch(Index lines, Index size) {
@@ -747,11 +995,11 @@ void line_sum_squares(ConstMatrixView x, bool of_columns, double* scratch, Matri
   with_type(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     if (of_columns) {
-      sum_running<true>("line_sum_squares", x.cols, x.rows, ColumnSquares<T>{in<T>(x)}, sums, 1,
-                        stream);
+      sum_running<true>("line_sum_squares", x.cols, x.rows, ColumnSquares<T>{in<T>(x)},
+                        Store{sums, 1}, stream);
     } else {
-      sum_blocks("line_sum_squares", x.rows, x.cols, x.cols, false, SquaresOf<T>{in<T>(x)}, scratch,
-                 sums, out.ld, stream);
+      sum_blocks("line_sum_squares", x.rows, x.cols, x.cols, false, SquaresOf<T>{in<T>(x)},
+                 reinterpret_cast<Squares*>(scratch), Store{sums, out.ld}, stream);
     }
   });
 }
@@ -776,7 +1024,7 @@ void abs_max(ConstMatrixView x, double* out, Stream stream) {
 void trace(ConstMatrixView c, double* out, Stream stream) {
   with_type(c.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    sum_running<false>("trace", 1, c.rows, Diagonal<T>{in<T>(c)}, out, 1, stream);
+    sum_running<false>("trace", 1, c.rows, Diagonal<T>{in<T>(c)}, Store{out, 1}, stream);
   });
 }
 
@@ -784,8 +1032,55 @@ void row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out, Stream strea
   with_type(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     sum_running<false>("row_dots", x.rows, x.cols, RowProducts<T>{in<T>(x), in<T>(y)},
-                       static_cast<double*>(out.data), out.ld, stream);
+                       Store{static_cast<double*>(out.data), out.ld}, stream);
   });
+}
+
+std::size_t normalize_scratch(Index size) { return numbers_of_pair * block_sum_scratch(1, size); }
+
+void normalize(ConstMatrixView x, const NormOptions& options, int safe_exponent, double* scratch,
+               double* numbers, MatrixView to, Stream stream) {
+  auto* const division = reinterpret_cast<Division*>(numbers);
+  const FrobeniusNorm end{options, safe_exponent, false, division};
+  with_type(x.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    sum_matrix<SquaresAndLargest>("normalize", {x}, SquaresOf<T>{in<T>(x)}, scratch, end, stream);
+    if constexpr (std::is_same_v<T, double>) {
+      // Squares of f64 may have left its range, those of f32 cannot.
+      sum_matrix<SquaresAndLargest>("normalize", {x}, ScaledSquares{in<double>(x), division},
+                                    scratch, FrobeniusNorm{options, safe_exponent, true, division},
+                                    stream);
+    }
+  });
+  divide("normalize", x, division, to, stream);
+}
+
+void divide_by_norm(ConstMatrixView r, const NormOptions& options, bool squared,
+                    ConstMatrixView from, double* numbers, MatrixView to, Stream stream) {
+  auto* const division = reinterpret_cast<Division*>(numbers);
+  with_type(r.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    sum_running<false>("divide_by_norm", 1, r.rows, Diagonal<T>{in<T>(r)},
+                       GramNorm{options, squared, division}, stream);
+  });
+  divide("divide_by_norm", from, division, to, stream);
+}
+
+void split_mean(MatrixView c, ConstMatrixView x, double* numbers, MatrixView to, Stream stream) {
+  auto* const division = reinterpret_cast<Division*>(numbers);
+  const MatrixView diagonal = diagonal_of(c);
+  with_type(c.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    sum_running<false>("split_mean", 1, c.rows, Diagonal<T>{in<T>(c)},
+                       Mean{static_cast<double>(c.rows), division}, stream);
+    for_each_entry("split_mean", {diagonal.rows, 1}, stream,
+                   SubtractNumber<T>{division, out<T>(diagonal)});
+  });
+  if (to.size() > 0) divide("split_mean", x, division, to, stream);
+}
+
+void inverse_roots(MatrixView s, Stream stream) {
+  for_each_entry("inverse_roots", shape_of({s}), stream, InverseRoot{out<double>(s)});
 }
 
 }  // namespace orthrus::kernels::cuda

@@ -31,6 +31,11 @@ void pack_triangle(ConstMatrixView full, float* packed, Stream stream);
 /// The lower triangle only.
 void unpack_lower(const float* packed, MatrixView full, Stream stream);
 
+void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                     MatrixView m, Stream stream);
+void split_f32(ConstMatrixView w, MatrixView high, MatrixView low, Stream stream);
+void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w, Stream stream);
+
 /// Numbers of scratch that block sums of `lines` lines of `size` elements need.
 std::size_t block_sum_scratch(Index lines, Index size);
 void sum_squares(ConstMatrixView x, double* scratch, double* out, Stream stream);
@@ -45,5 +50,18 @@ void line_sum_squares(ConstMatrixView x, bool of_columns, double* scratch, Matri
 void abs_max(ConstMatrixView x, double* out, Stream stream);
 void trace(ConstMatrixView c, double* out, Stream stream);
 void row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out, Stream stream);
+
+// Each by a kernel that ends with the number, in `numbers`, and one that divides by it.
+inline constexpr std::size_t division_numbers = 4;
+/// Numbers of scratch.
+std::size_t normalize_scratch(Index size);
+/// Squares of f32 are summed as they are, where the CPU sums those of scaled entries: the same sum
+/// but for ties with what is 2^-149 of the largest.
+void normalize(ConstMatrixView x, const NormOptions& options, int safe_exponent, double* scratch,
+               double* numbers, MatrixView to, Stream stream);
+void divide_by_norm(ConstMatrixView r, const NormOptions& options, bool squared,
+                    ConstMatrixView from, double* numbers, MatrixView to, Stream stream);
+void split_mean(MatrixView c, ConstMatrixView x, double* numbers, MatrixView to, Stream stream);
+void inverse_roots(MatrixView s, Stream stream);
 
 }  // namespace orthrus::kernels::cuda

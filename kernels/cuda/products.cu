@@ -108,15 +108,22 @@ class Products::Impl {
   explicit Impl(Stream stream) : stream_(stream), workspace_(stream), packed_(stream) {
     check_cublas(cublasLtCreate(lt_.out()), "cublasLtCreate");
     check_cublas(cublasCreate(blas_.out()), "cublasCreate");
+    enter(stream);
+    check_cublas(cublasSetMathMode(blas_.get(), CUBLAS_DEFAULT_MATH),  // no TF32
+                 "cublasSetMathMode");
+  }
+
+  void enter(Stream stream) {
+    stream_ = stream;
     check_cublas(cublasSetStream(blas_.get(), static_cast<cudaStream_t>(stream.handle)),
                  "cublasSetStream");
     // After the stream, which takes the workspace back. Ours, so that nothing is allocated later.
     check_cublas(
         cublasSetWorkspace(blas_.get(), workspace_.at_least(workspace_bytes), workspace_bytes),
         "cublasSetWorkspace");
-    check_cublas(cublasSetMathMode(blas_.get(), CUBLAS_DEFAULT_MATH),  // no TF32
-                 "cublasSetMathMode");
   }
+
+  [[nodiscard]] int growths() const { return packed_.growths(); }
 
   void gemm(const ProductShape& s, double alpha, ConstMatrixView a, Transpose op_a,
             ConstMatrixView b, Transpose op_b, double beta, MatrixView c) {
@@ -316,6 +323,9 @@ class Products::Impl {
 
 Products::Products(Stream stream) : impl_(std::make_unique<Impl>(stream)) {}
 Products::~Products() = default;
+
+void Products::enter(Stream stream) { impl_->enter(stream); }
+int Products::growths() const { return impl_->growths(); }
 
 void Products::gemm(const ProductShape& shape, double alpha, ConstMatrixView a, Transpose op_a,
                     ConstMatrixView b, Transpose op_b, double beta, MatrixView c) {

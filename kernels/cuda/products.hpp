@@ -27,6 +27,11 @@ class Products {
   void syrk(const ProductShape& shape, double alpha, ConstMatrixView a, Transpose op_a, double beta,
             MatrixView c);
 
+  /// Products enter another stream from here on. The caller sees to it that the two do not overlap.
+  void enter(Stream stream);
+  /// Of its scratch.
+  [[nodiscard]] int growths() const;
+
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;

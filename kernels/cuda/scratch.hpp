@@ -17,11 +17,14 @@ class Scratch {
 
   /// At least `bytes`, from a multiple of 256 on. Where it must grow it waits for the stream first.
   void* at_least(std::size_t bytes);
+  /// How often it has: so often it has gone elsewhere.
+  [[nodiscard]] int growths() const { return growths_; }
 
  private:
   Stream stream_;
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
+  int growths_ = 0;
 };
 
 }  // namespace orthrus::kernels::cuda

@@ -1,6 +1,7 @@
 // The judge: plain loops in the order of the formulas, sums in f64. Nothing here is fast on
 // purpose.
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -62,6 +63,73 @@ void in_compute_type(bool wide, F f) {
   } else {
     f(float{});
   }
+}
+
+/// Bits of an fp8 mantissa without the leading one, and the bias of its exponent.
+struct Fp8 {
+  int mantissa, bias;
+};
+Fp8 fp8(CodeFormat format) { return format == CodeFormat::fp8_e4m3 ? Fp8{3, 7} : Fp8{2, 15}; }
+
+bool is_integer(CodeFormat format) {
+  return format == CodeFormat::int8 || format == CodeFormat::int4;
+}
+
+/// The distance between neighbours of the format's grid, from a ≥ 0 up.
+double step_at(CodeFormat format, double a) {
+  if (is_integer(format)) return 1;
+  const auto [mantissa, bias] = fp8(format);
+  const int exponent = a > 0 ? std::max(std::ilogb(a), 1 - bias) : 1 - bias;
+  return std::ldexp(1.0, exponent - mantissa);
+}
+
+/// The code of a number that has one; int4: both nibbles' worth, sign extended.
+std::uint8_t code_of(CodeFormat format, double value) {
+  if (is_integer(format)) return static_cast<std::uint8_t>(static_cast<int>(value));
+  if (value == 0) return 0;
+  const auto [mantissa, bias] = fp8(format);
+  const double a = std::abs(value);
+  const int exponent = std::max(std::ilogb(a), 1 - bias);
+  const int steps = static_cast<int>(a / step_at(format, a));  // below 2^mantissa: subnormal
+  const int magnitude = ((exponent - (1 - bias)) << mantissa) + steps;
+  return static_cast<std::uint8_t>(magnitude | (value < 0 ? 0x80 : 0));
+}
+
+double value_of(CodeFormat format, std::uint8_t code) {
+  if (is_integer(format)) return static_cast<std::int8_t>(code);
+  const auto [mantissa, bias] = fp8(format);
+  const int exponent = (code & 0x7f) >> mantissa;
+  const int fraction = code & ((1 << mantissa) - 1);
+  const double sign = (code & 0x80) != 0 ? -1 : 1;
+  if (format == CodeFormat::fp8_e4m3 ? (code & 0x7f) == 0x7f : exponent == 31) {
+    return sign * (format == CodeFormat::fp8_e5m2 && fraction == 0
+                       ? std::numeric_limits<double>::infinity()
+                       : std::numeric_limits<double>::quiet_NaN());
+  }
+  const int whole = exponent == 0 ? 0 : 1 << mantissa;
+  return sign * std::ldexp(whole + fraction, std::max(exponent, 1) - bias - mantissa);
+}
+
+float scale_at(ConstQuantizedView q, const Grid& grid, Index i, Index j) {
+  return q.scales[i * q.scale_pitch + (grid.extent == Grid::Extent::block ? j / grid.block : 0)];
+}
+
+void put_code(QuantizedView q, CodeFormat format, Index i, Index j, std::uint8_t code) {
+  auto* const line = static_cast<std::uint8_t*>(q.codes) + i * q.pitch;
+  if (format != CodeFormat::int4) {
+    line[j] = code;
+  } else if (j % 2 == 0) {
+    line[j / 2] = code & 0xf;  // what follows it, or 0 behind the last
+  } else {
+    line[j / 2] = static_cast<std::uint8_t>(line[j / 2] | (code << 4));
+  }
+}
+
+std::uint8_t code_at(ConstQuantizedView q, CodeFormat format, Index i, Index j) {
+  const auto* const line = static_cast<const std::uint8_t*>(q.codes) + i * q.pitch;
+  if (format != CodeFormat::int4) return line[j];
+  const int nibble = j % 2 == 0 ? line[j / 2] & 0xf : line[j / 2] >> 4;
+  return static_cast<std::uint8_t>(nibble < 8 ? nibble : nibble - 16);
 }
 
 class ReferenceBackend final : public HostBackend {
@@ -223,6 +291,130 @@ class ReferenceBackend final : public HostBackend {
       sum += static_cast<double>(update) * static_cast<double>(update);
     });
     return sum;
+  }
+
+  void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) override {
+    check_scales("abs_maxima", w, grid, out);
+    for_each(out, [&](Index i, Index j) { put(out, i, j, 0.0); });
+    for_each(w, [&](Index i, Index j) {
+      const Index r = grid.extent == Grid::Extent::tensor ? 0 : i;
+      const Index c = grid.extent == Grid::Extent::block ? j / grid.block : 0;
+      const double v = std::abs(get<double>(w, i, j));
+      if (std::isnan(v) || v > get<double>(out, r, c)) put(out, r, c, v);
+    });
+  }
+
+  void scales_from_maxima(const Grid& grid, MatrixView scales) override {
+    check_scales("scales_from_maxima", scales);
+    for_each(scales, [&](Index i, Index j) {
+      const double s = get<double>(scales, i, j) / largest_code(grid.format);
+      if (std::isnan(s)) return;
+      put(scales, i, j, std::max(s, 1e-12));
+      if (!grid.power_of_two || std::isinf(s)) return;
+      int exponent = 0;
+      const double half_to_one = std::frexp(get<double>(scales, i, j), &exponent);
+      put(scales, i, j, std::ldexp(1.0, half_to_one == 0.5 ? exponent - 1 : exponent));
+    });
+  }
+
+  void quantize(MatrixView w, const Grid& grid, const Rounding& rounding,
+                QuantizedView q) override {
+    check_quantized("quantize", w, grid, q);
+    check_weights("quantize", w);
+    for_each(w, [&](Index i, Index j) {
+      const float scale = scale_at(q, grid, i, j);
+      // A quotient of floats, rounded to f64, is still rounded right when it becomes one.
+      const double z = static_cast<float>(get<double>(w, i, j) / static_cast<double>(scale));
+      double value = 0;
+      if (!std::isnan(z)) {
+        const double a = std::min(std::abs(z), largest_code(grid.format));
+        const double step = step_at(grid.format, a);
+        const double below = std::floor(a / step);
+        const double distance = a / step - below;
+        bool up = distance > 0.5 || (distance == 0.5 && std::fmod(below, 2) == 1);
+        if (rounding.stochastic) {
+          const auto element =
+              static_cast<std::uint64_t>(rounding.first_element + i * rounding.row_distance + j);
+          const std::uint32_t word = random_words(rounding.seed, rounding.stream_id, rounding.step,
+                                                  element / 4)[element % 4];
+          up = std::ldexp(word >> 8, -24) < distance;
+        }
+        value = (below + (up ? 1 : 0)) * step;
+        if (value != 0 && z < 0) value = -value;
+      }
+      put_code(q, grid.format, i, j, code_of(grid.format, value));
+      if (w.dtype == DType::f32) {
+        const float product = static_cast<float>(value) * scale;
+        put(w, i, j, get<float>(w, i, j) - product);
+      } else {
+        put(w, i, j, get<double>(w, i, j) - value * static_cast<double>(scale));
+      }
+    });
+  }
+
+  void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) override {
+    check_quantized("dequantize", to, grid, q);
+    for_each(to, [&](Index i, Index j) {
+      const double product = value_of(grid.format, code_at(q, grid.format, i, j)) *
+                             static_cast<double>(scale_at(q, grid, i, j));
+      to.dtype == DType::f64 ? put(to, i, j, product) : put(to, i, j, static_cast<float>(product));
+    });
+  }
+
+  std::int64_t count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales) override {
+    check_scales("count_beyond", w, grid, scales);
+    std::int64_t count = 0;
+    for_each(w, [&](Index i, Index j) {
+      const Index r = grid.extent == Grid::Extent::tensor ? 0 : i;
+      const Index c = grid.extent == Grid::Extent::block ? j / grid.block : 0;
+      const double limit = (1 + 0x1p-22) * (largest_code(grid.format) * get<double>(scales, r, c));
+      if (std::abs(get<double>(w, i, j)) > limit) ++count;
+    });
+    return count;
+  }
+
+  void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                       MatrixView m) override {
+    check_same("adamw_pull_back", {m, v, e});
+    check_dtype("adamw_pull_back", m, DType::f32);
+    const auto factor = static_cast<float>(kappa * s.bias_correction1);
+    const auto c2 = static_cast<float>(s.bias_correction2);
+    const auto root_c2 = static_cast<float>(std::sqrt(s.bias_correction2));
+    const auto eps = static_cast<float>(s.eps);
+    for_each(m, [&](Index i, Index j) {
+      const auto second = get<float>(v, i, j);
+      const float divisor = s.eps_before_correction ? (std::sqrt(second) + eps) / root_c2
+                                                    : std::sqrt(second / c2) + eps;
+      put(m, i, j, get<float>(m, i, j) + (factor * divisor) * get<float>(e, i, j));
+    });
+  }
+
+  void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) override {
+    check_halves("split_f32", w, high, low);
+    for_each(w, [&](Index i, Index j) {
+      const auto x = get<float>(w, i, j);
+      auto& upper = static_cast<BFloat16*>(high.data)[i * high.ld + j];
+      auto& lower = static_cast<BFloat16*>(low.data)[i * low.ld + j];
+      if (std::isnan(x)) {
+        upper = to_bf16(x);
+        lower = {0};
+        return;
+      }
+      const std::int64_t bits = std::bit_cast<std::uint32_t>(x);
+      const std::int64_t nearest = (bits + 0x8000) / 0x10000;
+      upper = {static_cast<std::uint16_t>(nearest)};
+      lower = {static_cast<std::uint16_t>(bits - nearest * 0x10000)};
+    });
+  }
+
+  void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) override {
+    check_halves("merge_f32", w, high, low);
+    for_each(w, [&](Index i, Index j) {
+      const std::int64_t upper = static_cast<const BFloat16*>(high.data)[i * high.ld + j].bits;
+      const auto lower =
+          static_cast<std::int16_t>(static_cast<const BFloat16*>(low.data)[i * low.ld + j].bits);
+      put(w, i, j, std::bit_cast<float>(static_cast<std::uint32_t>(upper * 0x10000 + lower)));
+    });
   }
 
   double sum_squares(ConstMatrixView x) override {

@@ -8,6 +8,10 @@
 
 #include "kernels/bf16.hpp"
 
+struct EmulatedBlas {
+  cudaStream_t stream = nullptr;
+};
+
 namespace {
 
 using orthrus::BFloat16;
@@ -50,18 +54,28 @@ void product(cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m, std
   }
 }
 
+template <class F>
+cublasStatus_t enter(cudaStream_t stream, F work) {
+  const cudaError_t status = emulated_cuda::enter(stream, [work] {
+    const emulated_cuda::Open open;
+    work();
+  });
+  return status == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
+}
+
 template <class T>
-cublasStatus_t syrk(cublasFillMode_t uplo, cublasOperation_t op, std::int64_t n, std::int64_t k,
-                    T alpha, const T* a, std::int64_t lda, T beta, T* c, std::int64_t ldc) {
+cublasStatus_t syrk(cublasHandle_t handle, cublasFillMode_t uplo, cublasOperation_t op,
+                    std::int64_t n, std::int64_t k, T alpha, const T* a, std::int64_t lda, T beta,
+                    T* c, std::int64_t ldc) {
   if (uplo != CUBLAS_FILL_MODE_UPPER || lda < (op == CUBLAS_OP_N ? n : k) || ldc < n ||
       !aligned(a, lda, sizeof(T)) || !aligned(c, ldc, sizeof(T))) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
-  const emulated_cuda::Open open;
   const auto order = static_cast<std::uint64_t>(lda + ldc);
-  product<T, T, T>(op, op == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N, n, n, k, alpha, a, lda, a,
-                   lda, beta, c, ldc, order, true);
-  return CUBLAS_STATUS_SUCCESS;
+  return enter(handle->stream, [=] {
+    product<T, T, T>(op, op == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N, n, n, k, alpha, a, lda, a,
+                     lda, beta, c, ldc, order, true);
+  });
 }
 
 std::uint64_t shape_of(const cublasLtMatmulDescOpaque_t& op, const cublasLtMatrixLayoutOpaque_t& a,
@@ -104,27 +118,30 @@ const char* cublasGetStatusName(cublasStatus_t status) {
                                                : "CUBLAS_STATUS_NOT_SUPPORTED";
 }
 cublasStatus_t cublasCreate(cublasHandle_t* handle) {
-  *handle = reinterpret_cast<cublasHandle_t>(std::malloc(1));
+  *handle = new EmulatedBlas;
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasDestroy(cublasHandle_t handle) {
-  std::free(handle);
+  delete handle;
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
+  handle->stream = stream;
+  return CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasSetWorkspace(cublasHandle_t, void*, std::size_t) {
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasSsyrk_64(cublasHandle_t, cublasFillMode_t uplo, cublasOperation_t op,
+cublasStatus_t cublasSsyrk_64(cublasHandle_t handle, cublasFillMode_t uplo, cublasOperation_t op,
                               std::int64_t n, std::int64_t k, const float* alpha, const float* a,
                               std::int64_t lda, const float* beta, float* c, std::int64_t ldc) {
-  return syrk(uplo, op, n, k, *alpha, a, lda, *beta, c, ldc);
+  return syrk(handle, uplo, op, n, k, *alpha, a, lda, *beta, c, ldc);
 }
-cublasStatus_t cublasDsyrk_64(cublasHandle_t, cublasFillMode_t uplo, cublasOperation_t op,
+cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t uplo, cublasOperation_t op,
                               std::int64_t n, std::int64_t k, const double* alpha, const double* a,
                               std::int64_t lda, const double* beta, double* c, std::int64_t ldc) {
-  return syrk(uplo, op, n, k, *alpha, a, lda, *beta, c, ldc);
+  return syrk(handle, uplo, op, n, k, *alpha, a, lda, *beta, c, ldc);
 }
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
@@ -203,7 +220,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
                               const void* a, cublasLtMatrixLayout_t la, const void* b,
                               cublasLtMatrixLayout_t lb, const void* beta, const void* c,
                               cublasLtMatrixLayout_t lc, void* d, cublasLtMatrixLayout_t ld,
-                              const cublasLtMatmulAlgo_t* algo, void*, std::size_t, cudaStream_t) {
+                              const cublasLtMatmulAlgo_t* algo, void*, std::size_t,
+                              cudaStream_t stream) {
   const auto width = [](cublasLtMatrixLayout_t layout) -> std::size_t {
     return layout->type == CUDA_R_32F ? 4 : layout->type == CUDA_R_64F ? 8 : 2;
   };
@@ -218,24 +236,27 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
       return CUBLAS_STATUS_NOT_SUPPORTED;
     }
   }
-  const emulated_cuda::Open open;
+  // All that is the host's is read now.
   const auto run = [&](auto element, auto result, auto compute) {
     using T = decltype(element);
     using R = decltype(result);
     using C = decltype(compute);
-    for (std::int32_t i = 0; i < ld->count; ++i) {
-      product<T, R, C>(
-          operation->op_a, operation->op_b, static_cast<std::int64_t>(ld->rows),
-          static_cast<std::int64_t>(ld->cols),
-          static_cast<std::int64_t>(operation->op_a == CUBLAS_OP_N ? la->cols : la->rows),
-          *static_cast<const C*>(alpha), static_cast<const T*>(a) + i * la->distance, la->ld,
-          static_cast<const T*>(b) + i * lb->distance, lb->ld, *static_cast<const C*>(beta),
-          static_cast<R*>(d) + i * ld->distance, ld->ld, algo->strides, false);
-    }
+    return enter(
+        stream, [op_a = operation->op_a, op_b = operation->op_b, la = *la, lb = *lb, ld = *ld,
+                 alpha = *static_cast<const C*>(alpha), beta = *static_cast<const C*>(beta),
+                 a = static_cast<const T*>(a), b = static_cast<const T*>(b), d = static_cast<R*>(d),
+                 order = algo->strides] {
+          for (std::int32_t i = 0; i < ld.count; ++i) {
+            product<T, R, C>(op_a, op_b, static_cast<std::int64_t>(ld.rows),
+                             static_cast<std::int64_t>(ld.cols),
+                             static_cast<std::int64_t>(op_a == CUBLAS_OP_N ? la.cols : la.rows),
+                             alpha, a + i * la.distance, la.ld, b + i * lb.distance, lb.ld, beta,
+                             d + i * ld.distance, ld.ld, order, false);
+          }
+        });
   };
-  if (la->type == CUDA_R_32F) run(float{}, float{}, float{});
-  if (la->type == CUDA_R_64F) run(double{}, double{}, double{});
-  if (la->type == CUDA_R_16BF && ld->type == CUDA_R_32F) run(BFloat16{}, float{}, float{});
-  if (la->type == CUDA_R_16BF && ld->type == CUDA_R_16BF) run(BFloat16{}, BFloat16{}, float{});
-  return CUBLAS_STATUS_SUCCESS;
+  if (la->type == CUDA_R_32F) return run(float{}, float{}, float{});
+  if (la->type == CUDA_R_64F) return run(double{}, double{}, double{});
+  if (ld->type == CUDA_R_32F) return run(BFloat16{}, float{}, float{});
+  return run(BFloat16{}, BFloat16{}, float{});
 }

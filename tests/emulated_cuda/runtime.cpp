@@ -7,8 +7,10 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -196,6 +198,16 @@ void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) 
   }
 }
 
+Counts& counts() {
+  static Counts made;
+  return made;
+}
+
+bool& captures_fail() {
+  static bool fail = false;
+  return fail;
+}
+
 void meet_block() { meet(block.all, block.alive); }
 void meet_warp(int count) { meet(block.warps[block.current / 32], count); }
 std::uint64_t& slot(unsigned thread) { return block.threads[thread]->slot; }
@@ -203,11 +215,91 @@ unsigned this_thread() { return block.current; }
 
 }  // namespace emulated_cuda
 
+using emulated_cuda::is_captured;
 using emulated_cuda::Memory;
 using emulated_cuda::Open;
 
+// ---- streams and graphs: all is done at once, but for what is captured
+// ---------------------------
+
+struct EmulatedGraph {
+  std::vector<std::function<void()>> nodes;
+};
+struct EmulatedGraphExec {
+  std::vector<std::function<void()>> nodes;
+};
+struct EmulatedStream {
+  std::unique_ptr<EmulatedGraph> capture;
+  bool invalid = false;  ///< something has been asked that a capture does not allow
+};
+
+namespace {
+
+EmulatedStream* captured = nullptr;  // one at a time
+
+/// What no capture of this thread allows, whatever the stream.
+cudaError_t unsafe() {
+  if (captured == nullptr) return cudaSuccess;
+  captured->invalid = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
+}  // namespace
+
+bool emulated_cuda::is_captured(cudaStream_t stream) {
+  return captured != nullptr && stream == captured;
+}
+
+cudaError_t emulated_cuda::keep(cudaStream_t stream, std::function<void()> work) {
+  if (stream->invalid) return cudaErrorStreamCaptureInvalidated;
+  stream->capture->nodes.push_back(std::move(work));
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+  // Of another mode, other threads could not allocate, or this one could.
+  if (mode != cudaStreamCaptureModeThreadLocal || stream == nullptr || stream == cudaStreamLegacy ||
+      captured != nullptr) {
+    return cudaErrorStreamCaptureUnsupported;
+  }
+  captured = stream;
+  stream->capture = std::make_unique<EmulatedGraph>();
+  stream->invalid = false;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (!is_captured(stream)) return cudaErrorInvalidValue;
+  captured = nullptr;
+  const std::unique_ptr<EmulatedGraph> made = std::move(stream->capture);
+  if (stream->invalid || emulated_cuda::captures_fail()) return cudaErrorStreamCaptureInvalidated;
+  *graph = new EmulatedGraph(std::move(*made));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  if (graph == nullptr) return cudaErrorInvalidValue;
+  *exec = new EmulatedGraphExec{graph->nodes};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (exec == nullptr || is_captured(stream)) return cudaErrorInvalidValue;
+  ++emulated_cuda::counts().graphs;
+  emulated_cuda::counts().launches += static_cast<long>(exec->nodes.size());
+  for (const std::function<void()>& node : exec->nodes) node();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t error) {
+  if (error >= cudaErrorStreamCaptureUnsupported) return "a capture does not allow it";
   return error == cudaErrorMemoryAllocation ? "out of memory" : "emulated error";
 }
 const char* cudaGetErrorName(cudaError_t error) {
@@ -227,29 +319,38 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(std::malloc(1));
+  *stream = new EmulatedStream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  std::free(stream);
+  delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  ++emulated_cuda::counts().waits;
+  return is_captured(stream) ? unsafe() : cudaSuccess;
+}
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (const cudaError_t status = unsafe(); status != cudaSuccess) return status;
   *memory = Memory::of_device().allocate(bytes);
   return *memory != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFree(void* memory) {
+  if (const cudaError_t status = unsafe(); status != cudaSuccess) return status;
   if (memory != nullptr) Memory::of_device().release(memory);
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+  ++emulated_cuda::counts().waits;
+  return unsafe();
+}
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
   const bool here = Memory::of_device().holds(memory);
   *attributes = {here ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, 0};
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  if (const cudaError_t status = unsafe(); status != cudaSuccess) return status;
   *memory = std::malloc(bytes);
   return cudaSuccess;
 }
@@ -258,13 +359,18 @@ cudaError_t cudaFreeHost(void* memory) {
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  const Open open;
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
+                            cudaStream_t stream) {
+  // Stricter than CUDA, which would take the host's address into the graph.
+  const Memory& device = Memory::of_device();
+  if (is_captured(stream) && !(device.holds(to) && device.holds(from))) return unsafe();
+  return emulated_cuda::enter(stream, [=] {
+    const Open open;
+    std::memcpy(to, from, bytes);
+  });
 }
-cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
-  const Open open;
-  std::memset(to, value, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  return emulated_cuda::enter(stream, [=] {
+    const Open open;
+    std::memset(to, value, bytes);
+  });
 }

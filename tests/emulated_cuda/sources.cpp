@@ -3,6 +3,7 @@
 #include "kernels/cuda/backend.cu"
 #include "kernels/cuda/elementwise.cu"
 #include "kernels/cuda/products.cu"
+#include "kernels/cuda/quantize.cu"
 
 // The driver's virtual memory has no stand-in: all of a range is backed from the beginning.
 namespace orthrus::kernels::cuda {

@@ -51,6 +51,7 @@ class FusedSteps : public DeviceByName {};
 class Triangles : public DeviceByName {};
 class Memory : public DeviceByName {};
 class StochasticRounding : public DeviceByName {};
+class Quantizing : public DeviceByName {};  // test_quantize.cpp
 
 struct ConformanceCase {
   const char* device;

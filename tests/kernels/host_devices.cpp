@@ -13,6 +13,7 @@ INSTANTIATE_TEST_SUITE_P(Devices, FusedSteps, host_devices);
 INSTANTIATE_TEST_SUITE_P(Devices, Triangles, host_devices);
 INSTANTIATE_TEST_SUITE_P(Devices, Memory, host_devices);
 INSTANTIATE_TEST_SUITE_P(Devices, StochasticRounding, host_devices);
+INSTANTIATE_TEST_SUITE_P(Devices, Quantizing, host_devices);
 INSTANTIATE_TEST_SUITE_P(Devices, Conformance,
                          testing::Values(ConformanceCase{"cpu", DType::f32},
                                          ConformanceCase{"cpu", DType::bf16},

@@ -105,6 +105,65 @@ class StagedBackend final : public HostBackend {
   void row_dots(ConstMatrixView x, ConstMatrixView y, MatrixView out) override {
     run({x, y, out}, [&](const Stage& on) { device_->row_dots(on(x), on(y), on(out)); });
   }
+  void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) override {
+    run({w, out}, [&](const Stage& on) { device_->abs_maxima(on(w), grid, on(out)); });
+  }
+  void scales_from_maxima(const Grid& grid, MatrixView scales) override {
+    run({scales}, [&](const Stage& on) { device_->scales_from_maxima(grid, on(scales)); });
+  }
+  void quantize(MatrixView w, const Grid& grid, const Rounding& rounding,
+                QuantizedView q) override {
+    run({w, codes_of(q, grid), scales_of(q, grid)}, [&](const Stage& on) {
+      QuantizedView there = q;
+      there.codes = const_cast<void*>(on(codes_of(q, grid)).data);
+      there.scales = static_cast<float*>(const_cast<void*>(on(scales_of(q, grid)).data));
+      device_->quantize(on(w), grid, rounding, there);
+    });
+  }
+  void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) override {
+    run({codes_of(q, grid), scales_of(q, grid), to}, [&](const Stage& on) {
+      ConstQuantizedView there = q;
+      there.codes = on(codes_of(q, grid)).data;
+      there.scales = static_cast<const float*>(on(scales_of(q, grid)).data);
+      device_->dequantize(there, grid, on(to));
+    });
+  }
+  std::int64_t count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales) override {
+    std::int64_t count = 0;
+    run({w, scales},
+        [&](const Stage& on) { count = device_->count_beyond(on(w), grid, on(scales)); });
+    return count;
+  }
+  void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                       MatrixView m) override {
+    run({v, e, m},
+        [&](const Stage& on) { device_->adamw_pull_back(s, kappa, on(v), on(e), on(m)); });
+  }
+  void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) override {
+    run({w, high, low}, [&](const Stage& on) { device_->split_f32(on(w), on(high), on(low)); });
+  }
+  void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) override {
+    run({high, low, w}, [&](const Stage& on) { device_->merge_f32(on(high), on(low), on(w)); });
+  }
+  bool normalize(MatrixView x, const NormOptions& options, int safe_exponent,
+                 MatrixView to) override {
+    bool result = false;
+    run({x, to}, [&](const Stage& on) {
+      result = device_->normalize(on(x), options, safe_exponent, on(to));
+    });
+    return result;
+  }
+  void divide_by_norm(ConstMatrixView r, const NormOptions& options, int power,
+                      ConstMatrixView from, MatrixView to) override {
+    run({r, from, to},
+        [&](const Stage& on) { device_->divide_by_norm(on(r), options, power, on(from), on(to)); });
+  }
+  void split_mean(MatrixView c, ConstMatrixView x, MatrixView to) override {
+    run({c, x, to}, [&](const Stage& on) { device_->split_mean(on(c), on(x), on(to)); });
+  }
+  void inverse_roots(MatrixView s) override {
+    run({s}, [&](const Stage& on) { device_->inverse_roots(on(s)); });
+  }
 
  private:
   static constexpr std::size_t guard = 256;
@@ -134,6 +193,14 @@ class StagedBackend final : public HostBackend {
     }
   };
 
+  static ConstMatrixView codes_of(ConstQuantizedView q, const Grid& grid) {
+    return {q.codes, q.rows, code_pitch(grid.format, q.cols), q.pitch, DType::u8};
+  }
+  static ConstMatrixView scales_of(ConstQuantizedView q, const Grid& grid) {
+    const bool there = grid.extent != Grid::Extent::block || grid.block > 0;
+    return {q.scales, scale_rows(grid, q.rows), there ? scale_cols(grid, q.cols) : 0, q.scale_pitch,
+            DType::f32};
+  }
   static MatrixView packed_view(float* packed, Index m) {
     return matrix_view(packed, 1, m * (m + 1) / 2);
   }

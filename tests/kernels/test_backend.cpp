@@ -383,6 +383,111 @@ TEST_P(EveryDevice, AddsTracesAndRowProductsFromTheFirstOn) {
   EXPECT_EQ(out.values().data, (std::vector<double>{0, 0, 0}));
 }
 
+// Four equal entries 2^k have the norm 2^(k+1), wherever k lies: no square and no reciprocal leaves
+// its range. Equalities: all of it is powers of two.
+TEST_P(EveryDevice, NormalizesByAnyPowerOfTwo) {
+  std::vector<int> exponents = {-120, -100, -61, -60, -1, 0, 60, 61, 100, 126};
+  if (dtype == DType::f32) exponents.push_back(-149);
+  if (dtype == DType::f64) exponents.insert(exponents.end(), {-1074, -600, 600, 1022});
+  for (const int k : exponents) {
+    for (const int safe : {0, 60}) {
+      const double e = std::ldexp(1.0, k);
+      const double twice = std::ldexp(1.0, std::min(k + 1, 1023));  // ‖X‖, or as large as can be
+      struct Case {
+        NormOptions options;
+        double result;
+      };
+      for (const Case& c : {Case{{}, 0.5},
+                            {{2, EpsMode::none, 1}, 0.25},
+                            {{1, EpsMode::add, twice}, k < 1023 ? 0.25 : 0},
+                            {{1, EpsMode::clamp, twice / 4}, 0.5},
+                            {{0.25, EpsMode::clamp, twice}, 0.5}}) {
+        if (c.options.eps == 0) continue;  // it underflows
+        Buffer x(small(2, 2, {e, -e, e, e}), dtype, 3);
+        Buffer to(2, 2, dtype, 1);
+        EXPECT_TRUE(device->normalize(x.view(), c.options, safe, to.view()));
+        const double r = c.result;
+        EXPECT_EQ(to.values().data, (std::vector<double>{r, -r, r, r})) << k << " " << safe;
+        EXPECT_TRUE(to.gaps_untouched());
+        Buffer same(small(2, 2, {e, -e, e, e}), dtype, 3);
+        EXPECT_TRUE(device->normalize(same.view(), c.options, safe, same.view()));
+        EXPECT_EQ(same.bits(), to.bits()) << k;
+        EXPECT_TRUE(same.gaps_untouched());
+      }
+    }
+  }
+}
+
+TEST_P(EveryDevice, NormalizesZeroToZeroAndWhatIsNotFiniteToNan) {
+  for (const EpsMode mode : {EpsMode::none, EpsMode::add, EpsMode::clamp}) {
+    const NormOptions options{1.01, mode, 1e-3};
+    Buffer zero(zoo::zero(3, 5), dtype);
+    Buffer to(3, 5, DType::f32);
+    static_cast<void>(device->normalize(zero.view(), options, 60, to.view()));
+    EXPECT_EQ(to.values().data, zoo::zero(3, 5).data);
+    static_cast<void>(device->normalize(zero.view(), options, 60, zero.view()));
+    EXPECT_EQ(zero.values().data, zoo::zero(3, 5).data);
+    for (const double bad :
+         {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(),
+          -std::numeric_limits<double>::infinity()}) {
+      for (const Index at : {0, 4999, 5000}) {
+        Buffer x(zoo::gaussian(1, 5001, 3), dtype);
+        x.set(0, at, bad);
+        EXPECT_TRUE(device->normalize(x.view(), options, 60, x.view()));
+        const std::vector<double> result = x.values().data;
+        EXPECT_TRUE(
+            std::all_of(result.begin(), result.end(), [](double v) { return std::isnan(v); }))
+            << bad << " at " << at;
+      }
+    }
+  }
+  Buffer empty(0, 3, dtype);
+  EXPECT_FALSE(device->normalize(empty.view(), {}, 60, empty.view()));
+}
+
+TEST_P(EveryDevice, DividesByTheNormOfATrace) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
+    Buffer r(small(2, 2, {7, nan, nan, 9}), dtype, 3);
+    Buffer from(small(1, 3, {8, -16, 1}), dtype);
+    Buffer to(1, 3, type);
+    device->divide_by_norm(r.view(), {}, 1, from.view(), to.view());
+    EXPECT_EQ(to.values().data, (std::vector<double>{2, -4, 0.25}));
+    device->divide_by_norm(r.view(), {}, 2, from.view(), to.view());
+    EXPECT_EQ(to.values().data, (std::vector<double>{0.5, -1, 0.0625}));
+    device->divide_by_norm(r.view(), {0.5, EpsMode::add, 6}, 1, from.view(), to.view());
+    EXPECT_EQ(to.values().data, (std::vector<double>{1, -2, 0.125}));
+    device->divide_by_norm(r.view(), {1, EpsMode::clamp, 8}, 2, from.view(), to.view());
+    EXPECT_EQ(to.values().data, (std::vector<double>{0.125, -0.25, 0x1p-6}));
+    r.set(0, 0, -9);
+    device->divide_by_norm(r.view(), {}, 2, from.view(), to.view());
+    EXPECT_EQ(to.values().data, (std::vector<double>{0, 0, 0}));
+    r.set(0, 0, nan);
+    device->divide_by_norm(r.view(), {}, 1, from.view(), to.view());
+    for (Index j = 0; j < 3; ++j) EXPECT_TRUE(std::isnan(to(0, j)));
+  }
+}
+
+TEST_P(EveryDevice, SplitsTheMeanOffADiagonal) {
+  for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
+    Buffer c(small(2, 2, {1, 5, 6, 3}), dtype, 3);
+    Buffer x(small(2, 3, {1, 2, 3, -4, -5, -6}), type, 1);
+    Buffer to(2, 3, type);
+    device->split_mean(c.view(), x.view(), to.view());
+    EXPECT_EQ(c.values().data, (std::vector<double>{-1, 5, 6, 1}));
+    EXPECT_EQ(to.values().data, (std::vector<double>{2, 4, 6, -8, -10, -12}));
+    EXPECT_TRUE(c.gaps_untouched());
+  }
+}
+
+TEST_P(EveryDevice, TakesInverseRootsOfWhatIsPositive) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  Buffer s(small(2, 3, {4, 0, -1, 0.25, nan, 0x1p-1022}), DType::f64, 3);
+  device->inverse_roots(s.view());
+  EXPECT_EQ(s.values().data, (std::vector<double>{0.5, 0, 0, 2, 0, 0x1p511}));
+  EXPECT_TRUE(s.gaps_untouched());
+}
+
 // The result is narrower, or wider, than what it is written over.
 TEST_P(EveryDevice, ConvertsInPlaceToAnotherWidth) {
   for (const DType to : {DType::f32, DType::bf16, DType::f64}) {
@@ -446,6 +551,13 @@ TEST_P(EveryDevice, RefusesShapesThatDoNotFit) {
       [&] { device->row_dots(a.view(), c.view(), lines.view()); },
       [&] { device->row_dots(a.view(), other.view(), lines.view()); },
       [&] { device->row_dots(a.view(), b.view(), c.view()); },
+      [&] { static_cast<void>(device->normalize(a.view(), {}, 60, c.view())); },
+      [&] { static_cast<void>(device->normalize(counted, {}, 60, counted)); },
+      [&] { device->divide_by_norm(a.view(), {}, 1, b.view(), b.view()); },
+      [&] { device->divide_by_norm(c.view(), {}, 1, a.view(), c.view()); },
+      [&] { device->split_mean(a.view(), a.view(), b.view()); },
+      [&] { device->split_mean(c.view(), a.view(), c.view()); },
+      [&] { device->inverse_roots(single.view()); },
   };
   for (std::size_t i = 0; i < calls.size(); ++i) EXPECT_THROW(calls[i](), ShapeError) << i;
   try {
@@ -996,6 +1108,40 @@ TEST_P(Conformance, DoesNotDependOnAlignmentOrStride) {
 
 // oneDNN keeps its arguments in a map of its own, and libraries of devices may do the like: their
 // products are not counted here.
+// ν from the documented sum of entries that an exact power of two has brought near 1, then one
+// rounding per entry: on all fast devices the same bits.
+TEST_P(Conformance, NormalizesToTheBit) {
+  int seed = 700;
+  for (const auto& [rows, cols] : shapes) {
+    if (rows * cols == 0) continue;
+    for (const Index gap : {0, 3}) {
+      for (const double size : {1.0, 1e-30, 1e30}) {
+        for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
+          const int safe = ++seed % 2 == 0 ? 0 : 60;
+          const NormOptions options{1.01, static_cast<EpsMode>(seed % 3), size};
+          const zoo::Matrix values = zoo::scaled(zoo::gaussian(rows, cols, seed), size);
+          Buffer x(values, dtype, gap);
+          Buffer scaled(values, dtype, gap);
+          int shift = std::ilogb(reference->abs_max(scaled.view()));
+          if (std::abs(shift) <= safe) shift = 0;
+          reference->convert(scaled.view(), std::ldexp(1.0, -shift / 2), scaled.view());
+          reference->convert(scaled.view(), std::ldexp(1.0, -shift - -shift / 2), scaled.view());
+          double norm = 1.01 * std::sqrt(documented_sum(scaled.values().data));
+          const double eps = std::ldexp(options.eps, -shift);
+          if (options.eps_mode == EpsMode::add) norm += eps;
+          if (options.eps_mode == EpsMode::clamp) norm = std::max(norm, eps);
+          Buffer expected(rows, cols, type);
+          reference->convert(scaled.view(), 1 / norm, expected.view());
+          Buffer to(rows, cols, type, gap);
+          EXPECT_TRUE(device->normalize(x.view(), options, safe, to.view()));
+          EXPECT_EQ(to.bits(), expected.bits()) << rows << "x" << cols << " " << size;
+          EXPECT_TRUE(to.gaps_untouched());
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
   std::vector<DeviceBuffer> placed;
   const auto place = [&](const zoo::Matrix& values, DType type, Index gap = 0) {
@@ -1037,6 +1183,10 @@ TEST_P(Conformance, AllocatesNothingAfterTheFirstCall) {
     raw->add_diagonal(0.5, sv);
     raw->mirror_lower(sv);
     sink += raw->trace(sv);
+    sink += raw->normalize(xv, {}, 0, xv) ? 1 : 0;
+    raw->divide_by_norm(dv, {}, 1, dv, dv);
+    raw->split_mean(sv, dv, dv);
+    raw->inverse_roots(lv);
     raw->row_dots(xv, xv, lv);
     raw->fill(1, cv);
     counted = count_new::calls - before;
@@ -1157,6 +1307,145 @@ TEST_P(MatrixFunctions, MsignScalesTinyAndKeepsZero) {
     const double norm = zoo::frobenius(placed.fetch());
     EXPECT_NEAR(norm, size == 0 ? 0 : std::sqrt(8), 1.5);
   }
+}
+
+// So long that three iterations in bf16 become one product QX, and Q's mean is added apart.
+TEST_P(MatrixFunctions, MsignOfLongBf16IsTheReferences) {
+  const zoo::Dense<float> x = zoo::cast<float>(zoo::gaussian(256, 1024, 3));
+  const MsignOptions options{DType::bf16, EpsMode::none, 0};
+  ASSERT_GT(msign_gram_products(256, 1024, five(), options), 0);
+  const auto run = [&](Backend& on) {
+    const Placed<float> placed(on, x);
+    const DeviceBuffer work(on, msign_workspace_bytes(256, 1024, DType::f32, options));
+    msign(placed.view(), five(), 1, options, work.span(), on);
+    return placed.fetch();
+  };
+  // Roundoff of bf16, 4e-3, through two products; no singular value is small.
+  EXPECT_LE(zoo::relative_error(run(*raw), run(*reference)), 0.02);
+}
+
+/// What a kept sequence has to work on again and again: data changes, addresses do not.
+std::vector<zoo::Dense<float>> inputs(Index rows, Index cols) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<zoo::Dense<float>> list;
+  for (const double size : {1.0, 0.5, 1e-30, 0.0, 1e30, 1.0}) {
+    list.push_back(
+        zoo::cast<float>(zoo::scaled(zoo::gaussian(rows, cols, 10 + list.size()), size)));
+  }
+  list.push_back(list[0]);
+  list.back()(rows / 2, cols / 2) = nan;
+  list.push_back(list[1]);
+  list.push_back(list[1]);
+  list.back()(0, 0) = std::numeric_limits<float>::infinity();
+  list.push_back(list[0]);
+  return list;
+}
+
+TEST_P(MatrixFunctions, ReplaysMsignToTheBit) {
+  const bool keeps = raw->keep_replays(true);
+  std::uint64_t key = 0;
+  for (const auto& [rows, cols] :
+       std::vector<std::pair<Index, Index>>{{24, 40}, {41, 23}, {64, 130}}) {
+    for (const DType type : {DType::f32, DType::bf16}) {
+      const MsignOptions options{type, EpsMode::none, 0};
+      const std::vector<zoo::Dense<float>> list = inputs(rows, cols);
+      const Placed<float> direct(*raw, list[0]);
+      const Placed<float> replayed(*raw, list[0]);
+      const DeviceBuffer work(*raw, msign_workspace_bytes(rows, cols, DType::f32, options));
+      const DeviceBuffer other(*raw, work.bytes());
+      const auto run = [&](const Placed<float>& x, const DeviceBuffer& scratch) {
+        msign(x.view(), five(), 1.01, options, scratch.span(), *raw);
+      };
+      int calls = 0;
+      ++key;
+      for (const zoo::Dense<float>& x : list) {
+        for (const Placed<float>* p : {&direct, &replayed}) {
+          raw->copy(x.data.data(), p->view().data, x.data.size() * sizeof(float));
+        }
+        run(direct, work);
+        raw->replay({key}, [&] {
+          ++calls;
+          run(replayed, other);
+        });
+        const zoo::Dense<float> expected = direct.fetch();
+        const zoo::Dense<float> found = replayed.fetch();
+        for (std::size_t i = 0; i < expected.data.size(); ++i) {
+          const bool same = std::memcmp(&expected.data[i], &found.data[i], sizeof(float)) == 0;
+          ASSERT_TRUE(same || (std::isnan(expected.data[i]) && std::isnan(found.data[i]))) << i;
+        }
+        if (zoo::frobenius(x) == 0) {
+          EXPECT_EQ(zoo::frobenius(found), 0);
+        }
+        if (!std::isfinite(zoo::frobenius(x))) {
+          EXPECT_TRUE(std::all_of(found.data.begin(), found.data.end(),
+                                  [](float v) { return std::isnan(v); }));
+        }
+      }
+      // Directly, and where it is recorded.
+      EXPECT_EQ(calls, keeps ? 2 : std::ssize(list)) << rows << "x" << cols;
+    }
+  }
+  EXPECT_EQ(raw->replay_problem(), "");
+}
+
+// Where scratch has grown a kept sequence would use memory that has been given back.
+TEST_P(MatrixFunctions, ReplaysAreRecordedAnewWhenScratchGrows) {
+  const bool keeps = raw->keep_replays(true);
+  const std::vector<zoo::Dense<float>> list = inputs(9, 700);
+  const Placed<float> x(*raw, list[0]);
+  const Placed<float> to(*raw, list[0]);
+  int calls = 0;
+  Index large = 20000;
+  for (int round = 0; round < 9; ++round) {
+    raw->copy(list[static_cast<std::size_t>(round % 2)].data.data(), x.view().data, 9 * 700 * 4);
+    raw->replay({1}, [&] {
+      ++calls;
+      static_cast<void>(raw->normalize(x.view(), {}, 60, to.view()));
+    });
+    EXPECT_NEAR(zoo::frobenius(to.fetch()), 1, 1e-6);  // f32 rounding of 6300 entries
+    if (round % 3 == 2) {
+      large *= 10;
+      const Placed<float> much(*raw, zoo::Dense<float>(1, large));
+      EXPECT_EQ(raw->sum_squares(much.view()), 0);
+      // Where scratch was there is something else now.
+      const Placed<float> poison(*raw, zoo::Dense<float>(1, large / 100));
+      raw->fill(std::numeric_limits<double>::quiet_NaN(), poison.view());
+    }
+  }
+  EXPECT_EQ(calls, keeps ? 4 : 9);  // twice before it grew, once after each time it did
+  EXPECT_EQ(raw->replay_problem(), "");
+}
+
+// A sequence that asks for a number cannot be kept: it runs every time, and the device says why.
+TEST_P(MatrixFunctions, WhatAsksForANumberIsNotKept) {
+  const bool keeps = raw->keep_replays(true);
+  const Placed<float> x(*raw, zoo::cast<float>(zoo::gaussian(4, 6, 1)));
+  const Placed<float> y(*raw, zoo::cast<float>(zoo::gaussian(4, 6, 1)));
+  int asked = 0;
+  int kept = 0;
+  for (int round = 1; round <= 4; ++round) {
+    raw->fill(round, x.view());
+    double sum = 0;
+    raw->replay({1}, [&] {
+      sum = raw->sum_squares(x.view());
+      ++asked;
+    });
+    EXPECT_EQ(sum, 24 * round * round);
+    raw->replay({2}, [&] {
+      ++kept;
+      raw->axpby(2, x.view(), 0, y.view());
+    });
+    EXPECT_EQ(zoo::frobenius(y.fetch()), std::sqrt(24 * 4.0 * round * round));
+  }
+  EXPECT_EQ(asked, 4);
+  EXPECT_EQ(kept, keeps ? 2 : 4);
+  if (keeps) {
+    EXPECT_THAT(std::string(raw->replay_problem()),
+                testing::AnyOf(HasSubstr("cudaStreamSynchronize"), HasSubstr("cudaMemcpyAsync")));
+  } else {
+    EXPECT_EQ(raw->replay_problem(), "");
+  }
+  EXPECT_THROW(raw->replay({3}, [&] { raw->axpby(1, x.view(), 1, {}); }), ShapeError);
 }
 
 TEST_P(MatrixFunctions, GramPolynomialIsTheReferences) {

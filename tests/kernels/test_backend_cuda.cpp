@@ -12,6 +12,7 @@ INSTANTIATE_TEST_SUITE_P(Cuda, FusedSteps, testing::Values("cuda"));
 INSTANTIATE_TEST_SUITE_P(Cuda, Triangles, testing::Values("cuda"));
 INSTANTIATE_TEST_SUITE_P(Cuda, Memory, testing::Values("cuda"));
 INSTANTIATE_TEST_SUITE_P(Cuda, StochasticRounding, testing::Values("cuda"));
+INSTANTIATE_TEST_SUITE_P(Cuda, Quantizing, testing::Values("cuda"));
 INSTANTIATE_TEST_SUITE_P(Cuda, Conformance,
                          testing::Values(ConformanceCase{"cuda", DType::f32},
                                          ConformanceCase{"cuda", DType::bf16},

@@ -484,6 +484,32 @@ class Counting final : public HostBackend {
   void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) override {
     inner_->scale_lines(s, of_columns, x);
   }
+  void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) override {
+    inner_->abs_maxima(w, grid, out);
+  }
+  void scales_from_maxima(const Grid& grid, MatrixView scales) override {
+    inner_->scales_from_maxima(grid, scales);
+  }
+  void quantize(MatrixView w, const Grid& grid, const Rounding& rounding,
+                QuantizedView q) override {
+    inner_->quantize(w, grid, rounding, q);
+  }
+  void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) override {
+    inner_->dequantize(q, grid, to);
+  }
+  std::int64_t count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales) override {
+    return inner_->count_beyond(w, grid, scales);
+  }
+  void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                       MatrixView m) override {
+    inner_->adamw_pull_back(s, kappa, v, e, m);
+  }
+  void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) override {
+    inner_->split_f32(w, high, low);
+  }
+  void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) override {
+    inner_->merge_f32(high, low, w);
+  }
 
  private:
   std::unique_ptr<Backend> inner_ = open_backend("cpu");

@@ -34,6 +34,11 @@ void pass(std::initializer_list<ConstMatrixView> views) {
   if (bytes > 0) rank_clock().compute(runtime::pass_seconds(rank_clock().profile, bytes));
 }
 
+/// Its bytes.
+ConstMatrixView codes_of(ConstQuantizedView q, const Grid& grid) {
+  return {q.codes, q.rows, code_pitch(grid.format, q.cols), q.pitch, DType::u8};
+}
+
 /// As if every element were 1.
 double sum_of(ConstMatrixView x) { return static_cast<double>(x.size()); }
 
@@ -132,6 +137,49 @@ class ShapeBackend final : public HostBackend {
     check_view("abs_max", x);
     pass({x});
     return x.size() > 0 ? 1 : 0;
+  }
+
+  void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) override {
+    check_scales("abs_maxima", w, grid, out);
+    mark(out);
+    pass({w});
+  }
+  void scales_from_maxima(const Grid&, MatrixView scales) override {
+    check_scales("scales_from_maxima", scales);
+    pass({scales, scales});
+  }
+  void quantize(MatrixView w, const Grid& grid, const Rounding&, QuantizedView q) override {
+    check_quantized("quantize", w, grid, q);
+    check_weights("quantize", w);
+    mark(w);
+    pass({w, w, codes_of(q, grid)});
+  }
+  void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) override {
+    check_quantized("dequantize", to, grid, q);
+    mark(to);
+    pass({codes_of(q, grid), to});
+  }
+  std::int64_t count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales) override {
+    check_scales("count_beyond", w, grid, scales);
+    pass({w});
+    return 0;
+  }
+  void adamw_pull_back(const AdamWScalars&, double, ConstMatrixView v, ConstMatrixView e,
+                       MatrixView m) override {
+    check_same("adamw_pull_back", {m, v, e});
+    check_dtype("adamw_pull_back", m, DType::f32);
+    mark(m);
+    pass({v, e, m, m});
+  }
+  void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) override {
+    check_halves("split_f32", w, high, low);
+    mark(high);
+    pass({w, high, low});
+  }
+  void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) override {
+    check_halves("merge_f32", w, high, low);
+    mark(w);
+    pass({high, low, w});
   }
 
   void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) override {

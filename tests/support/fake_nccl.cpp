@@ -32,6 +32,7 @@ thread_local bool hidden = false;
 int broken = 0;
 int living = 0;
 int aborts = 0;
+int waiting = 0;
 
 void breach(const char* what) {
   ++broken;
@@ -123,6 +124,7 @@ struct ncclComm {
   int polls = 0;  // until what was handed over is looked at
   std::shared_ptr<Kernel> handed_over;
   cudaStream_t stream = nullptr;
+  std::thread::id owner = std::this_thread::get_id();
   std::int64_t collectives = 0;  // ever handed over
   int kernels = 0;               // in streams
   // a split
@@ -157,6 +159,19 @@ ncclComm* new_communicator() {
   communicators.push_back(std::make_unique<ncclComm>());
   ++living;
   return communicators.back().get();
+}
+
+int own_kernels() {
+  int n = 0;
+  for (const auto& comm : communicators) {
+    if (comm->owner == std::this_thread::get_id() && !comm->aborted) n += comm->kernels;
+  }
+  return n;
+}
+/// Memory of the device is freed.
+void free_waits() {
+  pump();
+  if (own_kernels() > 0) ++waiting;
 }
 
 std::map<std::int64_t, std::shared_ptr<Clique>> cliques;
@@ -441,6 +456,14 @@ int fake::aborted() {
   const std::lock_guard lock{mutex};
   return aborts;
 }
+int fake::waiting_frees() {
+  const std::lock_guard lock{mutex};
+  return waiting;
+}
+int fake::kernels() {
+  const std::lock_guard lock{mutex};
+  return own_kernels();
+}
 void fake::lose_peer() { peer_lost = true; }
 void* fake::busy_stream() {
   const std::lock_guard lock{mutex};
@@ -547,6 +570,7 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
 }
 cudaError_t cudaFree(void* p) {
   const std::lock_guard lock{mutex};
+  free_waits();
   device_blocks.erase(static_cast<char*>(p));
   std::free(p);
   return cudaSuccess;
@@ -662,7 +686,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
   comm->handed_over = nullptr;
   --living;
   ++aborts;
-  pump();
+  if (depth == 0) free_waits();  // in a group all have been told to stop before it frees
   return ncclSuccess;
 }
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {

@@ -23,6 +23,11 @@ int broken_rules();
 /// Communicators that exist: not destroyed, not aborted.
 int communicators();
 int aborted();
+/// Kernels of this thread's communicators that are in their streams.
+int kernels();
+/// How often memory of a device was freed, by a thread or by an abort of its own, while a kernel of
+/// its communicators ran: CUDA waits for it there, for ever if its peers are gone.
+int waiting_frees();
 
 /// From here on every communicator of this thread answers with a remote error.
 void lose_peer();

@@ -17,10 +17,14 @@
 namespace far_device {
 
 using orthrus::ConstMatrixView;
+using orthrus::ConstQuantizedView;
+using orthrus::Grid;
 using orthrus::Index;
 using orthrus::MatrixView;
+using orthrus::QuantizedView;
 using orthrus::kernels::AdamWScalars;
 using orthrus::kernels::Backend;
+using orthrus::kernels::Rounding;
 using orthrus::kernels::Transpose;
 
 /// A device's address is the host's plus this: no program of a 64-bit x86 or Arm has it mapped.
@@ -58,6 +62,7 @@ class FarBackend final : public Backend {
     return far_of(memory);
   }
   void deallocate(void* memory) noexcept override {
+    if (before_free) before_free();
     catch_up();
     cpu_->deallocate(near_of(memory));
   }
@@ -88,7 +93,7 @@ class FarBackend final : public Backend {
   }
   [[nodiscard]] bool invert_spd(MatrixView a) override {
     catch_up();
-    return cpu_->invert_spd(near(a));
+    return !refuses_inverses && cpu_->invert_spd(near(a));
   }
   void convert(ConstMatrixView from, double scale, MatrixView to) override {
     later([=, this, from = near(from), to = near(to)] { cpu_->convert(from, scale, to); });
@@ -157,8 +162,62 @@ class FarBackend final : public Backend {
   void scale_lines(ConstMatrixView s, bool of_columns, MatrixView x) override {
     later([=, this, s = near(s), x = near(x)] { cpu_->scale_lines(s, of_columns, x); });
   }
+  void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out) override {
+    later([=, this, w = near(w), out = near(out)] { cpu_->abs_maxima(w, grid, out); });
+  }
+  void scales_from_maxima(const Grid& grid, MatrixView scales) override {
+    later([=, this, scales = near(scales)] { cpu_->scales_from_maxima(grid, scales); });
+  }
+  void quantize(MatrixView w, const Grid& grid, const Rounding& rounding,
+                QuantizedView q) override {
+    later([=, this, w = near(w), q = near(q)] { cpu_->quantize(w, grid, rounding, q); });
+  }
+  void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to) override {
+    later([=, this, q = near(q), to = near(to)] { cpu_->dequantize(q, grid, to); });
+  }
+  std::int64_t count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales) override {
+    catch_up();
+    return cpu_->count_beyond(near(w), grid, near(scales));
+  }
+  void adamw_pull_back(const AdamWScalars& s, double kappa, ConstMatrixView v, ConstMatrixView e,
+                       MatrixView m) override {
+    later([=, this, v = near(v), e = near(e), m = near(m)] {
+      cpu_->adamw_pull_back(s, kappa, v, e, m);
+    });
+  }
+  void split_f32(ConstMatrixView w, MatrixView high, MatrixView low) override {
+    later([=, this, w = near(w), high = near(high), low = near(low)] {
+      cpu_->split_f32(w, high, low);
+    });
+  }
+  void merge_f32(ConstMatrixView high, ConstMatrixView low, MatrixView w) override {
+    later([=, this, high = near(high), low = near(low), w = near(w)] {
+      cpu_->merge_f32(high, low, w);
+    });
+  }
+  bool normalize(MatrixView x, const orthrus::kernels::NormOptions& options, int safe_exponent,
+                 MatrixView to) override {
+    later([=, this, x = near(x), to = near(to)] {
+      static_cast<void>(cpu_->normalize(x, options, safe_exponent, to));
+    });
+    return true;
+  }
+  void divide_by_norm(ConstMatrixView r, const orthrus::kernels::NormOptions& options, int power,
+                      ConstMatrixView from, MatrixView to) override {
+    later([=, this, r = near(r), from = near(from), to = near(to)] {
+      cpu_->divide_by_norm(r, options, power, from, to);
+    });
+  }
+  void split_mean(MatrixView c, ConstMatrixView x, MatrixView to) override {
+    later([=, this, c = near(c), x = near(x), to = near(to)] { cpu_->split_mean(c, x, to); });
+  }
+  void inverse_roots(MatrixView s) override {
+    later([=, this, s = near(s)] { cpu_->inverse_roots(s); });
+  }
 
-  std::int64_t allocated = 0;  ///< bytes, since the beginning
+  std::int64_t allocated = 0;         ///< bytes, since the beginning
+  bool refuses_inverses = false;      ///< as if no matrix were positive definite
+  std::function<void()> before_free;  ///< memory is about to be freed
 
  private:
   static MatrixView near(MatrixView v) {
@@ -166,6 +225,13 @@ class FarBackend final : public Backend {
   }
   static ConstMatrixView near(ConstMatrixView v) {
     return {v.size() == 0 ? nullptr : near_of(v.data), v.rows, v.cols, v.ld, v.dtype};
+  }
+  template <class Quantized>
+  static Quantized near(Quantized q) {
+    const bool empty = q.rows * q.cols == 0;
+    q.codes = empty ? nullptr : near_of(q.codes);
+    q.scales = empty ? nullptr : static_cast<float*>(near_of(q.scales));
+    return q;
   }
   void later(std::function<void()> verb) { queue_.push_back(std::move(verb)); }
   void catch_up() {
