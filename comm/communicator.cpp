@@ -306,6 +306,12 @@ void Request::complete() noexcept {
   call_.reset();
 }
 
+void Request::give_up() noexcept {
+  if (call_ == nullptr) return;
+  call_->core->family->given_up = true;
+  call_.reset();
+}
+
 Request& Request::operator=(Request&& other) noexcept {
   if (this != &other) {
     complete();

@@ -176,8 +176,8 @@ struct Flight final : Request::State {
 struct Family {
   /// Moves the line on. A call that fails fails where it is asked for.
   void advance() noexcept;
-  /// A communicator that is no more.
-  void leave(const NcclBody& body) noexcept;
+  /// Ends all communicators, of which `first` has failed.
+  void fail(const NcclBody& first, const std::string& why) noexcept;
 
   int device = 0;
   void* compute_stream = nullptr;
@@ -185,6 +185,7 @@ struct Family {
   // NCCL wants the calls of all communicators of a device in one order on all ranks: one line.
   comm::Line<Flight> line;
   int handed_over = 0;  // of the line's first; NCCL has not yet put them into the stream
+  std::vector<NcclBody*> bodies;
   bool broken = false;
 };
 
@@ -201,11 +202,13 @@ class NcclBody final : public CommunicatorBackend {
     comm::cuda_check(cudaMemsetAsync(barrier_.get(), 0, sizeof(std::int64_t), stream()),
                      "cudaMemsetAsync");
     flights_.stock(comm::calls_in_flight, *this);
+    family_->bodies.push_back(this);
   }
   NcclBody(const NcclBody&) = delete;
   NcclBody& operator=(const NcclBody&) = delete;
   ~NcclBody() override {
     // Where something went wrong others may never end this communicator.
+    std::erase(family_->bodies, this);
     if (family_->broken || std::uncaught_exceptions() > 0) return;  // aborted with its handle
     static_cast<void>(ncclCommDestroy(comm_.release()));
   }
@@ -338,9 +341,12 @@ class NcclBody final : public CommunicatorBackend {
     return false;
   }
 
-  /// Aborts the communicator: NCCL lets go of all buffers, and every call throws from here on.
+  /// Aborts the family's communicators: NCCL lets go of all buffers, memory of the device can be
+  /// freed, and every call throws from here on.
   void fail(const std::string& why) noexcept {
-    family_->leave(*this);
+    if (failure_.empty()) family_->fail(*this, why);
+  }
+  void abort(const std::string& why) noexcept {
     if (!failure_.empty()) return;
     failure_ = why + "; the communicator was aborted";
     comm_ = CommHandle{};
@@ -584,10 +590,17 @@ void Family::advance() noexcept {
   }
 }
 
-void Family::leave(const NcclBody& body) noexcept {
+void Family::fail(const NcclBody& first, const std::string& why) noexcept {
   broken = true;
-  if (!line.empty() && &line.first()->body == &body) handed_over = 0;
-  line.remove_if([&](const Flight& f) { return &f.body == &body; });
+  handed_over = 0;
+  line.remove_if([](const Flight&) { return true; });
+  // To abort one is to free its memory, which waits for the kernels of the others, which wait for
+  // ranks that are gone: in a group all are told to stop before anything is freed.
+  static_cast<void>(ncclGroupStart());
+  for (NcclBody* const body : bodies) {
+    body->abort(body == &first ? why : "another communicator of the device failed: " + why);
+  }
+  static_cast<void>(ncclGroupEnd());
 }
 
 /// Where this rank computes, and whether it can.

@@ -232,6 +232,8 @@ class StagedBody final : public CommunicatorBackend {
     start->to = to;
     return start.go();
   }
+  // Calls that complete one by one may block beneath as well as wait here.
+  void set_blocking(bool blocking) override { inner_->set_blocking(blocking); }
   std::unique_ptr<CommunicatorBackend> split(int color, int key) override {
     return std::make_unique<StagedBody>(inner_->split(color, key), stage_);
   }

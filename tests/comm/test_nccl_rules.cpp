@@ -244,6 +244,47 @@ TEST_F(Nccl, ADeadlineAbortsTheCommunicator) {
   EXPECT_EQ(fake::aborted(), aborted + 2);
 }
 
+// One kernel waits for a rank that will not come, and something else fails: a deadline of another
+// communicator, or the caller, who gives up. Nothing may be left running when memory is freed.
+TEST_F(Nccl, WhereOneCommunicatorFailsNoneHoldsTheDevice) {
+  for (const bool given_up : {false, true}) {
+    const int waiting = fake::waiting_frees();
+    const int aborted = fake::aborted();
+    std::latch over{1};
+    run_thread_ranks(2, [&](Communicator& world) {
+      Communicator c = open_nccl(world, world.rank());
+      Communicator other = c.duplicate("other");
+      for (int k = 0; k < 2; ++k) {
+        c.barrier();
+        other.barrier();
+      }
+      if (c.rank() == 1) {
+        over.wait();
+        return;
+      }
+      auto data = std::make_unique<OnDevice<float>>(4);
+      Request lost = other.start_all_reduce(*data, ReduceOp::sum);
+      while (fake::kernels() == 0) EXPECT_FALSE(lost.test());
+      if (given_up) {
+        lost.give_up();
+        EXPECT_FALSE(lost.active());
+        EXPECT_THAT(thrown<CommError>([&] { c.barrier(); }),
+                    HasSubstr("another communicator of the device failed: a call was given up"));
+      } else {
+        c.set_timeout(0.1);
+        EXPECT_THROW(c.barrier(), CommError);
+        EXPECT_THAT(thrown<CommError>([&] { lost.wait(); }),
+                    HasSubstr("another communicator of the device failed: a call had no answer"));
+      }
+      EXPECT_EQ(fake::aborted(), aborted + 2);
+      EXPECT_EQ(fake::kernels(), 0);
+      data.reset();
+      over.count_down();
+    });
+    EXPECT_EQ(fake::waiting_frees(), waiting);
+  }
+}
+
 TEST_F(Nccl, AnErrorOfNcclAbortsTheCommunicatorAndNamesTheCall) {
   run_thread_ranks(2, [](Communicator& world) {
     OnDevice<float> data(4);

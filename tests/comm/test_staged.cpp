@@ -24,6 +24,7 @@ namespace {
 
 using namespace conformance;
 using orthrus::CommError;
+using orthrus::CommunicatorBackend;
 using orthrus::DeviceError;
 using orthrus::DType;
 using orthrus::run_thread_ranks;
@@ -268,6 +269,55 @@ TEST(Staged, AllocatesNothingInSteadyState) {
       EXPECT_EQ(steady_state::allocations(c), 0) << c.size() << " ranks";
     });
   }
+}
+
+/// One rank that sees how it is to call.
+class Seen final : public CommunicatorBackend {
+ public:
+  explicit Seen(std::shared_ptr<std::vector<bool>> blocking) : blocking_(std::move(blocking)) {}
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  const char* kind() const override { return "seen"; }
+  Done all_reduce(Span, ReduceOp) override { return nullptr; }
+  Done reduce_scatter(ConstSpan, std::span<const Index>, Span) override { return nullptr; }
+  Done all_gather(ConstSpan, std::span<const Index>, Span) override { return nullptr; }
+  Done broadcast(Span, int) override { return nullptr; }
+  Done reduce(ConstSpan, Span, ReduceOp, int) override { return nullptr; }
+  Done all_to_all(ConstSpan, std::span<const Index>, Span, std::span<const Index>, Index) override {
+    return nullptr;
+  }
+  Done send(ConstSpan, int, int) override { return nullptr; }
+  Done receive(Span, int, int) override { return nullptr; }
+  Done barrier() override { return nullptr; }
+  std::unique_ptr<CommunicatorBackend> split(int, int) override {
+    return std::make_unique<Seen>(blocking_);
+  }
+  void set_blocking(bool blocking) override { blocking_->push_back(blocking); }
+
+ private:
+  std::shared_ptr<std::vector<bool>> blocking_;  // as it was set, by all split from one
+};
+
+TEST(Staged, BlockingCallsBlockBeneathToo) {
+  const auto seen = std::make_shared<std::vector<bool>>();
+  const Communicator over{std::make_unique<Seen>(seen)};
+  Communicator c = staged(over, std::make_shared<LateCopies>(1));
+  seen->clear();
+  c.set_blocking(true);
+  EXPECT_EQ(*seen, std::vector<bool>{true});
+  std::vector<float> data(4);
+  // Complete when started, though copies are late.
+  EXPECT_FALSE(c.start_all_reduce(span(data), ReduceOp::sum).active());
+  Communicator part = c.split(0, 0, "part");
+  EXPECT_EQ(*seen, (std::vector<bool>{true, true})) << "as its parent";
+  EXPECT_FALSE(part.start_all_reduce(span(data), ReduceOp::sum).active());
+  c.set_timeout(1);  // with a deadline it is the front that waits, with the clock in hand
+  EXPECT_EQ(*seen, (std::vector<bool>{true, true, false}));
+  EXPECT_FALSE(c.start_all_reduce(span(data), ReduceOp::sum).active());
+  c.set_blocking(false);
+  Request request = c.start_all_reduce(span(data), ReduceOp::sum);
+  EXPECT_TRUE(request.active());
+  request.wait();
 }
 
 TEST(Staged, OnlyStagedOnesHaveABodyBeneath) {

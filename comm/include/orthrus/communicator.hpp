@@ -82,6 +82,8 @@ class Request {
   /// Blocks until the call is complete; the buffers may then be used again. @throws CommError on
   /// time-out.
   void wait();
+  /// Gives the call up, as after its deadline: nothing is waited for.
+  void give_up() noexcept;
   [[nodiscard]] bool active() const noexcept { return call_ != nullptr; }
 
  private:
