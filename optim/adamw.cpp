@@ -22,16 +22,29 @@ class AdamW final : public ElementwiseRule {
   [[nodiscard]] std::span<const StateSpec> state() const override { return kState; }
 
   double update(const Piece& p, const StepScalars& s, kernels::Backend& backend) const override {
+    return backend.adamw(of_step(s), p.gradient, p.state[0], p.state[1], p.weights);
+  }
+  // P = 1/(c₁D), D = √(v/c₂) + ε. The second moment never sees the error.
+  void pull_back(const Piece& p, double kappa, MatrixView to, const StepScalars& s,
+                 kernels::Backend& backend) const override {
+    backend.adamw_pull_back(of_step(s), kappa, p.state[1], p.weights, to);
+  }
+  [[nodiscard]] std::optional<MomentumGain> gain() const override {
+    if (scalars_.beta1 <= 0) return std::nullopt;
+    return MomentumGain{scalars_.beta1, scalars_.beta1};
+  }
+
+ private:
+  [[nodiscard]] kernels::AdamWScalars of_step(const StepScalars& s) const {
     kernels::AdamWScalars a = scalars_;
     const auto t = static_cast<double>(s.step);
     a.lr = s.lr;
     a.weight_decay = s.weight_decay;
     a.bias_correction1 = 1 - std::pow(a.beta1, t);
     a.bias_correction2 = 1 - std::pow(a.beta2, t);
-    return backend.adamw(a, p.gradient, p.state[0], p.state[1], p.weights);
+    return a;
   }
 
- private:
   static constexpr StateSpec kState[] = {{"momentum", StateSpec::Extent::elements},
                                          {"second_moment", StateSpec::Extent::elements}};
   kernels::AdamWScalars scalars_;

@@ -3,6 +3,7 @@
 #include <orthrus/error.hpp>
 
 #include "kernels/backend.hpp"
+#include "optim/magnitude.hpp"
 #include "optim/rule.hpp"
 
 namespace orthrus::optim {
@@ -19,7 +20,8 @@ class Lion final : public ElementwiseRule {
 
   [[nodiscard]] std::span<const StateSpec> state() const override { return kState; }
   [[nodiscard]] std::size_t workspace_bytes(Index rows, Index cols) const override {
-    return static_cast<std::size_t>(std::min(rows * cols, kRun)) * sizeof(float);
+    return static_cast<std::size_t>(std::min(rows * cols, kRun)) *
+           (sizeof(double) + 2 * sizeof(float));
   }
 
   // U = sign(β₁M + (1−β₁)G); M ← β₂M + (1−β₂)G; W ← (1−ηλ)W − ηU, in runs that stay in cache.
@@ -30,9 +32,7 @@ class Lion final : public ElementwiseRule {
     double sum = 0;
     for (Index at = 0; at < n; at += kRun) {
       const Index count = std::min(kRun, n - at);
-      const auto run = [&](const MatrixView& v) {
-        return matrix_view(static_cast<float*>(v.data) + at, 1, count);
-      };
+      const auto run = [&](const MatrixView& v) { return run_of(v, at, count); };
       const MatrixView u = matrix_view(reinterpret_cast<float*>(p.work.data()), 1, count);
       backend.axpby(1, run(p.state[0]), 0, u);
       backend.axpby(1 - beta1_, run(p.gradient), beta1_, u);
@@ -42,8 +42,34 @@ class Lion final : public ElementwiseRule {
     }
     return sum;
   }
+  // U = X/|X|, element by element: P⁻¹ = |X|, of the X that `update` looked at.
+  void pull_back(const Piece& p, double kappa, MatrixView to, const StepScalars&,
+                 kernels::Backend& backend) const override {
+    const Index n = p.weights.size();
+    for (Index at = 0; at < n; at += kRun) {
+      const Index count = std::min(kRun, n - at);
+      auto* const wide = reinterpret_cast<double*>(p.work.data());
+      const MatrixView x = matrix_view(reinterpret_cast<float*>(wide + count), 1, count);
+      const MatrixView e = matrix_view(static_cast<float*>(x.data) + count, 1, count);
+      const double of_momentum = beta1_ / beta2_;  // β₁M + (1−β₁)G, by the M that is there now
+      backend.convert(run_of(p.gradient, at, count), 1 - beta1_ - of_momentum * (1 - beta2_), x);
+      backend.axpby(of_momentum, run_of(p.state[0], at, count), 1, x);
+      backend.convert(run_of(p.weights, at, count), kappa, e);
+      multiply_by_magnitude(x, e, wide, backend);
+      backend.axpby(1, e, 1, run_of(to, at, count));
+    }
+  }
+  [[nodiscard]] bool is_linear() const override { return false; }
+  // M keeps β₂ of itself, and X has β₁ of M.
+  [[nodiscard]] std::optional<MomentumGain> gain() const override {
+    if (beta1_ <= 0 || beta2_ <= 0) return std::nullopt;
+    return MomentumGain{beta1_, beta2_};
+  }
 
  private:
+  static MatrixView run_of(const MatrixView& v, Index at, Index count) {
+    return matrix_view(static_cast<float*>(v.data) + at, 1, count);
+  }
   static constexpr StateSpec kState[] = {{"momentum", StateSpec::Extent::elements}};
   static constexpr Index kRun = 1 << 14;
   double beta1_ = 0.9, beta2_ = 0.99;

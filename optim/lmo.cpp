@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 #include <orthrus/error.hpp>
+#include <sstream>
 #include <string>
 
 #include "kernels/backend.hpp"
@@ -12,6 +13,7 @@
 #include "kernels/device_memory.hpp"
 #include "kernels/gram.hpp"
 #include "kernels/rational_msign.hpp"
+#include "optim/magnitude.hpp"
 #include "optim/rule.hpp"
 
 namespace orthrus::optim {
@@ -23,14 +25,6 @@ using kernels::Backend;
 constexpr double cushion = 0.02407327424182761;
 
 std::size_t no_workspace(const Lmo&, Index, Index) { return 0; }
-
-/// x ← x/‖x‖_F, by way of an exact power of two so that no square under- or overflows; 0 stays 0.
-void normalize(MatrixView x, Backend& backend) {
-  const double largest = backend.abs_max(x);
-  if (largest == 0) return;
-  kernels::scale_by_power(x, -std::ilogb(largest), backend);
-  backend.convert(x, 1 / std::sqrt(backend.sum_squares(x)), x);
-}
 
 /// A copy in f64.
 class Wide {
@@ -70,6 +64,72 @@ std::size_t spectral_workspace(const Lmo& self, Index rows, Index cols) {
   return self.rational(std::min(rows, cols)) != nullptr
              ? kernels::rational_msign_workspace_bytes(rows, cols, self.terms_at_once())
              : kernels::msign_workspace_bytes(rows, cols, DType::f32, self.options());
+}
+
+std::size_t spectral_root_bytes(Index rows, Index cols) {
+  const Index m = std::min(rows, cols);
+  return static_cast<std::size_t>(m * m) * sizeof(float);
+}
+MatrixView spectral_root(void* root, Index rows, Index cols) {
+  const Index m = std::min(rows, cols);
+  return matrix_view(static_cast<float*>(root), m, m);
+}
+/// What products outside the LMO are computed in: no better than it is.
+DType product_dtype(const Lmo& self) {
+  return self.options().dtype == DType::bf16 ? DType::bf16 : DType::f32;
+}
+std::size_t spectral_root_workspace(const Lmo& self, Index rows, Index cols) {
+  const Index m = std::min(rows, cols);
+  const DType dtype = product_dtype(self);
+  const std::size_t whole = kernels::piece_bytes(rows, cols, dtype);
+  const std::size_t lmo = spectral_workspace(self, rows, cols);
+  const bool rational = self.rational(m) != nullptr;
+  return std::max(rational ? lmo : whole + std::max(lmo, whole),
+                  dtype == DType::bf16 ? whole + kernels::piece_bytes(m, m, dtype) : 0);
+}
+/// (XXᵀ)^½ = OXᵀ on the short side, O = lmo(X): as accurate as O.
+void spectral_lmo_with_root(const Lmo& self, MatrixView x, std::span<std::byte> root,
+                            std::span<std::byte> work, Backend& backend) {
+  using kernels::Transpose;
+  const MatrixView half = spectral_root(root.data(), x.rows, x.cols);
+  if (const auto* f = self.rational(half.rows)) {
+    kernels::rational_msign(x, *f, {self.options().dtype}, work, backend, half);
+    return;
+  }
+  const DType dtype = product_dtype(self);
+  const MatrixView before = kernels::carve(work, x.rows, x.cols, dtype);
+  backend.convert(x, 1, before);
+  spectral_lmo(self, x, work, backend);
+  MatrixView after = x;
+  if (dtype != DType::f32) {
+    after = kernels::carve(work, x.rows, x.cols, dtype);
+    backend.convert(x, 1, after);
+  }
+  if (x.rows <= x.cols) {
+    backend.gemm(1, after, Transpose::no, before, Transpose::yes, 0, half);
+  } else {
+    backend.gemm(1, before, Transpose::yes, after, Transpose::no, 0, half);
+  }
+  backend.mirror_lower(half);  // symmetric but for rounding
+}
+void spectral_undo(const Lmo& self, std::span<std::byte> root, ConstMatrixView e, MatrixView c,
+                   std::span<std::byte> work, Backend& backend) {
+  using kernels::Transpose;
+  ConstMatrixView half = spectral_root(root.data(), e.rows, e.cols);
+  if (const DType dtype = product_dtype(self); dtype != DType::f32) {
+    const auto narrow = [&](const ConstMatrixView& from) {
+      const MatrixView to = kernels::carve(work, from.rows, from.cols, dtype);
+      backend.convert(from, 1, to);
+      return ConstMatrixView(to);
+    };
+    half = narrow(half);
+    e = narrow(e);
+  }
+  if (e.rows <= e.cols) {
+    backend.gemm(1, half, Transpose::no, e, Transpose::no, 0, c);
+  } else {
+    backend.gemm(1, e, Transpose::no, half, Transpose::no, 0, c);
+  }
 }
 
 /// σ_max: with A = XXᵀ/‖X‖², ‖A‖₂ = lim tr(A^(2^j))^(2^-j); after 24 squarings the excess is below
@@ -119,13 +179,48 @@ double nuclear_norm(ConstMatrixView x, Backend& backend) {
 
 // ---- frobenius ---------------------------------------------------------------------------------
 void frobenius_lmo(const Lmo&, MatrixView x, std::span<std::byte>, Backend& backend) {
-  normalize(x, backend);
+  // Always by way of a power of two, so that no square under- or overflows; 0 stays 0.
+  static_cast<void>(backend.normalize(x, {}, 0, x));
+}
+std::size_t one_number(Index, Index) { return sizeof(double); }
+void frobenius_lmo_with_root(const Lmo& self, MatrixView x, std::span<std::byte> root,
+                             std::span<std::byte> work, Backend& backend) {
+  kernels::OnHost<double> norm(backend, reinterpret_cast<double*>(root.data()), 1, /*fetch=*/false);
+  norm.data()[0] = std::sqrt(backend.sum_squares(x));
+  norm.put_back();
+  frobenius_lmo(self, x, work, backend);
+}
+void frobenius_undo(const Lmo&, std::span<std::byte> root, ConstMatrixView e, MatrixView c,
+                    std::span<std::byte>, Backend& backend) {
+  kernels::OnHost<const double> norm(backend, reinterpret_cast<const double*>(root.data()), 1);
+  backend.convert(e, norm.data()[0], c);
 }
 
 // ---- sign: the largest entry
 // ---------------------------------------------------------------------
 void sign_lmo(const Lmo&, MatrixView x, std::span<std::byte>, Backend& backend) {
   backend.sign(x, x);
+}
+std::size_t all_entries(Index rows, Index cols) {
+  return static_cast<std::size_t>(rows * cols) * sizeof(float);
+}
+void sign_lmo_with_root(const Lmo&, MatrixView x, std::span<std::byte> root, std::span<std::byte>,
+                        Backend& backend) {
+  backend.convert(x, 1, matrix_view(reinterpret_cast<float*>(root.data()), x.rows, x.cols));
+  backend.sign(x, x);
+}
+std::size_t one_row(const Lmo&, Index, Index cols) {
+  return static_cast<std::size_t>(cols) * sizeof(double);
+}
+void sign_undo(const Lmo&, std::span<std::byte> root, ConstMatrixView e, MatrixView c,
+               std::span<std::byte> work, Backend& backend) {
+  backend.convert(e, 1, c);
+  for (Index i = 0; i < e.rows; ++i) {
+    multiply_by_magnitude(
+        matrix_view(reinterpret_cast<float*>(root.data()) + i * e.cols, 1, e.cols),
+        {static_cast<float*>(c.data) + i * c.ld, 1, c.cols, c.ld, c.dtype},
+        reinterpret_cast<double*>(work.data()), backend);
+  }
 }
 double largest_entry(ConstMatrixView x, Backend& backend) { return backend.abs_max(x); }
 double sum_of_entries(ConstMatrixView x, Backend& backend) {
@@ -174,27 +269,50 @@ template <bool of_columns>
 void line_lmo(const Lmo&, MatrixView x, std::span<std::byte> work, Backend& backend) {
   const Index lines = of_columns ? x.cols : x.rows;
   expects(work.size() >= static_cast<std::size_t>(lines) * sizeof(double), "work is too small");
-  auto* s = reinterpret_cast<double*>(work.data());
-  const MatrixView view = lines_view(s, x, of_columns);
+  const MatrixView view = lines_view(reinterpret_cast<double*>(work.data()), x, of_columns);
   backend.line_sum_squares(x, of_columns, view);
-  kernels::OnHost<double> factors(backend, s, static_cast<std::size_t>(lines));
-  for (double& f : factors.span()) f = f > 0 ? 1 / std::sqrt(f) : 0;
-  factors.put_back();
+  backend.inverse_roots(view);
   backend.scale_lines(view, of_columns, x);
+}
+
+template <bool of_columns>
+std::size_t line_root_bytes(Index rows, Index cols) {
+  return static_cast<std::size_t>(of_columns ? cols : rows) * sizeof(double);
+}
+template <bool of_columns>
+void line_lmo_with_root(const Lmo& self, MatrixView x, std::span<std::byte> root,
+                        std::span<std::byte> work, Backend& backend) {
+  auto* s = reinterpret_cast<double*>(root.data());
+  backend.line_sum_squares(x, of_columns, lines_view(s, x, of_columns));
+  kernels::OnHost<double> norms(backend, s, root.size() / sizeof(double));
+  for (double& v : norms.span()) v = std::sqrt(v);
+  norms.put_back();
+  line_lmo<of_columns>(self, x, work, backend);
+}
+template <bool of_columns>
+void line_undo(const Lmo&, std::span<std::byte> root, ConstMatrixView e, MatrixView c,
+               std::span<std::byte>, Backend& backend) {
+  backend.convert(e, 1, c);
+  auto* s = reinterpret_cast<double*>(root.data());
+  backend.scale_lines(lines_view(s, e, of_columns), of_columns, c);
 }
 
 // ---- the tables --------------------------------------------------------------------------------
 constexpr std::array<NormRow, 5> kNorms{{
     {"spectral", "largest singular value; dual: nuclear; lmo: msign(X) = UV^T (Muon)", spectral_lmo,
-     spectral_workspace, spectral_norm, nuclear_norm, true},
+     spectral_workspace, spectral_norm, nuclear_norm, true, spectral_root_bytes,
+     spectral_lmo_with_root, spectral_undo, spectral_root_workspace},
     {"frobenius", "root of the sum of squares; its own dual; lmo: X/|X| (normalized SGD)",
-     frobenius_lmo, no_workspace, inner_product_norm, inner_product_norm, false},
+     frobenius_lmo, no_workspace, inner_product_norm, inner_product_norm, false, one_number,
+     frobenius_lmo_with_root, frobenius_undo, no_workspace},
     {"sign", "largest entry; dual: sum of entries; lmo: sign(X) (SignSGD)", sign_lmo, no_workspace,
-     largest_entry, sum_of_entries, false},
+     largest_entry, sum_of_entries, false, all_entries, sign_lmo_with_root, sign_undo, one_row},
     {"row", "largest row (2 to inf); dual: sum of row norms; lmo: rows of length 1",
-     line_lmo<false>, line_workspace<false>, largest_line<false>, sum_of_lines<false>, false},
+     line_lmo<false>, line_workspace<false>, largest_line<false>, sum_of_lines<false>, false,
+     line_root_bytes<false>, line_lmo_with_root<false>, line_undo<false>, line_workspace<false>},
     {"column", "largest column (1 to 2); dual: sum of column norms; lmo: columns of length 1",
-     line_lmo<true>, line_workspace<true>, largest_line<true>, sum_of_lines<true>, false},
+     line_lmo<true>, line_workspace<true>, largest_line<true>, sum_of_lines<true>, false,
+     line_root_bytes<true>, line_lmo_with_root<true>, line_undo<true>, line_workspace<true>},
 }};
 
 struct ScaleRow {
@@ -247,6 +365,10 @@ constexpr Index rational_from_bf16 = 192;
 /// The safety factor of Polar Express, which with its cushion keeps rounding in bf16 from leaving
 /// the intervals.
 constexpr double auto_safety = 1.01;
+
+/// What rounding in bf16 leaves of singular values that f32 brings within .001 of 1: up to .009
+/// (`orthrus bench accuracy`, polar_express with 8 iterations).
+constexpr double least_tolerance_bf16 = 1e-2;
 
 /// max |p(x/safety) − 1| for x in [l, 1], on a grid so fine that p turns between no two points.
 double error_of(std::span<const kernels::Quintic> iterations, double l) {
@@ -309,6 +431,13 @@ Lmo::Lmo(const LmoConfig& config, const LmoSite& site)
     expects<ConfigError>(config.lower > 0 && config.lower < 1, "lmo.lower must be between 0 and 1");
     expects<ConfigError>(config.tolerance > 0 && config.tolerance < 1,
                          "lmo.tolerance must be between 0 and 1");
+    if (*dtype == DType::bf16 && config.tolerance < least_tolerance_bf16) {
+      std::ostringstream problem;
+      problem << "lmo.tolerance: " << config.tolerance
+              << " is less than rounding leaves in lmo.dtype "
+              << "bf16: at least " << least_tolerance_bf16 << ", or lmo.dtype f32";
+      throw ConfigError(problem.str());
+    }
     // Rational divides by no norm, so an ε has nowhere to go.
     if (site.on_host && !site.shares_iterations && config.eps_mode == "none") {
       rational_ = rational_for(config.lower, config.tolerance, *dtype);

@@ -35,6 +35,17 @@ struct NormRow {
   double (*dual_norm)(ConstMatrixView x, kernels::Backend& backend);
   /// Does it count as a matrix orthogonalized?
   bool orthogonalizes;
+  // ECO. X = P⁻¹·lmo(X), where P is as wide as the norm's symmetry: a symmetric matrix on the short
+  // side (spectral), a number per line, one number, or one per entry. `root` is P⁻¹.
+  std::size_t (*root_bytes)(Index rows, Index cols);
+  /// X ← lmo(X), with `root` of the X that it was.
+  void (*lmo_with_root)(const Lmo& self, MatrixView x, std::span<std::byte> root,
+                        std::span<std::byte> work, kernels::Backend& backend);
+  /// C ← P⁻¹E.
+  void (*undo)(const Lmo& self, std::span<std::byte> root, ConstMatrixView e, MatrixView c,
+               std::span<std::byte> work, kernels::Backend& backend);
+  /// Scratch of both.
+  std::size_t (*root_workspace_bytes)(const Lmo& self, Index rows, Index cols);
 };
 
 /// Every norm there is. To add one is to add a row (optim/lmo.cpp).
@@ -53,10 +64,11 @@ struct LmoSite {
 class Lmo {
  public:
   /// @throws ConfigError for a norm, table or word it does not know, and for a tolerance that no
-  ///         number of terms or iterations reaches.
+  ///         number of terms or iterations reaches, or that rounding in bf16 does not allow (1e-2).
   explicit Lmo(const LmoConfig& config, const LmoSite& site = {});
 
-  /// X ← lmo(X). @param x whole matrix, f32. @param work at least `workspace_bytes(rows, cols)`.
+  /// X ← lmo(X). On a device nothing is waited for, unless `waits`.
+  /// @param x whole matrix, f32. @param work at least `workspace_bytes(rows, cols)`.
   /// @par Cost  spectral: `flops(rows, cols)`; the others a few passes over X. No message, no
   /// allocation.
   void operator()(MatrixView x, std::span<std::byte> work, kernels::Backend& backend) const {
@@ -65,6 +77,31 @@ class Lmo {
   [[nodiscard]] std::size_t workspace_bytes(Index rows, Index cols) const {
     return row_->workspace_bytes(*this, rows, cols);
   }
+
+  // ECO: what undoes the LMO. A larger X is no longer step, so this is never exact.
+  /// Bytes of the P⁻¹ of a rows×cols matrix.
+  [[nodiscard]] std::size_t root_bytes(Index rows, Index cols) const {
+    return row_->root_bytes(rows, cols);
+  }
+  /// Scratch of `with_root` and `undo`; no less than `workspace_bytes`.
+  [[nodiscard]] std::size_t root_workspace_bytes(Index rows, Index cols) const {
+    return row_->root_workspace_bytes(*this, rows, cols);
+  }
+  /// X ← lmo(X), and P⁻¹: spectral, (XXᵀ)^½ of the short side, with which C keeps all of E.
+  /// @param[out] root  `root_bytes(rows, cols)` bytes, 64-byte aligned.
+  /// @par Cost  of the LMO, and (spectral) 2m³ flops after a rational function, 2m²n after
+  /// iterations; memory: after iterations a copy of X.
+  void with_root(MatrixView x, std::span<std::byte> root, std::span<std::byte> work,
+                 kernels::Backend& backend) const {
+    row_->lmo_with_root(*this, x, root, work, backend);
+  }
+  /// C ← P⁻¹E. @param root  spoiled. @param c  f32; not `e`. @par Cost  spectral: 2m²n flops, in
+  /// bf16 where the LMO is.
+  void undo(std::span<std::byte> root, ConstMatrixView e, MatrixView c, std::span<std::byte> work,
+            kernels::Backend& backend) const {
+    row_->undo(*this, root, e, c, work, backend);
+  }
+
   /// s(a, b): what multiplies lmo(X) of a rows×cols matrix, from its global logical shape.
   [[nodiscard]] double scale(Index rows, Index cols) const;
   /// Nominal flops (symmetric products counted once).
@@ -78,6 +115,10 @@ class Lmo {
   /// nullptr where a matrix with this short side is iterated. Pure: side, dtype and configuration.
   [[nodiscard]] const kernels::RationalSign* rational(Index side) const {
     return rational_ && side >= rational_from_ ? &*rational_ : nullptr;
+  }
+  /// Does the LMO of such a matrix wait on a device? The inverses of a rational one are the host's.
+  [[nodiscard]] bool waits(Index side) const {
+    return row_->orthogonalizes && rational(side) != nullptr;
   }
   /// Its terms that there is to be room for at a time.
   [[nodiscard]] int terms_at_once() const { return terms_at_once_; }

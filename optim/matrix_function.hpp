@@ -60,11 +60,32 @@ constexpr bool is_full_update(Mode mode) noexcept {
 /// Scratch of `whole_matrix` for a rows×cols matrix, in bytes.
 std::size_t whole_matrix_workspace_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows,
                                          Index cols);
-/// X ← lmo(X), its lines then scaled as the rule wants them. @param x  the whole matrix, f32.
+/// X ← lmo(X), by `Backend::replay` where nothing is waited for; its lines then scaled as the rule
+/// wants them. @param x  the whole matrix, f32.
 /// @param lines  the rule's state per line; empty without.
 /// @return matrices orthogonalized here.
 int whole_matrix(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixView lines,
                  std::span<std::byte> work, kernels::Backend& backend);
+
+/// ECO: what undoes a whole matrix's direction D = F·lmo(X), F the factors of its lines.
+struct Undo {
+  std::span<std::byte> root;     ///< `Lmo::root_bytes`
+  std::span<std::byte> factors;  ///< a double per line that the rule scales
+};
+/// Bytes of both, each at a multiple of 256.
+std::size_t undo_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows, Index cols);
+/// Cuts them off the front of `work`.
+Undo carve_undo(const MatrixRule& rule, const Lmo& lmo, Index rows, Index cols,
+                std::span<std::byte>& work);
+/// `whole_matrix`, which also leaves what undoes it. @param work  `undo_workspace_bytes`.
+int whole_matrix_with_undo(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixView lines,
+                           const Undo& undo, std::span<std::byte> work, kernels::Backend& backend);
+/// C ← P⁻¹F⁻¹E: the change of X that D would answer with E, but for D's being as long as it is.
+/// @param e  spoiled where the rule scales lines. @param c  f32; not `e`.
+void undo_matrix(const MatrixRule& rule, const Lmo& lmo, const Undo& undo, MatrixView e,
+                 MatrixView c, std::span<std::byte> work, kernels::Backend& backend);
+/// Scratch of both.
+std::size_t undo_workspace_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows, Index cols);
 
 /// sums: Σ D² of each line of a direction, in; what multiplies the line, out.
 /// @param lines   the rule's state per line, which takes the sums in.

@@ -2,6 +2,8 @@
 /// @file
 /// Momentum: M ← βM + (1−β)G (`ema`) or M ← βM + G (`heavy_ball`), and what the step looks at.
 
+#include <optional>
+
 #include "kernels/backend.hpp"
 #include "optim/rule.hpp"
 
@@ -32,6 +34,11 @@ struct Momentum {
     } else {
       backend.axpby(1, m, 0, g);
     }
+  }
+  /// What is added to M is β of itself in the next M, and with Nesterov β² in the next X.
+  [[nodiscard]] std::optional<MomentumGain> gain() const {
+    if (beta <= 0) return std::nullopt;
+    return MomentumGain{nesterov ? beta * beta : beta, beta};
   }
   /// ‖M‖ ≤ β·before + w‖G‖ = b, and ‖X‖ ≤ βb + w‖G‖ ≤ 2b.
   [[nodiscard]] double bound(double before, double gradient) const {

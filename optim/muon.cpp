@@ -17,6 +17,7 @@ class Muon final : public MatrixRule {
   void query(const Piece& p, kernels::Backend& backend) const override {
     momentum_.query(p.state[0], p.gradient, backend);
   }
+  [[nodiscard]] std::optional<MomentumGain> gain() const override { return momentum_.gain(); }
   [[nodiscard]] double bound(double before, double gradient) const override {
     return momentum_.bound(before, gradient);
   }

@@ -9,12 +9,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <orthrus/recipe.hpp>
 #include <orthrus/view.hpp>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "optim/eco.hpp"
 
 namespace orthrus::kernels {
 class Backend;
@@ -62,15 +65,24 @@ class Rule {
   [[nodiscard]] virtual std::span<const StateSpec> state() const = 0;
   /// Scratch for a rows×cols piece, beside the LMO's.
   [[nodiscard]] virtual std::size_t workspace_bytes(Index, Index) const { return 0; }
+  /// How its momentum, the first of its states, comes back to the weights; nothing where it has
+  /// none that does.
+  [[nodiscard]] virtual std::optional<MomentumGain> gain() const { return std::nullopt; }
 };
 
 /// U(i) depends on element i only: any sharding will do.
 class ElementwiseRule : public Rule {
  public:
   [[nodiscard]] bool is_matrix_rule() const final { return false; }
-  /// @return Σ U².
+  /// @return Σ U². The gradient is left as it was where `pull_back` needs it.
   virtual double update(const Piece& piece, const StepScalars& s,
                         kernels::Backend& backend) const = 0;
+  /// Is U linear in the momentum? Else a larger momentum takes no longer step.
+  [[nodiscard]] virtual bool is_linear() const { return true; }
+  /// ECO: `to` ← `to` + κ·P⁻¹E after `update` of the same piece, E where its weights were.
+  /// @param to  the momentum, or what is to become the correction.
+  virtual void pull_back(const Piece& piece, double kappa, MatrixView to, const StepScalars& s,
+                         kernels::Backend& backend) const = 0;
 };
 
 /// Lines of a matrix.

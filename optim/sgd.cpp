@@ -9,10 +9,16 @@ class Sgd final : public ElementwiseRule {
   explicit Sgd(const RuleConfig& c) : momentum_(c) {}
 
   [[nodiscard]] std::span<const StateSpec> state() const override { return kState; }
+  [[nodiscard]] std::optional<MomentumGain> gain() const override { return momentum_.gain(); }
 
   double update(const Piece& p, const StepScalars& s, kernels::Backend& backend) const override {
     momentum_.accumulate(p.state[0], p.gradient, backend);
     return backend.decay_step(1 - s.lr * s.weight_decay, s.lr, p.gradient, p.weights);
+  }
+  // P = 1.
+  void pull_back(const Piece& p, double kappa, MatrixView to, const StepScalars&,
+                 kernels::Backend& backend) const override {
+    backend.axpby(kappa, p.weights, 1, to);
   }
 
  private:

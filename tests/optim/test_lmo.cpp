@@ -236,6 +236,30 @@ TEST(AutoCoefficients, AreAFunctionOfTheShortSideTheTypeAndTheConfiguration) {
   EXPECT_EQ(Lmo(config).rational(4096), nullptr);
 }
 
+// bf16 has 8 bits: what no number of iterations can do in it is not accepted.
+TEST(AutoCoefficients, RefuseAToleranceThatRoundingDoesNotAllow) {
+  LmoConfig config;
+  config.coefficients = "auto";
+  config.dtype = "bf16";
+  config.tolerance = 0.01;
+  EXPECT_NO_THROW(Lmo{config});
+  for (const double tolerance : {0.0099, 1e-3}) {
+    config.tolerance = tolerance;
+    for (const bool on_host : {true, false}) {
+      try {
+        const Lmo lmo(config, {.on_host = on_host});
+        ADD_FAILURE() << "nothing was thrown";
+      } catch (const ConfigError& e) {
+        const std::string what = e.what();
+        EXPECT_NE(what.find("lmo.tolerance: 0.00"), std::string::npos) << what;
+        EXPECT_NE(what.find("at least 0.01, or lmo.dtype f32"), std::string::npos) << what;
+      }
+    }
+  }
+  config.dtype = "f32";
+  EXPECT_NO_THROW(Lmo{config});
+}
+
 // The promise is about the scalar function: every x from `lower` on comes within `tolerance` of 1.
 TEST(AutoCoefficients, HoldTheToleranceWithTheFewestIterations) {
   for (const double lower : {1e-1, 5e-3, 1e-3, 1e-5}) {

@@ -62,13 +62,32 @@ struct ScheduleConfig {
   friend bool operator==(const ScheduleConfig&, const ScheduleConfig&) = default;
 };
 
+/// `weights.eco:` — how what rounding loses goes into the momentum (`residual: momentum`).
+struct EcoConfig {
+  /// exact | blog | paper | exact_schedule: optim/eco.hpp.
+  std::string kappa = "exact";
+  /// The correction of a matrix (of a row, where the rule is element-wise) is at most this share of
+  /// its momentum's norm; 0: not bounded; −1: 0.3 where the step's length does not depend on the
+  /// momentum's (Muon, Lion), else not bounded.
+  double max_rel_correction = -1;
+  /// Nothing goes into the momentum once lr is below this share of its peak.
+  double lr_floor = 1e-3;
+  friend bool operator==(const EcoConfig&, const EcoConfig&) = default;
+};
+
 /// `weights:` — how weights rest between steps.
 struct WeightsConfig {
-  std::string format = "f32";        ///< f32 | bf16
+  std::string format = "f32";        ///< f32 | bf16 | fp8_e4m3 | fp8_e5m2 | int8 | int4
   std::string rounding = "nearest";  ///< nearest | stochastic
-  /// What rounding loses: `none` forgets it, `master` keeps f32 weights beside (sharded: 4/S bytes
-  /// each).
+  /// What rounding loses: `none` forgets it, `momentum` lets the momentum bring it back (ECO),
+  /// `master` keeps f32 weights beside (sharded: 4/S bytes each), `mantissa` the 16 bits that bf16
+  /// has not (2/S).
   std::string residual = "none";
+  /// What shares a scale: tensor | row | block; auto: block where `block` says how long, else row.
+  std::string scale = "auto";
+  std::int64_t block = 0;            ///< columns; 0: not said
+  std::string scale_format = "f32";  ///< f32 | pow2
+  EcoConfig eco = {};
   friend bool operator==(const WeightsConfig&, const WeightsConfig&) = default;
 };
 
