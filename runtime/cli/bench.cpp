@@ -21,9 +21,11 @@ constexpr double least_s = 1e-3;
 
 double timed(Communicator& world, const Turn& turn, int calls) {
   if (turn.prepare) turn.prepare();
+  if (turn.wait) turn.wait();
   world.barrier();
   const auto start = runtime::Clock::now();
   for (int i = 0; i < calls; ++i) turn.body();
+  if (turn.wait) turn.wait();
   return slowest(world, runtime::ms_since(start) * 1e-3 / calls);
 }
 
@@ -72,6 +74,7 @@ void BenchPrinter::row(const Measured& m) {
     nlohmann::ordered_json line{{"name", m.name},
                                 {"shape", m.shape},
                                 {"dtype", m.dtype},
+                                {"device", device_},
                                 {"ranks", ranks_},
                                 {"repeats", repeats_},
                                 {"median_ms", m.time.median_s * 1e3},
@@ -106,6 +109,8 @@ Run add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"kernels", "step", "comm", "accuracy"}));
   app.add_option("--repeats", options->repeats, "Timed rounds, after a warm-up")
       ->check(CLI::Range(5, 1000));
+  app.add_option("--device", options->device, "kernels: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--profile", options->profile,
                  "Measure what `orthrus plan` predicts with, all of it, and write it to this file");
   app.add_option("--model", options->model,
@@ -127,13 +132,16 @@ Run add_bench(CLI::App& app) {
   app.add_option("--tables", options->tables, "accuracy: these coefficients only, by commas")
       ->delimiter(',');
   return [options](Context& context) {
+    if (options->device != "cpu" && (options->what != "kernels" || !options->profile.empty())) {
+      throw ConfigError("--device " + options->device + ": only `bench kernels` measures a device");
+    }
     if (!options->profile.empty()) return bench_profile(options->profile, context);
     if (options->what == "accuracy") {
       bench_accuracy(*options, context.json, context.rank() == 0);
       return 0;
     }
     Communicator world = context.world(600);
-    BenchPrinter out(context.json, world, options->repeats);
+    BenchPrinter out(context.json, world, options->repeats, options->device);
     if (options->what == "kernels") bench_kernels(*options, out, world);
     if (options->what == "step") bench_step(*options, out, world);
     if (options->what == "comm") bench_comm(*options, out, world);

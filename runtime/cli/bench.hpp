@@ -10,6 +10,7 @@
 #include <orthrus/communicator.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace orthrus::cli {
@@ -18,6 +19,8 @@ struct BenchOptions {
   std::string what = "kernels";
   std::string profile;
   int repeats = 7;
+  // kernels
+  std::string device = "cpu";
   // step
   std::string model = "gpt2-2-layers";
   std::vector<std::string> rules;
@@ -44,6 +47,8 @@ struct Turn {
   std::function<void()> body;
   /// Before each call, outside the clock; empty: the body can be called again as it is.
   std::function<void()> prepare = {};
+  /// Returns when what was queued is done; empty: bodies return when they are done.
+  std::function<void()> wait = {};
 };
 
 /// Times several things in turns, so that all of them see the same machine: a warm-up of each, then
@@ -70,16 +75,23 @@ struct Measured {
 /// One line per measurement, at once: a table for people, or JSON lines. Only rank 0's prints.
 class BenchPrinter {
  public:
-  BenchPrinter(bool json, const Communicator& world, int repeats)
-      : json_(json), prints_(world.rank() == 0), ranks_(world.size()), repeats_(repeats) {}
+  /// @param device  where it is measured
+  BenchPrinter(bool json, const Communicator& world, int repeats, std::string device = "cpu")
+      : json_(json),
+        prints_(world.rank() == 0),
+        ranks_(world.size()),
+        repeats_(repeats),
+        device_(std::move(device)) {}
   void row(const Measured& m);
 
  private:
   bool json_, prints_;
   int ranks_, repeats_;
+  std::string device_;
 };
 
-/// Products, msign and element-wise verbs on this machine. Collective.
+/// Products, msign and element-wise verbs on this machine: on its processor, or on the CUDA device
+/// that is each rank's. Collective. @throws ConfigError  on all ranks: one has no such device.
 void bench_kernels(const BenchOptions& options, BenchPrinter& out, Communicator& world);
 /// Whole optimizer steps on a model's shapes. Collective.
 void bench_step(const BenchOptions& options, BenchPrinter& out, Communicator& world);

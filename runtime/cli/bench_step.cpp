@@ -38,19 +38,27 @@ std::vector<runtime::ParameterShape> shapes_of(const BenchOptions& options) {
   return list;
 }
 
-/// RULE, or RULE:COEFFICIENTS:DTYPE for the matrices of layers; the rest is AdamW's.
+/// RULE, or RULE:COEFFICIENTS:DTYPE for the matrices of layers; the rest is AdamW's. With @RESIDUAL
+/// all weights are fp8 codes, rounded stochastically, and this is what becomes of the residual.
 Config config_of(const std::string& rule) {
   std::vector<std::string> parts;
-  std::stringstream text(rule);
+  const std::size_t at = rule.find('@');
+  std::stringstream text(rule.substr(0, at));
   for (std::string part; std::getline(text, part, ':');) parts.push_back(part);
   if (parts.size() != 1 && parts.size() != 3) {
     throw ConfigError("--rules '" + rule + "' is neither RULE nor RULE:COEFFICIENTS:DTYPE");
   }
-  std::string groups = "  - {match: \"*\", rule: {name: adamw}}\n";
+  const std::string weights =
+      at == std::string::npos
+          ? ""
+          : ", weights: {format: fp8_e4m3, rounding: stochastic, residual: " + rule.substr(at + 1) +
+                "}";
+  std::string groups = "  - {match: \"*\", rule: {name: adamw}" + weights + "}\n";
   if (parts[0] != "adamw") {
     const std::string lmo =
         parts.size() < 3 ? "" : ", lmo: {coefficients: " + parts[1] + ", dtype: " + parts[2] + "}";
-    groups = fmt::format("  - {{match: \"{}\", rule: {{name: {}}}{}}}\n", layers, parts[0], lmo) +
+    groups = fmt::format("  - {{match: \"{}\", rule: {{name: {}}}{}{}}}\n", layers, parts[0], lmo,
+                         weights) +
              groups;
   }
   return parse_config("schema: 1\ngroups:\n" + groups);

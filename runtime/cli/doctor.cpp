@@ -90,7 +90,13 @@ Finding torch() {
   for (const workloads::WorkloadRow& row : workloads::workload_table()) {
     if (!row.available) missing += (missing.empty() ? "" : ", ") + row.name;
   }
-  if (missing.empty()) return {"libtorch", "in this build: all workloads", "", Verdict::ok};
+  if (missing.empty()) {
+    return {
+        "libtorch",
+        std::string("in this build: all workloads; with device: cuda they compute on ") +
+            (workloads::workloads_reach_cuda() ? "the device" : "the host, mirrored on the device"),
+        "", Verdict::ok};
+  }
   return {"libtorch", "not in this build; missing workloads: " + missing,
           "install libtorch-dev and build with -DORTHRUS_WITH_TORCH=ON", Verdict::note};
 }

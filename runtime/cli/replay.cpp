@@ -130,22 +130,32 @@ std::vector<float> read_contribution(const SafetensorsReader& file, const Tensor
   return file.read_f32(*info);
 }
 
-/// Writes what remains: weights, state, and what it took.
+/// Writes what remains: weights, codes, state, and what it took.
 void write_result(const fs::path& out, const std::vector<Tensor>& model,
+                  const std::map<std::string, ShardedOptimizer::CodesTensor>& codes,
                   const std::map<std::string, ShardedOptimizer::StateTensor>& state,
                   const std::map<std::string, std::string>& metadata) {
   std::vector<SafetensorsWriter::Tensor> tensors;
-  for (const Tensor& t : model) tensors.push_back({t.name, "F32", t.shape});
-  for (const auto& [name, t] : state) tensors.push_back({name, "F32", t.shape});
+  std::vector<std::pair<const void*, std::size_t>> data;
+  const auto add = [&](const std::string& name, const std::string& dtype, std::vector<Index> shape,
+                       const auto& values) {
+    tensors.push_back({name, dtype, std::move(shape)});
+    data.emplace_back(values.data(), values.size() * sizeof values[0]);
+  };
+  for (const Tensor& t : model) add(t.name, "F32", t.shape, t.weights);
+  for (const auto& [name, t] : codes) {
+    add(name + ".codes", runtime::safetensors_name(t.grid.format),
+        {t.rows, code_pitch(t.grid.format, t.cols)}, t.codes);
+    const Index rows = scale_rows(t.grid, t.rows);
+    const Index cols = scale_cols(t.grid, t.cols);
+    const bool blocks = t.grid.extent == Grid::Extent::block;
+    add(name + ".scales", "F32", blocks ? std::vector{rows, cols} : std::vector{rows}, t.scales);
+  }
+  for (const auto& [name, t] : state) add(name, "F32", t.shape, t.values);
   const fs::path temporary = out.string() + ".tmp-" + std::to_string(::getpid());
   {
     SafetensorsWriter writer(temporary, tensors, metadata);
-    for (const Tensor& t : model) {
-      writer.write(t.weights.data(), static_cast<std::int64_t>(t.weights.size() * sizeof(float)));
-    }
-    for (const auto& [name, t] : state) {
-      writer.write(t.values.data(), static_cast<std::int64_t>(t.values.size() * sizeof(float)));
-    }
+    for (const auto& [bytes, size] : data) writer.write(bytes, static_cast<std::int64_t>(size));
     writer.finish();
   }
   std::error_code error;
@@ -270,6 +280,7 @@ int replay(const Options& options, Context& context) {
     optimizer.release({&id, 1});
   }
   const auto state = optimizer.gather_state();
+  const auto codes = optimizer.gather_codes();
   const nlohmann::ordered_json summary = {{"schema", 1},
                                           {"steps", files.size()},
                                           {"ranks", ranks},
@@ -284,7 +295,7 @@ int replay(const Options& options, Context& context) {
                                           {"out", options.out}};
   runtime::agree(control, [&] {
     if (rank != 0) return;
-    write_result(options.out, model, state,
+    write_result(options.out, model, codes, state,
                  {{"config_hash", summary["config_hash"]},
                   {"plan_hash", summary["plan_hash"]},
                   {"ranks", std::to_string(ranks)},

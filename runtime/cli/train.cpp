@@ -22,17 +22,20 @@
 #include <orthrus/config.hpp>
 #include <orthrus/error.hpp>
 #include <orthrus/sharded_optimizer.hpp>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/devices.hpp"
 #include "optim/rule.hpp"
 #include "runtime/agree.hpp"
 #include "runtime/cli/command.hpp"
 #include "runtime/cli/progress.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/shared_config.hpp"
+#include "runtime/device.hpp"
 #include "runtime/report.hpp"
 #include "runtime/safetensors.hpp"
 #include "runtime/tree.hpp"
@@ -277,14 +280,22 @@ class Trainer {
         control_(std::move(control)),
         deal_(divide(config_, rank_, size_)),
         parts_(parts_per_rank(config_, size_)) {
-    runtime::agree(control_, [&] { workload_ = workloads::open_workload(config_); });
-    parameters_ = workload_->parameters();
-    if (config_.zero_stage == 3 && config_.device != "cpu") {
-      throw ConfigError(
-          "zero.stage: 3 keeps whole weights on the device, but the bundled workloads "
-          "compute on the host: device: cpu, or stage 1 or 2");
+    DeviceChoice device;
+    if (config_.device == "cuda") {
+      const auto devices = static_cast<int>(kernels::cuda_report().devices.size());
+      device.ordinal = runtime::default_ordinal(control_, std::max(devices, 1));
     }
-    optimizer_.emplace(config_, std::move(world), parameters_);
+    runtime::agree(control_, [&] {
+      workload_ = workloads::open_workload(config_, device.ordinal);
+      place_ = workload_->device();
+      if (config_.zero_stage == 3 && config_.device != "cpu" && !place_) {
+        throw ConfigError(
+            "zero.stage: 3 keeps whole weights on the device, but this workload computes on the "
+            "host here: device: cpu, or stage 1 or 2");
+      }
+    });
+    parameters_ = workload_->parameters();
+    optimizer_.emplace(config_, std::move(world), parameters_, place_.value_or(device));
     for (int id = 0; id < std::ssize(parameters_); ++id) {
       ids_.push_back(id);
       if (config_.zero_stage == 3) workload_->place_weights(id, optimizer_->weights(id));
@@ -420,9 +431,13 @@ class Trainer {
     for (const Parameter& p : parameters_) elements += elements_of(p);
     const MemoryPlan memory = optimizer_->memory();
     progress_->note(fmt::format(
-        "{} | {} | {} rank{} | {} parameters in {} tensors | state {} on rank 0 | {}{}",
+        "{} | {} | {} rank{} | {} parameters in {} tensors | state {} on rank 0 | {}{}{}",
         config_.name, config_.workload, size_, size_ == 1 ? "" : "s", elements, parameters_.size(),
-        runtime::format_bytes(static_cast<double>(memory.state)), run_path_.string(),
+        runtime::format_bytes(static_cast<double>(memory.state)),
+        config_.device == "cpu" ? ""
+        : place_                ? fmt::format("model on device {} | ", place_->ordinal)
+                                : "model on the host, mirrored on the device | ",
+        run_path_.string(),
         first_step_ > 0 ? fmt::format(" | from step {}", first_step_) : std::string{}));
     if (options_.resume && saved_step_ < 0)
       progress_->note("no checkpoint yet: starting at the beginning");
@@ -504,7 +519,16 @@ class Trainer {
       gathered[i].weights = optimizer_->weights(static_cast<int>(i));
       gathered[i].strides.clear();
     }
-    const std::string hash = hash_weights(gathered);
+    // What lies on a device is looked at in copies.
+    std::vector<std::vector<std::byte>> copies(place_ ? gathered.size() : 0);
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+      copies[i].resize(static_cast<std::size_t>(elements_of(gathered[i])) *
+                       bytes_of(gathered[i].dtype));
+      optimizer_->copy_weights(static_cast<int>(i), copies[i].data());
+      gathered[i].weights = copies[i].data();
+      gathered[i].strides.clear();
+    }
+    std::string hash = hash_weights(gathered);
     optimizer_->release(ids_);
     return hash;
   }
@@ -547,6 +571,11 @@ class Trainer {
                {"skipped", report.skipped},
                {"items_per_s", step_ms > 0 ? 1e3 * items / step_ms : 0}};
       if (report.skipped) row["skip_reason"] = report.skip_reason;
+      record_rounding(report, row);
+      if (!report.notice.empty()) {
+        row["notice"] = report.notice;
+        spdlog::warn("step {}: {}", report.step, report.notice);
+      }
       if (evaluated_) {
         for (const auto& [key, value] : evaluation_) row[key] = value;
       }
@@ -558,7 +587,7 @@ class Trainer {
       progress_->update(line);
     }
     const std::int64_t every = std::max<std::int64_t>(config_.telemetry.every_steps, 1);
-    if (telemetry_.is_open() && report.step % every == 0) {
+    if (telemetry_.is_open() && (report.step % every == 0 || !report.notice.empty())) {
       json row{{"schema", 1},
                {"rank", rank_},
                {"step", report.step},
@@ -573,10 +602,38 @@ class Trainer {
                {"matrices", report.matrices},
                {"skipped", report.skipped}};
       if (report.skipped) row["skip_reason"] = report.skip_reason;
+      if (!report.notice.empty()) row["notice"] = report.notice;
       telemetry_.line(dump(row));
     }
   } catch (...) {
     problem_ = std::current_exception();
+  }
+
+  /// What rounding did to each group, where it was measured in this step.
+  void record_rounding(const StepReport& report, json& row) {
+    json groups = json::array();
+    bool any = false;
+    for (std::size_t g = 0; g < report.rounding.size(); ++g) {
+      const RoundingReport& r = report.rounding[g];
+      if (r.step != report.step || report.skipped) {
+        groups.push_back(nullptr);
+        continue;
+      }
+      any = true;
+      groups.push_back({{"step_over_grid", r.step_over_grid},
+                        {"relative_correction", r.relative_correction},
+                        {"residual_rms", r.residual_rms},
+                        {"saturated", r.saturated},
+                        {"out_of_regime", r.out_of_regime}});
+      if (!r.out_of_regime || !warned_.insert(g).second) continue;
+      spdlog::warn(
+          "groups[{}] ({}): step {}: a step is {:.3g} of the distance of two codes, a correction "
+          "{:.3g} of the momentum: rounding may drown the gradient (weights.eco bounds it; a "
+          "larger "
+          "lr or momentum, or finer scales, end it)",
+          g, config_.groups[g].match, report.step, r.step_over_grid, r.relative_correction);
+    }
+    if (any) row["rounding"] = std::move(groups);
   }
 
   // ---- what stays -------------------------------------------------------------------------------
@@ -737,9 +794,11 @@ class Trainer {
   std::filesystem::path run_path_;
   std::unique_ptr<RunDirectory> directory_;  // on rank 0
   LineFile telemetry_;
+  std::set<std::size_t> warned_;      ///< groups that have left ECO's regime
   std::optional<Progress> progress_;  // on rank 0
 
   std::unique_ptr<workloads::Workload> workload_;
+  std::optional<DeviceChoice> place_;  // of the workload's tensors; empty: the host
   std::vector<Parameter> parameters_;
   std::optional<ShardedOptimizer> optimizer_;
   std::vector<int> ids_;  // of all parameters

@@ -7,7 +7,7 @@ namespace {
 
 class Gpt final : public TextModel {
  public:
-  Gpt(const Config& config, Options options) : TextModel(config, options, "byte") {
+  Gpt(const Config& config, Options options, int cuda) : TextModel(config, options, "byte", cuda) {
     const std::int64_t layers = options.integer("layers", 4, 1, 1024);
     width_ = options.integer("width", 128, 1, 1 << 16);
     heads_ = options.integer("heads", 4, 1, 1024);
@@ -36,7 +36,7 @@ class Gpt final : public TextModel {
     norm_ = &add_constant("norm.weight", {c}, 1);
     head_ = &add("head.weight", {vocab(), c}, deviation);
     // −∞ above the diagonal: no token sees a later one.
-    mask_ = at::full({context(), context()}, -INFINITY, at::kFloat).triu_(1);
+    mask_ = bring(at::full({context(), context()}, -INFINITY, at::kFloat).triu_(1));
   }
 
  private:
@@ -84,8 +84,8 @@ class Gpt final : public TextModel {
 
 }  // namespace
 
-std::unique_ptr<Workload> open_gpt(const Config& config) {
-  return std::make_unique<Gpt>(config, Options(config, "workload", config.workload_values));
+std::unique_ptr<Workload> open_gpt(const Config& config, int cuda) {
+  return std::make_unique<Gpt>(config, Options(config, "workload", config.workload_values), cuda);
 }
 
 }  // namespace orthrus::workloads

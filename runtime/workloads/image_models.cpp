@@ -10,7 +10,7 @@ double he(std::int64_t fan_in) { return std::sqrt(2.0 / static_cast<double>(fan_
 
 class Mlp final : public ImageModel {
  public:
-  Mlp(const Config& config, Options options) : ImageModel(config, options) {
+  Mlp(const Config& config, Options options, int cuda) : ImageModel(config, options, cuda) {
     const std::int64_t hidden = options.integer("hidden", 256, 1, 1 << 16);
     const std::int64_t depth = options.integer("depth", 2, 1, 64);
     options.done();
@@ -38,7 +38,7 @@ class Mlp final : public ImageModel {
 
 class Convnet final : public ImageModel {
  public:
-  Convnet(const Config& config, Options options) : ImageModel(config, options) {
+  Convnet(const Config& config, Options options, int cuda) : ImageModel(config, options, cuda) {
     const std::int64_t channels = options.integer("channels", 16, 1, 4096);
     options.done();
     const std::int64_t size = images().height / 4 * (images().width / 4);
@@ -67,11 +67,12 @@ class Convnet final : public ImageModel {
 
 }  // namespace
 
-std::unique_ptr<Workload> open_mlp(const Config& config) {
-  return std::make_unique<Mlp>(config, Options(config, "workload", config.workload_values));
+std::unique_ptr<Workload> open_mlp(const Config& config, int cuda) {
+  return std::make_unique<Mlp>(config, Options(config, "workload", config.workload_values), cuda);
 }
-std::unique_ptr<Workload> open_convnet(const Config& config) {
-  return std::make_unique<Convnet>(config, Options(config, "workload", config.workload_values));
+std::unique_ptr<Workload> open_convnet(const Config& config, int cuda) {
+  return std::make_unique<Convnet>(config, Options(config, "workload", config.workload_values),
+                                   cuda);
 }
 
 }  // namespace orthrus::workloads

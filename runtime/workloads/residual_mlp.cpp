@@ -4,7 +4,8 @@ namespace orthrus::workloads {
 namespace {
 
 /// The nearest (semi-)orthogonal matrix, in place: eight Newton–Schulz iterations with the
-/// polynomials of Polar Express (arXiv:2505.16932) for singular values above 1e-3 of the norm.
+/// polynomials of Polar Express (arXiv:2505.16932) for singular values above 1e-3 of the norm. On
+/// the host, whatever the device: the same weights everywhere.
 void orthogonalize(at::Tensor& weights) {
   constexpr double table[8][3] = {{8.28721201814563, -23.595886519098837, 17.300387312530933},
                                   {4.107059111542203, -2.9478499167379106, 0.5448431082926601},
@@ -16,7 +17,7 @@ void orthogonalize(at::Tensor& weights) {
                                   {1.875, -1.25, 0.375}};
   const at::NoGradGuard no_gradients;
   const bool tall = weights.size(0) > weights.size(1);
-  at::Tensor x = (tall ? weights.t() : weights).to(at::kDouble);
+  at::Tensor x = (tall ? weights.t() : weights).to(at::kCPU, at::kDouble);
   x = x / x.norm();
   for (const auto& [a, b, c] : table) {
     const at::Tensor gram = at::mm(x, x.t());
@@ -27,7 +28,8 @@ void orthogonalize(at::Tensor& weights) {
 
 class ResidualMlpLm final : public TextModel {
  public:
-  ResidualMlpLm(const Config& config, Options options) : TextModel(config, options, "char") {
+  ResidualMlpLm(const Config& config, Options options, int cuda)
+      : TextModel(config, options, "char", cuda) {
     const std::int64_t layers = options.integer("layers", 2, 1, 1024);
     width_ = options.integer("width", 256, 1, 1 << 16);
     const std::int64_t hidden = options.integer("hidden", 1024, 1, 1 << 18);
@@ -70,9 +72,9 @@ class ResidualMlpLm final : public TextModel {
 
 }  // namespace
 
-std::unique_ptr<Workload> open_residual_mlp_lm(const Config& config) {
+std::unique_ptr<Workload> open_residual_mlp_lm(const Config& config, int cuda) {
   return std::make_unique<ResidualMlpLm>(config,
-                                         Options(config, "workload", config.workload_values));
+                                         Options(config, "workload", config.workload_values), cuda);
 }
 
 }  // namespace orthrus::workloads

@@ -15,9 +15,10 @@ namespace {
 }  // namespace
 
 bool torch_available() { return false; }
-std::unique_ptr<Workload> open_gpt(const Config& config) { absent(config); }
-std::unique_ptr<Workload> open_residual_mlp_lm(const Config& config) { absent(config); }
-std::unique_ptr<Workload> open_mlp(const Config& config) { absent(config); }
-std::unique_ptr<Workload> open_convnet(const Config& config) { absent(config); }
+bool torch_reaches_cuda() { return false; }
+std::unique_ptr<Workload> open_gpt(const Config& config, int) { absent(config); }
+std::unique_ptr<Workload> open_residual_mlp_lm(const Config& config, int) { absent(config); }
+std::unique_ptr<Workload> open_mlp(const Config& config, int) { absent(config); }
+std::unique_ptr<Workload> open_convnet(const Config& config, int) { absent(config); }
 
 }  // namespace orthrus::workloads

@@ -2,9 +2,11 @@
 /// @file
 /// TorchModel: what all libtorch workloads share. Only the torch sources include this.
 
+#include <c10/core/Stream.h>
 #include <torch/types.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,20 +19,27 @@ namespace orthrus::workloads {
 
 /// Owns parameters and gradients; a model says what its loss is. Each gradient buffer is allocated
 /// once and accumulated into, and is announced by autograd at the moment it is complete.
+///
+/// All tensors are on one device. Initial weights and examples are drawn on the host: the same
+/// ones, whatever the device.
 class TorchModel : public Workload {
  public:
   ~TorchModel() override;
   std::vector<Parameter> parameters() final { return list_; }
+  [[nodiscard]] std::optional<DeviceChoice> device() const final;
   void place_weights(int id, void* data) final;
   double gradient(const Slice& slice, const std::function<void(int)>& ready) final;
   Evaluation evaluate(int rank, int size) final;
 
  protected:
-  TorchModel(std::uint64_t seed, std::int64_t threads);
+  /// @param cuda  as for `open_workload`
+  TorchModel(std::uint64_t seed, std::int64_t threads, int cuda);
 
   /// A new parameter, drawn from N(0, deviation²) by (seed, position, element); 0 draws nothing.
-  at::Tensor& add(const std::string& name, std::vector<std::int64_t> shape, double deviation);
-  at::Tensor& add_constant(const std::string& name, std::vector<std::int64_t> shape, double value);
+  at::Tensor& add(const std::string& name, const std::vector<std::int64_t>& shape,
+                  double deviation);
+  at::Tensor& add_constant(const std::string& name, const std::vector<std::int64_t>& shape,
+                           double value);
   /// Views of the parameter added last.
   void set_views(std::vector<LogicalMatrix> views) { list_.back().views = std::move(views); }
 
@@ -42,13 +51,18 @@ class TorchModel : public Workload {
   virtual void score(const std::vector<std::int64_t>& examples, Evaluation& into) = 0;
 
   [[nodiscard]] std::uint64_t seed() const { return seed_; }
+  /// A tensor of the host, where the model computes.
+  [[nodiscard]] at::Tensor bring(const at::Tensor& tensor) const { return tensor.to(place_); }
 
  private:
   struct Hooks;
   at::Tensor& keep(const std::string& name, at::Tensor weights);
+  double differentiate(const Slice& slice, const std::function<void(int)>& ready);
 
   std::uint64_t seed_;
   std::int64_t threads_;
+  at::Device place_;
+  std::optional<c10::Stream> stream_;                 // of the device; the host has none
   std::vector<std::unique_ptr<at::Tensor>> weights_;  // references to them stay valid
   std::vector<Parameter> list_;
   std::unique_ptr<Hooks> hooks_;
@@ -61,7 +75,7 @@ class TextModel : public TorchModel {
 
  protected:
   /// Reads keys `context`, `eval_windows`, and `data.source`, `data.tokenizer`.
-  TextModel(const Config& config, Options& options, const char* tokenizer);
+  TextModel(const Config& config, Options& options, const char* tokenizer, int cuda);
 
   /// tokens: windows×context. @return (windows·context)×vocabulary.
   virtual at::Tensor logits(const at::Tensor& tokens) = 0;
@@ -85,7 +99,7 @@ class TextModel : public TorchModel {
 class ImageModel : public TorchModel {
  protected:
   /// Reads keys `eval_count`, and `data.source`.
-  ImageModel(const Config& config, Options& options);
+  ImageModel(const Config& config, Options& options, int cuda);
 
   /// images: count×1×height×width, of mean 0 and deviation 1 over the training part. @return
   /// count×classes.

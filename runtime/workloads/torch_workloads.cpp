@@ -1,13 +1,19 @@
 #include "torch_workloads.hpp"
 
 #include <ATen/Parallel.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/cuda.h>
 
 #include <cmath>
+#include <orthrus/error.hpp>
+#include <utility>
 
+#include "beside.hpp"
 #include "torch_model.hpp"
 
 namespace orthrus::workloads {
@@ -43,9 +49,45 @@ class Threads {
   void (*set_blas_)(int) = nullptr;
 };
 
+at::Device place_on(int cuda) {
+  if (cuda < 0 || !torch::cuda::is_available() ||
+      cuda >= static_cast<int>(torch::cuda::device_count())) {
+    return at::kCPU;
+  }
+  return {at::kCUDA, static_cast<at::DeviceIndex>(cuda)};
+}
+
+/// The stream this thread's work on a device goes into.
+std::optional<c10::Stream> stream_of(at::Device place) {
+  if (place.is_cpu()) return std::nullopt;
+  return c10::impl::VirtualGuardImpl(place.type()).getStream(place);
+}
+
+/// The `cudaStream_t` behind a stream; null: the default stream, whose number is 0. Without CUDA's
+/// headers, libtorch tells that of another from 2.6 on.
+template <class S>
+void* handle_of(const S& stream) {
+  if (stream.id() == 0) return nullptr;
+  if constexpr (requires { stream.native_handle(); }) return stream.native_handle();
+  throw ConfigError(
+      "this libtorch does not tell the handle of its current stream: use the default");
+}
+
+/// Work of its scope goes into a stream, if there is one.
+class InStream {
+ public:
+  explicit InStream(const std::optional<c10::Stream>& stream) {
+    if (stream) guard_.emplace(*stream);
+  }
+
+ private:
+  std::optional<c10::StreamGuard> guard_;
+};
+
 }  // namespace
 
 bool torch_available() { return true; }
+bool torch_reaches_cuda() { return torch::cuda::is_available(); }
 
 /// Autograd calls one of these after it has added a parameter's gradient.
 struct TorchModel::Hooks {
@@ -66,17 +108,31 @@ struct TorchModel::Hooks {
     if (ready != nullptr) (*ready)(static_cast<int>(id));
   }
 
-  std::vector<std::shared_ptr<torch::autograd::Node>> nodes;  // kept: a leaf only holds them weakly
+  // Kept: a leaf only holds them weakly. By what kind of pointer depends on libtorch's version.
+  std::vector<decltype(torch::autograd::impl::grad_accumulator(
+      std::declval<const torch::autograd::Variable&>()))>
+      nodes;
   std::vector<bool> done;
   const std::function<void(int)>* ready = nullptr;
 };
 
-TorchModel::TorchModel(std::uint64_t seed, std::int64_t threads)
-    : seed_(seed), threads_(threads), hooks_(std::make_unique<Hooks>()) {}
+TorchModel::TorchModel(std::uint64_t seed, std::int64_t threads, int cuda)
+    : seed_(seed),
+      threads_(threads),
+      place_(place_on(cuda)),
+      stream_(stream_of(place_)),
+      hooks_(std::make_unique<Hooks>()) {}
 TorchModel::~TorchModel() = default;
 
+std::optional<DeviceChoice> TorchModel::device() const {
+  if (!stream_) return std::nullopt;
+  return DeviceChoice{place_.index(), {handle_of(*stream_)}};
+}
+
 at::Tensor& TorchModel::keep(const std::string& name, at::Tensor weights) {
+  const InStream queue(stream_);  // its gradient is accumulated in the stream that is current here
   const std::size_t id = list_.size();
+  weights = bring(weights);
   weights.requires_grad_(true);
   weights.mutable_grad() = at::zeros_like(weights);
   Parameter p;
@@ -93,7 +149,7 @@ at::Tensor& TorchModel::keep(const std::string& name, at::Tensor weights) {
   return *weights_.back();
 }
 
-at::Tensor& TorchModel::add(const std::string& name, std::vector<std::int64_t> shape,
+at::Tensor& TorchModel::add(const std::string& name, const std::vector<std::int64_t>& shape,
                             double deviation) {
   at::Tensor weights = at::zeros(shape, at::kFloat);
   const Draws draws(seed_, Purpose::weights, {static_cast<std::int64_t>(list_.size())});
@@ -104,18 +160,34 @@ at::Tensor& TorchModel::add(const std::string& name, std::vector<std::int64_t> s
   return keep(name, std::move(weights));
 }
 
-at::Tensor& TorchModel::add_constant(const std::string& name, std::vector<std::int64_t> shape,
-                                     double value) {
+at::Tensor& TorchModel::add_constant(const std::string& name,
+                                     const std::vector<std::int64_t>& shape, double value) {
   return keep(name, at::full(shape, value, at::kFloat));
 }
 
 void TorchModel::place_weights(int id, void* data) {
   at::Tensor& w = *weights_[static_cast<std::size_t>(id)];
-  w.set_data(torch::from_blob(data, w.sizes(), at::kFloat));
+  // Told where it is: there may be no memory behind these addresses yet.
+  w.set_data(at::for_blob(data, w.sizes())
+                 .options(w.options().requires_grad(false))
+                 .target_device(w.device())
+                 .make_tensor());
 }
 
 double TorchModel::gradient(const Slice& slice, const std::function<void(int)>& ready) {
+  if (!stream_) return differentiate(slice, ready);
+  // On a device autograd announces on a thread of its own, but who calls talks to other ranks in
+  // `ready`, and MPI may want one thread.
+  double value = 0;
+  run_beside(
+      [&](const std::function<void(int)>& announce) { value = differentiate(slice, announce); },
+      ready);
+  return value;
+}
+
+double TorchModel::differentiate(const Slice& slice, const std::function<void(int)>& ready) {
   const Threads threads(threads_);
+  const InStream queue(stream_);
   for (const auto& w : weights_) w->mutable_grad().zero_();
   hooks_->done.assign(list_.size(), false);
   hooks_->ready = &ready;
@@ -138,6 +210,7 @@ double TorchModel::gradient(const Slice& slice, const std::function<void(int)>& 
 
 Workload::Evaluation TorchModel::evaluate(int rank, int size) {
   const Threads threads(threads_);
+  const InStream queue(stream_);
   const c10::InferenceMode no_gradients;
   Evaluation result;
   score({}, result);
@@ -156,8 +229,8 @@ Workload::Evaluation TorchModel::evaluate(int rank, int size) {
 
 // ---- text
 
-TextModel::TextModel(const Config& config, Options& options, const char* tokenizer)
-    : TorchModel(config.seed, options.integer("threads", 1, 1, 1024)) {
+TextModel::TextModel(const Config& config, Options& options, const char* tokenizer, int cuda)
+    : TorchModel(config.seed, options.integer("threads", 1, 1, 1024), cuda) {
   context_ = options.integer("context", 64, 1, 1 << 16);
   windows_ = options.integer("eval_windows", 64, 1, 1 << 20);
   Options data(config, "data", config.data);
@@ -198,7 +271,7 @@ at::Tensor TextModel::windows(const std::vector<std::uint8_t>& text,
   for (const std::int64_t start : starts) {
     for (std::int64_t i = 0; i <= context_; ++i) *to++ = text[static_cast<std::size_t>(start + i)];
   }
-  return out;
+  return bring(out);
 }
 
 at::Tensor TextModel::loss(const Slice& slice) {
@@ -231,8 +304,8 @@ void TextModel::score(const std::vector<std::int64_t>& examples, Evaluation& int
 
 // ---- images
 
-ImageModel::ImageModel(const Config& config, Options& options)
-    : TorchModel(config.seed, options.integer("threads", 1, 1, 1024)) {
+ImageModel::ImageModel(const Config& config, Options& options, int cuda)
+    : TorchModel(config.seed, options.integer("threads", 1, 1, 1024), cuda) {
   const std::int64_t most = options.integer("eval_count", 0, 0);
   Options data(config, "data", config.data);
   const std::string source = data.word("source", "fashion-mnist");
@@ -265,7 +338,7 @@ std::pair<at::Tensor, at::Tensor> ImageModel::batch(
     }
     y.data_ptr<std::int64_t>()[i] = part.labels[static_cast<std::size_t>(example)];
   }
-  return {x, y};
+  return {bring(x), bring(y)};
 }
 
 at::Tensor ImageModel::loss(const Slice& slice) {

@@ -11,7 +11,7 @@ namespace {
 struct Row {
   const char *name, *doc;
   bool needs_torch;
-  std::unique_ptr<Workload> (*open)(const Config&);
+  std::unique_ptr<Workload> (*open)(const Config&, int cuda);
 };
 
 constexpr Row rows[] = {
@@ -21,17 +21,17 @@ constexpr Row rows[] = {
     {"mlp", "fully connected image classifier", true, open_mlp},
     {"convnet", "convolutional image classifier", true, open_convnet},
     {"matrix_sensing", "a low-rank matrix from few linear measurements", false,
-     open_matrix_sensing},
+     [](const Config& c, int) { return open_matrix_sensing(c); }},
     {"noisy_quadratic", "a quadratic with Kronecker curvature and noisy gradients", false,
-     open_noisy_quadratic},
+     [](const Config& c, int) { return open_noisy_quadratic(c); }},
 };
 
 }  // namespace
 
-std::unique_ptr<Workload> open_workload(const Config& config) {
+std::unique_ptr<Workload> open_workload(const Config& config, int cuda) {
   std::string known;
   for (const Row& row : rows) {
-    if (config.workload == row.name) return row.open(config);
+    if (config.workload == row.name) return row.open(config, cuda);
     known += (known.empty() ? "" : ", ") + std::string(row.name);
   }
   throw ConfigError(
@@ -39,6 +39,8 @@ std::unique_ptr<Workload> open_workload(const Config& config) {
       (config.workload.empty() ? "missing" : "'" + config.workload + "' is not known") +
       "; known: " + known);
 }
+
+bool workloads_reach_cuda() { return torch_reaches_cuda(); }
 
 std::vector<WorkloadRow> workload_table() {
   std::vector<WorkloadRow> table;

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <orthrus/config.hpp>
 #include <orthrus/sharded_optimizer.hpp>
 #include <string>
@@ -25,12 +26,16 @@ class Workload {
   virtual ~Workload() = default;
   /// Names, shapes, buffers. Initial weights depend on config.seed alone.
   [[nodiscard]] virtual std::vector<Parameter> parameters() = 0;
+  /// The device that its weights and gradients are on, and the queue its work is in: what the
+  /// optimizer is to be constructed with. Nothing: they are the host's.
+  [[nodiscard]] virtual std::optional<DeviceChoice> device() const { return std::nullopt; }
   /// From now on the weights of parameter `id` are at `data`, dense (`zero.stage: 3`: gathered
   /// before each use). The buffer of `parameters()` is used no more.
   virtual void place_weights(int id, void* data) = 0;
   /// Forward and backward on `slice`; every gradient is the mean over the slice. Calls `ready(id)`
   /// (position in `parameters()`) as soon as a gradient is in place. @return the mean loss of the
-  /// slice.
+  /// slice. On a device a gradient in place is one that is queued there; `ready` is called by the
+  /// thread that called this.
   virtual double gradient(const Slice& slice, const std::function<void(int)>& ready) = 0;
   /// Metrics on held-out data, computed on the share of rank `rank` of `size`: sums over examples
   /// and their number; the caller adds the ranks up and divides. Key "val_loss" is always there
@@ -46,7 +51,12 @@ class Workload {
 
 /// The workload `config.workload` names. @throws ConfigError unknown name or key (with the known
 /// ones), or a workload this build lacks libtorch for; data errors name the file.
-[[nodiscard]] std::unique_ptr<Workload> open_workload(const Config& config);
+/// @param cuda  the CUDA device it may compute on; -1: none. One that cannot stays on the host:
+///              see `Workload::device`.
+[[nodiscard]] std::unique_ptr<Workload> open_workload(const Config& config, int cuda = -1);
+
+/// Do libtorch's workloads find a CUDA device?
+[[nodiscard]] bool workloads_reach_cuda();
 
 /// Names and one-line descriptions, with whether this build has them.
 struct WorkloadRow {

@@ -178,9 +178,21 @@ class OneProcess(Case):
                             (["step", "--rules", "muon:jordna:f32"], "jordna"),
                             (["step", "--model", "gpt5"], "gpt2-124m"),
                             (["comm", "--sizes", "0"], "--sizes"),
+                            (["comm", "--device", "cuda"], "--device cuda"),
                             (["accuracy", "--shape", "32x16"], "32x16"),
                             (["accuracy", "--tables", "jordna"], "jordna")):
             self.assertIn(names, self.run_orthrus("bench", *args, code=78).stderr)
+
+    def test_kernels_are_benched_on_a_device_or_not_at_all(self):
+        devices = [f for f in json.loads(self.run_orthrus("doctor", "--json").stdout)["findings"] if f["what"] == "CUDA"]
+        if "sm_" in devices[0]["value"]:
+            self.assertEqual({line["device"] for line in self.bench("kernels", "--device", "cuda")}, {"cuda"})
+            return
+        done = self.run_orthrus("bench", "kernels", "--device", "cuda", code=78)
+        self.assertIn("--device cuda: ", done.stderr)
+        self.assertIn("CUDA", done.stderr)
+        self.assertEqual(done.stdout, "")
+        self.run_orthrus("bench", "kernels", "--device", "tpu", code=64)
 
     def test_a_report_goes_where_it_is_sent(self):
         self.run_orthrus("train", "q.yaml", "--run-dir", "a")

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "kernels/device_memory.hpp"
+#include "kernels/devices.hpp"
 #include "runtime/workload_checks.hpp"
 #include "runtime/workloads/data.hpp"
 
@@ -218,6 +220,55 @@ TEST_F(TorchWorkloads, AnotherThreadComputesTheSameBits) {
   std::thread([&] { there = test::run(*w, {2, 0, 8}); }).join();
   EXPECT_EQ(there, here);
   EXPECT_EQ(test::gradients(*w), expected);
+}
+
+// A device that libtorch does not reach changes nothing.
+TEST_F(TorchWorkloads, StayOnTheHostWithoutADevice) {
+  const auto usual = workloads::open_workload(gpt());
+  const auto asked = workloads::open_workload(gpt(), 99);
+  EXPECT_FALSE(usual->device());
+  EXPECT_FALSE(asked->device());
+  EXPECT_EQ(test::run(*asked, {2, 0, 4}), test::run(*usual, {2, 0, 4}));
+  EXPECT_EQ(test::gradients(*asked), test::gradients(*usual));
+}
+
+TEST_F(TorchWorkloads, ComputeOnADeviceWhatTheyComputeOnTheHost) {
+  if (!workloads::workloads_reach_cuda()) GTEST_SKIP() << "libtorch reaches no CUDA device";
+  for (const Config& c : {gpt(), residual(), mlp(), convnet()}) {
+    const auto host = workloads::open_workload(c);
+    const auto device = workloads::open_workload(c, 0);
+    ASSERT_TRUE(device->device());
+    EXPECT_EQ(device->device()->ordinal, 0);
+    const auto cuda = kernels::open_cuda_on(0, kernels::cuda_default_stream());
+    const std::vector<Parameter> here = host->parameters();
+    const std::vector<Parameter> there = device->parameters();
+    ASSERT_EQ(here.size(), there.size());
+    const auto expect_near = [&](const void* Parameter::*what, double bound) {
+      for (std::size_t i = 0; i < here.size(); ++i) {
+        Index n = 1;
+        for (const Index d : here[i].shape) n *= d;
+        const std::span expected(static_cast<const float*>(here[i].*what),
+                                 static_cast<std::size_t>(n));
+        ASSERT_TRUE(cuda->reaches(there[i].*what));
+        kernels::OnHost<const float> found(*cuda, static_cast<const float*>(there[i].*what),
+                                           static_cast<std::size_t>(n));
+        double difference = 0, norm = 0;
+        for (std::size_t k = 0; k < expected.size(); ++k) {
+          difference += std::pow(found.span()[k] - expected[k], 2);
+          norm += std::pow(expected[k], 2);
+        }
+        EXPECT_LE(std::sqrt(difference), bound * std::sqrt(norm)) << c.workload << here[i].name;
+      }
+    };
+    for (std::size_t i = 0; i < here.size(); ++i) {
+      kernels::OnHost<const float> found(*cuda, static_cast<const float*>(there[i].weights), 1);
+      EXPECT_EQ(found.span()[0], *static_cast<const float*>(here[i].weights)) << "the same draw";
+    }
+    // Sums of f32 in another order, through a few layers; convolutions may take TF32 (2^-11).
+    const double bound = c.workload == "convnet" ? 1e-2 : 1e-4;
+    EXPECT_NEAR(test::run(*device, {2, 0, 4}), test::run(*host, {2, 0, 4}), bound);
+    expect_near(&Parameter::gradient, bound);
+  }
 }
 
 TEST_F(TorchWorkloads, SeedsDifferAndErrorsInReadyArrive) {

@@ -4,8 +4,11 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <latch>
+#include <thread>
 
 #include "runtime/workload_checks.hpp"
+#include "runtime/workloads/beside.hpp"
 #include "runtime/workloads/data.hpp"
 #include "runtime/workloads/sources.hpp"
 
@@ -24,6 +27,62 @@ Config config_of(const std::string& name, std::map<std::string, Value> values = 
   c.workload_values = std::move(values);
   c.seed = 7;
   return c;
+}
+
+// ---- a backward pass on a thread of its own
+
+TEST(Beside, IsHeardByTheCallerInOrderWhileTheWorkGoesOn) {
+  const std::thread::id here = std::this_thread::get_id();
+  std::latch first_heard{1};
+  std::vector<int> heard;
+  workloads::run_beside(
+      [&](const std::function<void(int)>& say) {
+        EXPECT_NE(std::this_thread::get_id(), here);
+        say(3);
+        first_heard.wait();  // for ever, if nothing were heard before the work ends
+        std::thread([&] { say(1); }).join();
+        say(2);
+      },
+      [&](int id) {
+        EXPECT_EQ(std::this_thread::get_id(), here);
+        heard.push_back(id);
+        if (id == 3) first_heard.count_down();
+      });
+  EXPECT_EQ(heard, (std::vector<int>{3, 1, 2}));
+}
+
+TEST(Beside, HandsOnWhatIsThrownWhenTheWorkHasEnded) {
+  std::vector<int> heard;
+  EXPECT_EQ(message_of<NumericError>(
+                [&] {
+                  workloads::run_beside(
+                      [](const std::function<void(int)>& say) {
+                        say(1);
+                        throw NumericError("of the work");
+                      },
+                      [&](int id) { heard.push_back(id); });
+                },
+                ExitCode::numeric),
+            "of the work");
+  EXPECT_EQ(heard, std::vector<int>{1}) << "what was said before";
+  heard.clear();
+  bool ended = false;
+  EXPECT_EQ(message_of<ConfigError>(
+                [&] {
+                  workloads::run_beside(
+                      [&](const std::function<void(int)>& say) {
+                        for (int id = 0; id < 5; ++id) say(id);
+                        ended = true;
+                      },
+                      [&](int id) {
+                        heard.push_back(id);
+                        throw ConfigError("of who hears");
+                      });
+                },
+                ExitCode::config),
+            "of who hears");
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(heard, std::vector<int>{0});
 }
 
 // ---- analytic workloads
