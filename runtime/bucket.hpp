@@ -40,6 +40,10 @@ class GradientBuckets {
   [[nodiscard]] bool idle() const;
   /// Reported by the next step, on all ranks.
   void misuse(const std::string& what);
+  template <class F>
+  void for_each_request(F&& f) {
+    for (Slot& slot : slots_) f(slot.request);
+  }
   void abandon() noexcept { arena_.abandon(); }
   /// From now on what is free is filled with NaN: who still reads it shows (`checks: collective`).
   void poison_what_is_free() { poisons_ = true; }

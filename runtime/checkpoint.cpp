@@ -3,7 +3,9 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -12,6 +14,7 @@
 #include <orthrus/error.hpp>
 #include <random>
 #include <set>
+#include <span>
 
 #include "kernels/bf16.hpp"
 #include "kernels/device_memory.hpp"
@@ -59,6 +62,29 @@ Index extent_of(const CheckpointParameter& p, const std::string& key) {
   return size;
 }
 
+std::string dtype_text(DType dtype) { return dtype == DType::bf16 ? "BF16" : "F32"; }
+std::string dtype_text(const WeightFormat& format) {
+  return format.quantized() ? safetensors_name(format.grid->format) : dtype_text(format.dtype);
+}
+/// Of a piece of `key`; empty when the parameter's format is none of ours.
+std::string dtype_of(const CheckpointParameter& p, const std::string& key) {
+  if (key == "mantissa") return dtype_text(DType::bf16);
+  if (key != "weights") return dtype_text(DType::f32);
+  const auto format = WeightFormat::named(p.format);
+  return format ? dtype_text(*format) : "";
+}
+
+void check_scales(const std::filesystem::path& file, const std::string& parameter,
+                  std::span<const std::byte> bytes) {
+  for (std::size_t at = 0; at + sizeof(float) <= bytes.size(); at += sizeof(float)) {
+    float scale = 0;
+    std::memcpy(&scale, bytes.data() + at, sizeof scale);
+    if (std::isfinite(scale) && scale > 0) continue;
+    throw DataError(file.string() + ": a scale of '" + parameter + "' is " + std::to_string(scale) +
+                    ", not a positive number");
+  }
+}
+
 /// A manifest may be anybody's: every piece lies inside its tensor, and no tensor is larger than
 /// the files.
 void check_regions(const Manifest& m, const std::filesystem::path& file) {
@@ -81,13 +107,11 @@ void check_regions(const Manifest& m, const std::filesystem::path& file) {
                    : checked_fused(p.rows - 1, p.distance, checked_fused(1, p.first, p.cols));
     if (p.file < 0 || static_cast<std::size_t>(p.file) >= m.files.size() || p.rows < 0 ||
         p.cols < 0 || p.first < 0 || (p.rows > 1 && p.distance < p.cols) || end < 0 ||
-        end > extent || (p.dtype != "F32" && p.dtype != "BF16")) {
+        end > extent || p.dtype != dtype_of(*it->second, p.key)) {
       throw DataError(file.string() + ": piece '" + p.tensor + "' does not fit its parameter");
     }
   }
 }
-
-std::string safetensors_name(DType dtype) { return dtype == DType::bf16 ? "BF16" : "F32"; }
 
 }  // namespace
 
@@ -211,6 +235,7 @@ void verify_checkpoint(const fs::path& directory) {
       throw DataError(reader.file().string() + ": tensor '" + p.tensor +
                       "' is damaged (its digest differs)");
     }
+    if (p.key == "scales") check_scales(reader.file(), p.parameter, bytes);
   }
 }
 
@@ -259,6 +284,13 @@ void for_each_state(const runtime::Plan& plan, const runtime::OwnSegment& own, b
     }
   }
   if (g.master && own.size() > 0) f("master", own.region(), own.master);
+  if (own.low.data != nullptr) f("mantissa", own.region(), own.low);
+}
+
+/// The scales of a segment among those of its parameter.
+Region scale_region(const runtime::Plan& plan, const runtime::Segment& s) {
+  const auto i = static_cast<std::size_t>(s.parameter);
+  return plan.group(s.parameter).format.scale_region(s.region, plan.row_length[i]);
 }
 
 std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& plan) {
@@ -267,7 +299,7 @@ std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& pla
     const runtime::Group& g = plan.groups[static_cast<std::size_t>(plan.group_of[i])];
     runtime::CheckpointParameter p{plan.parameters[i].name,
                                    plan.parameters[i].shape,
-                                   std::string(name_of(g.format)),
+                                   g.format.name(),
                                    g.config->rule.name,
                                    {},
                                    {}};
@@ -282,6 +314,15 @@ std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& pla
     if (g.master) {
       p.keys.emplace_back("master");
       p.lines.emplace_back();
+    }
+    if (g.residual == runtime::Residual::mantissa) {
+      p.keys.emplace_back("mantissa");
+      p.lines.emplace_back();
+    }
+    if (g.format.quantized()) {
+      const Index line = plan.row_length[i];
+      p.keys.emplace_back("scales");
+      p.lines.push_back({g.format.scale_count(plan.parameters[i].size() / line, line)});
     }
     list.push_back(std::move(p));
   }
@@ -386,15 +427,19 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
         pieces.push_back(std::move(piece));
       };
       for (const runtime::OwnSegment& own : own_) {
-        const DType format = plan_.buckets[own.bucket].weights;
+        const runtime::WeightFormat& format = plan_.buckets[own.bucket].weights;
         if (writes(own)) {
-          add(own, "weights", own.region(), {nullptr, 1, own.size(), own.size(), format},
-              runtime::safetensors_name(format));
+          const std::string dtype = runtime::dtype_text(format);
+          add(own, "weights", own.region(), {}, dtype);
+          if (format.quantized()) {
+            tensors.back().shape = {own.rows, code_pitch(format.grid->format, own.cols)};
+            add(own, "scales", scale_region(plan_, own.segment), {}, "F32");
+          }
         }
         if (!counts(own)) continue;
         for_each_state(plan_, own, /*to_save=*/true,
                        [&](const std::string& key, const Region& region, MatrixView view) {
-                         add(own, key, region, view, "F32");
+                         add(own, key, region, view, runtime::dtype_text(view.dtype));
                        });
       }
       runtime::SafetensorsWriter writer(
@@ -405,24 +450,33 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
       for (const runtime::OwnSegment& own : own_) {
         if (!counts(own)) continue;
         if (writes(own)) {
-          const DType format = plan_.buckets[own.bucket].weights;
-          dense.resize(static_cast<std::size_t>(own.size()) * bytes_of(format));
+          const runtime::WeightFormat& format = plan_.buckets[own.bucket].weights;
+          dense.resize(format.bytes(own.rows, own.cols));
           if (backend_->reaches(dense.data())) {
-            read_weights(own, dense.data(), format);
+            write_piece(own, dense.data());
           } else {
             const kernels::DeviceBuffer weights(*backend_, dense.size());
-            read_weights(own, weights.data(), format);
+            write_piece(own, weights.data());
             backend_->copy(weights.data(), dense.data(), dense.size());
-            backend_->wait();
           }
-          writer.write(dense.data(), static_cast<std::int64_t>(dense.size()));
+          backend_->wait();
+          if (!format.quantized()) {
+            writer.write(dense.data(), std::ssize(dense));
+          } else {
+            const QuantizedView codes = format.view(dense.data(), own.rows, own.cols);
+            writer.write(codes.codes, own.rows * codes.pitch);
+            writer.write(codes.scales, runtime::scales_of(codes, *format.grid).size() *
+                                           static_cast<Index>(sizeof(float)));
+            ++next;
+          }
           ++next;
         }
         for (; next < data.size() && data[next].data != nullptr; ++next) {
-          const auto n = static_cast<std::size_t>(data[next].size());
-          kernels::OnHost<const float> state(*backend_, static_cast<const float*>(data[next].data),
-                                             n);
-          writer.write(state.data(), static_cast<std::int64_t>(n * sizeof(float)));
+          const std::size_t n =
+              static_cast<std::size_t>(data[next].size()) * bytes_of(data[next].dtype);
+          kernels::OnHost<const std::byte> state(*backend_,
+                                                 static_cast<const std::byte*>(data[next].data), n);
+          writer.write(state.data(), static_cast<std::int64_t>(n));
         }
       }
       const auto digests = writer.finish();
@@ -513,35 +567,75 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   std::vector<std::vector<float>> weights(parameters_.size());
   struct Shard {
     std::size_t bucket;
-    Index offset;
-    std::vector<float> values;
+    const runtime::Segment* segment;
+    std::vector<float> values, scales;
   };
   std::vector<Shard> shards;  // ZeRO-3
+  std::vector<std::vector<float>> scales(own_.size());
   std::vector<std::vector<std::vector<float>>> states(own_.size());
   runtime::agree(world, [&] {
     std::vector<std::unique_ptr<runtime::SafetensorsReader>> files(m.files.size());
     std::map<std::pair<std::string, std::string>, std::vector<const CheckpointPiece*>> pieces;
     for (const CheckpointPiece& p : m.pieces) pieces[{p.parameter, p.key}].push_back(&p);
     std::vector<float> values;
-    const auto read = [&](const CheckpointPiece& p) {
+    std::vector<std::byte> bytes;
+    const auto file_of = [&](const CheckpointPiece& p) -> const runtime::SafetensorsReader& {
       auto& reader = files[static_cast<std::size_t>(p.file)];
       if (reader == nullptr) {
         reader = std::make_unique<runtime::SafetensorsReader>(
             fs::path(directory) / m.files[static_cast<std::size_t>(p.file)].name);
       }
-      const runtime::TensorInfo* info = reader->find(p.tensor);
-      const DType dtype = p.dtype == "BF16" ? DType::bf16 : DType::f32;
-      if (info == nullptr || info->dtype != p.dtype || info->elements() != p.rows * p.cols ||
-          info->end - info->begin != p.rows * p.cols * static_cast<Index>(bytes_of(dtype))) {
-        throw DataError(reader->file().string() + ": tensor '" + p.tensor +
+      return *reader;
+    };
+    /// bytes ← those of a piece, `width` a row.
+    const auto read_bytes = [&](const CheckpointPiece& p, Index width) {
+      const runtime::SafetensorsReader& reader = file_of(p);
+      const runtime::TensorInfo* info = reader.find(p.tensor);
+      if (info == nullptr || info->dtype != p.dtype || info->end - info->begin != p.rows * width) {
+        throw DataError(reader.file().string() + ": tensor '" + p.tensor +
                         "' is not what the manifest says");
       }
-      std::vector<std::byte> bytes(static_cast<std::size_t>(info->end - info->begin));
-      reader->read(*info, 0, info->end - info->begin, bytes.data());
+      bytes.resize(static_cast<std::size_t>(info->end - info->begin));
+      reader.read(*info, 0, info->end - info->begin, bytes.data());
       if (runtime::xxh3_hex(bytes.data(), bytes.size()) != p.xxh3) {
-        throw DataError(reader->file().string() + ": tensor '" + p.tensor +
+        throw DataError(reader.file().string() + ": tensor '" + p.tensor +
                         "' is damaged (its digest differs)");
       }
+    };
+    const auto host = kernels::open_backend("reference");
+    /// values ← codes · scales.
+    const auto read_codes = [&](const CheckpointPiece& p) {
+      const auto id = static_cast<std::size_t>(
+          std::find_if(parameters_.begin(), parameters_.end(),
+                       [&](const Parameter& q) { return q.name == p.parameter; }) -
+          parameters_.begin());
+      const runtime::WeightFormat& format = plan_.group(static_cast<int>(id)).format;
+      const Region region{p.first, p.rows, p.cols, p.distance};
+      const Region wanted = format.scale_region(region, plan_.row_length[id]);
+      const auto& candidates = pieces[{p.parameter, "scales"}];
+      const auto of = std::find_if(candidates.begin(), candidates.end(), [&](const auto* q) {
+        return q->file == p.file && Region{q->first, q->rows, q->cols, q->distance} == wanted;
+      });
+      if (p.dtype != runtime::safetensors_name(format.grid->format) || of == candidates.end()) {
+        throw DataError(file_of(p).file().string() + ": tensor '" + p.tensor +
+                        "' is not what the manifest says, or has no scales");
+      }
+      read_bytes(**of, wanted.cols * static_cast<Index>(sizeof(float)));
+      std::vector<float> factors(static_cast<std::size_t>(wanted.size()));
+      std::memcpy(factors.data(), bytes.data(), bytes.size());
+      runtime::check_scales(file_of(p).file(), p.parameter, bytes);
+      const Index pitch = code_pitch(format.grid->format, p.cols);
+      read_bytes(p, pitch);
+      values.resize(static_cast<std::size_t>(region.size()));
+      const bool shared = format.grid->extent == Grid::Extent::tensor;
+      host->dequantize(
+          {bytes.data(), pitch, factors.data(), shared ? 0 : wanted.cols, p.rows, p.cols},
+          *format.grid, matrix_view(values.data(), p.rows, p.cols));
+    };
+    const auto read = [&](const CheckpointPiece& p) {
+      if (p.dtype != "F32" && p.dtype != "BF16") return read_codes(p);
+      const DType dtype = p.dtype == "BF16" ? DType::bf16 : DType::f32;
+      read_bytes(p, p.cols * static_cast<Index>(bytes_of(dtype)));
       values.resize(static_cast<std::size_t>(p.rows * p.cols));
       if (dtype == DType::f32) {
         std::memcpy(values.data(), bytes.data(), bytes.size());
@@ -581,10 +675,14 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
         if (bucket.held || piece.size() == 0 || piece.rank % plan_.shard != mesh_.shard.rank()) {
           continue;
         }
-        auto& shard = shards.emplace_back(Shard{b, piece.offset, {}});
+        auto& shard = shards.emplace_back(Shard{b, &piece, {}, {}});
         shard.values.resize(static_cast<std::size_t>(piece.size()));
-        fetch(plan_.parameters[static_cast<std::size_t>(piece.parameter)].name, "weights",
-              piece.region, shard.values.data());
+        const auto& name = plan_.parameters[static_cast<std::size_t>(piece.parameter)].name;
+        fetch(name, "weights", piece.region, shard.values.data());
+        if (!bucket.weights.quantized()) continue;
+        const Region of = scale_region(plan_, piece);
+        shard.scales.resize(static_cast<std::size_t>(of.size()));
+        fetch(name, "scales", of, shard.scales.data());
       }
     }
     for (std::size_t i = 0; i < own_.size(); ++i) {
@@ -594,6 +692,10 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                        states[i].emplace_back(static_cast<std::size_t>(view.size()));
                        fetch(name, key, region, states[i].back().data());
                      });
+      if (own_[i].scales.data == nullptr || own_[i].size() == 0) continue;
+      const Region of = scale_region(plan_, own_[i].segment);
+      scales[i].resize(static_cast<std::size_t>(of.size()));
+      fetch(name, "scales", of, scales[i].data());
     }
   });
   // Now it goes to the device, by way of a buffer there if it must.
@@ -607,12 +709,19 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     backend_->wait();
   };
   for (Shard& shard : shards) {
-    const DType format = plan_.buckets[shard.bucket].weights;
+    const runtime::WeightFormat& format = plan_.buckets[shard.bucket].weights;
+    std::byte* const piece = working_set_->piece(shard.bucket, *shard.segment);
     put(shard.values, [&](Span there) {
-      backend_->convert(runtime::row(there.data, there.count), 1,
-                        runtime::row(working_set_->store(shard.bucket) +
-                                         static_cast<std::size_t>(shard.offset) * bytes_of(format),
-                                     there.count, format));
+      if (!format.quantized()) {
+        return backend_->convert(runtime::row(there.data, there.count), 1,
+                                 runtime::row(piece, there.count, format.dtype));
+      }
+      const Region& r = shard.segment->region;
+      const QuantizedView codes = format.view(piece, r.rows, r.cols);
+      backend_->copy(shard.scales.data(), codes.scales, shard.scales.size() * sizeof(float));
+      backend_->quantize(matrix_view(static_cast<float*>(there.data), r.rows, r.cols), *format.grid,
+                         {}, codes);
+      backend_->wait();
     });
   }
   if (working_set_) working_set_->release_all();
@@ -632,11 +741,23 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   mirrors_->deliver_weights();
   for (std::size_t i = 0; i < own_.size(); ++i) {
     std::size_t k = 0;
-    for_each_state(plan_, own_[i], /*to_save=*/false,
-                   [&](const std::string&, const Region&, MatrixView view) {
-                     const std::vector<float>& values = states[i][k++];
-                     backend_->copy(values.data(), view.data, values.size() * sizeof(float));
-                   });
+    for_each_state(
+        plan_, own_[i], /*to_save=*/false, [&](const std::string&, const Region&, MatrixView view) {
+          const std::vector<float>& values = states[i][k++];
+          if (view.dtype == DType::f32) {
+            return backend_->copy(values.data(), view.data, values.size() * sizeof(float));
+          }
+          // 16 bits as they are, whatever number they would be.
+          std::vector<std::uint16_t> bits;
+          for (const float v : values) {
+            bits.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(v) >> 16));
+          }
+          backend_->copy(bits.data(), view.data, bits.size() * sizeof bits[0]);
+          backend_->wait();
+        });
+    if (!scales[i].empty()) {
+      backend_->copy(scales[i].data(), own_[i].scales.data, scales[i].size() * sizeof(float));
+    }
   }
   backend_->wait();
   find_bounds();

@@ -68,7 +68,5 @@ std::span<const Row<GroupConfig>> group_rows();
 inline constexpr std::array<std::string_view, 12> absent_rules = {
     "lion",    "adamuon",           "prism", "bidirectional_prism",
     "shampoo", "one_sided_shampoo", "soap",  "kl_shampoo"};
-inline constexpr std::array<std::string_view, 4> absent_group_keys = {
-    "weights.scale", "weights.block", "weights.scale_format", "weights.eco"};
 
 }  // namespace orthrus::runtime::config_file

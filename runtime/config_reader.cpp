@@ -161,13 +161,6 @@ class Reader {
                    const std::string& key, std::span<const Row<Scope>> rows) {
     const std::string path = section.empty() ? key : section + "." + key;
     const std::string shown = (scope.empty() ? "" : scope + ".") + path.substr(0, 120);
-    const auto is_path = [&](std::string_view k) { return k == path; };
-    if (!scope.empty() &&
-        std::any_of(absent_group_keys.begin(), absent_group_keys.end(), is_path)) {
-      error(at, shown,
-            "is not available in this version, which has the weight formats f32 and bf16");
-      return;
-    }
     const Words known = children(rows, section);
     std::string hint = nearest_hint(key, known);
     if (hint.empty()) {
@@ -574,6 +567,36 @@ class Reader {
     return number;
   }
 
+  template <class Conflict>
+  static void weights_conflicts(const WeightsConfig& w, Conflict&& conflict) {
+    const bool codes = w.format != "f32" && w.format != "bf16";
+    if (!codes && w.scale != "auto") {
+      conflict("scale", w.scale + " contradicts weights.format " + w.format + ", which has none");
+    }
+    if (!codes && w.scale_format != "f32") {
+      conflict("scale_format", w.scale_format + " contradicts weights.format " + w.format +
+                                   ", which has no scales");
+    }
+    if (w.block != 0 && (!codes || w.scale == "row" || w.scale == "tensor")) {
+      conflict("block", std::to_string(w.block) + " contradicts " +
+                            (codes ? "weights.scale " + w.scale
+                                   : "weights.format " + w.format + ", which has no scales"));
+    }
+    if (w.scale == "block" && w.block == 0) conflict("scale", "block needs weights.block");
+    if (w.residual == "mantissa" && w.format != "bf16") {
+      conflict("residual", "mantissa keeps the bits that bf16 has not: weights.format bf16");
+    }
+    if (w.residual == "mantissa" && w.rounding == "stochastic") {
+      conflict("rounding",
+               "stochastic contradicts weights.residual mantissa, which keeps every bit");
+    }
+    if (w.residual != "momentum" && w.eco != EcoConfig{}) {
+      conflict("eco", "is of weights.residual momentum (it is " + w.residual + ")");
+    }
+    const double most = w.eco.max_rel_correction;
+    if (most < 0 && most != -1) conflict("eco.max_rel_correction", "is 0 or more, or -1");
+  }
+
   /// What no single key can see. All of it is listed, not only the first.
   void conflicts(const Config& c) {
     const auto conflict = [&](const std::string& path, const std::string& what) {
@@ -598,10 +621,16 @@ class Reader {
         conflict(scope + "weights.rounding",
                  g.weights.rounding + " contradicts weights.format f32, where nothing is rounded");
       }
-      if (g.weights.residual == "master" && g.weights.rounding == "stochastic") {
-        conflict(scope + "weights.rounding",
-                 "stochastic contradicts weights.residual master, which already keeps every bit");
+      constexpr std::int64_t most_steps = 10'000'000;
+      if (g.weights.eco.kappa == "exact_schedule" && c.train.steps > most_steps) {
+        conflict(scope + "weights.eco.kappa",
+                 "exact_schedule keeps a number per step: train.steps " +
+                     std::to_string(c.train.steps) + " are more than " +
+                     std::to_string(most_steps));
       }
+      weights_conflicts(g.weights, [&](const std::string& key, const std::string& what) {
+        conflict(scope + "weights." + key, what);
+      });
       if (g.matrix.period != 1 && g.matrix.mode != "periodic") {
         conflict(scope + "matrix.period", "other than 1 needs matrix.mode periodic");
       }

@@ -13,6 +13,7 @@
 #include "comm/process_grid.hpp"
 #include "kernels/backend.hpp"
 #include "optim/block_cyclic_msign.hpp"
+#include "optim/matrix_function.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/bucket.hpp"
 #include "runtime/device.hpp"
@@ -39,6 +40,8 @@ struct OwnSegment {
   double update_squares = 0;      ///< Σ U²
   std::vector<MatrixView> state;  ///< in the order of the rule's `state()`
   MatrixView master;              ///< f32 weights; empty without
+  MatrixView low;     ///< the bits that bf16 weights have not, 16 each (as bf16); empty without
+  MatrixView scales;  ///< of codes, where the trainer has their values; empty without
 
   [[nodiscard]] const Region& region() const { return segment.region; }
   [[nodiscard]] Index size() const { return segment.size(); }
@@ -104,12 +107,16 @@ namespace orthrus {
 struct ShardedOptimizer::Impl {
   Impl(const Config& config, Communicator comm, std::vector<Parameter> parameters,
        const DeviceChoice& device = {}, const runtime::OpenSeat& open = runtime::open_seat);
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl();
 
   const StepReport& step();
   void set_lr_multiplier(double factor);
   void save(const std::string& directory, const std::map<std::string, std::string>& user);
   std::map<std::string, std::string> load(const std::string& directory);
   std::map<std::string, StateTensor> gather_state();
+  std::map<std::string, CodesTensor> gather_codes();
   void gather_weights(std::span<const int> ids);
   void release_weights(std::span<const int> ids);
   void copy_weights(int id, void* to);
@@ -170,7 +177,22 @@ struct ShardedOptimizer::Impl {
   std::int64_t skipped_in_a_row_ = 0;
   double lr_multiplier_ = 1;
   StepReport report_;
+  std::string notice_;    ///< for the next report
+  bool noticed_ = false;  ///< that a sequence could not be recorded
   std::vector<double> elements_of_group_, clip_, lr_, weight_decay_;  ///< per group
+  // ECO, per group.
+  std::vector<optim::Kappa> kappa_kind_;
+  std::vector<std::vector<double>> schedule_kappas_;  ///< of every step, where all are asked for
+  std::vector<double> kappa_;                         ///< of this step; 0: nothing is pulled back
+  std::vector<std::vector<runtime::Plan::Cut>> weight_cuts_;  ///< per bucket and level
+  /// What rounding did in this step, in sums over this rank's segments of a group; then over all.
+  struct Measured {
+    double residual = 0, weights = 0, elements = 0, scales = 0, correction = 0, momentum = 0,
+           beyond = 0;
+  };
+  static_assert(sizeof(Measured) == runtime::Plan::rounding_sums * sizeof(double));
+  Measured not_counted_;   ///< what another replica measures, too
+  bool measures_ = false;  ///< in this step: `telemetry.every_steps`
   std::array<double, 9> recent_ms_{};
   double deadline_s_ = 0;
   bool in_step_ = false;  ///< also after a step that failed midway: no other follows it
@@ -183,6 +205,14 @@ struct ShardedOptimizer::Impl {
   void check_buffers_apart() const;
   void allocate();
   void place_meetings(std::span<std::byte> arena);
+  /// All calls that may be on their way.
+  template <class F>
+  void for_each_request(F&& f) {
+    if (gradients_) gradients_->for_each_request(f);
+    for (MeetingState& state : meeting_states_) f(state.request);
+    for (WeightSlot& slot : weight_slots_) f(slot.request);
+    if (working_set_) working_set_->for_each_request(f);
+  }
   // The walk, in order.
   bool agree_to_go_on();
   void take_turn(runtime::Turn turn);
@@ -209,6 +239,8 @@ struct ShardedOptimizer::Impl {
   void send_grams(std::size_t bucket);
   void compute_polynomial(std::size_t bucket, const runtime::Meeting::Matrix& entry);
   void compute_terms(std::size_t bucket, const runtime::Meeting::Matrix& entry);
+  bool whole_matrix(const runtime::Group& group, MatrixView x, MatrixView lines,
+                    const optim::Undo* undo, std::span<std::byte> work);
   void sum_terms(std::size_t b);
   [[nodiscard]] Index first_back(const runtime::Meeting& meeting) const;
   bool compute_next(std::size_t bucket);
@@ -251,13 +283,48 @@ struct ShardedOptimizer::Impl {
   }
   [[nodiscard]] optim::StepScalars scalars_of(const runtime::OwnSegment& own) const;
   [[nodiscard]] MatrixView gradient_of(const runtime::OwnSegment& own);
-  [[nodiscard]] MatrixView weights_of(const runtime::OwnSegment& own);
   void load_gradient(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView to);
+  // weights.cpp
+  [[nodiscard]] MatrixView weights_of(const runtime::OwnSegment& own);
+  [[nodiscard]] QuantizedView codes_of(const runtime::OwnSegment& own);
+  [[nodiscard]] MatrixView trainers_weights(const runtime::OwnSegment& own,
+                                            const runtime::Panel& panel);
+  void read_trainer(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView to);
   [[nodiscard]] MatrixView open_weights(const runtime::OwnSegment& own,
                                         const runtime::Panel& panel);
-  void close_weights(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView wide);
+  [[nodiscard]] kernels::Rounding rounding_of(const runtime::OwnSegment& own,
+                                              const runtime::Panel& panel) const;
+  MatrixView close_weights(const runtime::OwnSegment& own, const runtime::Panel& panel,
+                           MatrixView wide);
+  MatrixView close_codes(const runtime::OwnSegment& own, const runtime::Panel& panel,
+                         MatrixView wide);
+  [[nodiscard]] QuantizedView beside(const runtime::OwnSegment& own, const runtime::Panel& panel);
+  void write_piece(const runtime::OwnSegment& own, void* piece);
+  void read_weights(const runtime::OwnSegment& own, MatrixView to);
+  void keep_beside(runtime::OwnSegment& own);
+  void round_piece(const runtime::Bucket& bucket, const runtime::Segment& s, void* piece);
+  void store_weights();
+  void round_weights();
+  // ECO
+  void find_kappas();
+  void pull_back(const runtime::OwnSegment& own, const optim::ElementwiseRule& rule,
+                 const optim::Piece& piece, const optim::StepScalars& s);
+  void pull_back(const runtime::OwnSegment& own, const optim::Undo& undo, MatrixView residual,
+                 std::span<std::byte> work);
+  static double guard(const runtime::Group& group, double correction, double momentum);
+  [[nodiscard]] std::size_t correction_bytes(const runtime::OwnSegment& own) const;
+  void measure_rounding(const runtime::OwnSegment& own, MatrixView w, const Grid& grid,
+                        MatrixView scales);
+  [[nodiscard]] Measured& measured(const runtime::OwnSegment& own) {
+    if (!counts(own)) return not_counted_;
+    const Index first = plan_.rounding_slot[static_cast<std::size_t>(own.group)];
+    return *reinterpret_cast<Measured*>(control_.get() + first);
+  }
+  /// η of a group in step t, without the multiplier.
+  [[nodiscard]] double lr_at(std::size_t group, std::int64_t t) const;
   double apply(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView direction);
   void audit(const Traffic& before);
+  void report_rounding(const double* sums);
   void compare_replicas();
   [[nodiscard]] std::uint64_t hash_of_weights(std::size_t parameter);
   [[nodiscard]] std::uint64_t hash_of_store(std::size_t bucket);
@@ -281,10 +348,7 @@ struct ShardedOptimizer::Impl {
   /// This rank's elements of parameter i.
   [[nodiscard]] Index size_here(std::size_t i) const { return region_here(i).size(); }
   void find_bounds();
-  void store_weights();
-  void master_weights(runtime::OwnSegment& own);
   void open_grid();
-  void read_weights(const runtime::OwnSegment& own, void* to, DType dtype);
   [[nodiscard]] Traffic traffic(TrafficClass c) const;
   [[nodiscard]] Traffic planned_traffic() const;
   Traffic step_began_;         ///< what had been sent before this step's first bucket
@@ -292,5 +356,18 @@ struct ShardedOptimizer::Impl {
   std::size_t gathered_ = 0;   ///< buckets whose new weights have left in this step
   std::size_t ahead_ = 0;      ///< segments before this one need not be looked at again
 };
+
+/// f(panel) for blocks of at most `panel_elements` elements: whole rows, if one fits.
+template <class F>
+void ShardedOptimizer::Impl::for_each_block(const runtime::OwnSegment& own, F&& f) {
+  const Index most = runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
+  const Index rows = std::max<Index>(1, std::min(own.rows, most / own.cols));
+  const Index cols = std::min(own.cols, most);
+  for (Index r = 0; r < own.rows; r += rows) {
+    for (Index c = 0; c < own.cols; c += cols) {
+      f(runtime::Panel{r, std::min(rows, own.rows - r), c, std::min(cols, own.cols - c)});
+    }
+  }
+}
 
 }  // namespace orthrus

@@ -94,8 +94,9 @@ std::vector<Region> intersection(const Region& m, const Region& part) {
 }
 
 /// Hands the element-wise units of each bucket to slots so that after every bucket each slot has
-/// its share of all elements so far, to within one unit. A unit is at most `norm_block` elements of
-/// one parameter; the first of a parameter counts as at least `least`, what a call costs.
+/// its share of all elements so far, to within one unit. A unit is at most so many elements of one
+/// parameter as its `Whole` says; the first of a parameter counts as at least `least`, what a call
+/// costs.
 class ElementDealer {
  public:
   ElementDealer(std::vector<double> shares, double least)
@@ -104,13 +105,19 @@ class ElementDealer {
     for (double& s : share_) s = sum > 0 ? s / sum : 1.0 / static_cast<double>(share_.size());
   }
 
+  /// A parameter, and the elements that stay together.
+  struct Whole {
+    int id = 0;
+    Index size = 0, unit = Plan::norm_block;
+  };
+
   /// Cuts parameter elements [0, size) of `parameters` (in order) into runs per slot, slots
   /// ascending: f(slot, parameter, begin, size).
   template <class F>
-  void deal(const std::vector<std::pair<int, Index>>& parameters, F&& f) {
+  void deal(const std::vector<Whole>& parameters, F&& f) {
     double total = 0;
-    for (const auto& [id, size] : parameters) {
-      const Index first = std::min(size, Plan::norm_block);
+    for (const auto& [id, size, unit] : parameters) {
+      const Index first = std::min(size, unit);
       total += weight(first, true) + static_cast<double>(size - first);
     }
     if (parameters.empty()) return;
@@ -124,10 +131,10 @@ class ElementDealer {
     double at = 0;
     std::size_t slot = 0;
     double cut = want[0] * total / sum;  // where this slot's part should end
-    for (const auto& [id, size] : parameters) {
+    for (const auto& [id, size, unit] : parameters) {
       Index run = 0;
-      for (Index begin = 0; begin < size; begin += Plan::norm_block) {
-        const double n = weight(std::min(Plan::norm_block, size - begin), begin == 0);
+      for (Index begin = 0; begin < size; begin += unit) {
+        const double n = weight(std::min(unit, size - begin), begin == 0);
         // The unit goes to the slot its middle falls on.
         if (slot + 1 < share_.size() && at + n / 2 > cut) {
           if (begin > run) f(static_cast<int>(slot), id, run, begin - run);
@@ -154,25 +161,32 @@ class ElementDealer {
 };
 
 /// What travels together must agree in all of this; what meets, in its group too.
-using Kind = std::tuple<DType, bool, bool, optim::Mode, DType, int>;
+using Kind = std::tuple<std::string, bool, bool, optim::Mode, DType, int>;
 
 /// Segments of a bucket, before they have offsets: by slot, then in parameter order.
 class SegmentList {
  public:
   void add(int slot, const Segment& s) { found_.emplace_back(slot, s); }
 
-  void finish(Bucket& bucket) {
+  void finish(Plan& plan, Bucket& bucket) {
     std::stable_sort(found_.begin(), found_.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
     for (auto& [slot, segment] : found_) {
       const Index size = segment.size();
       segment.offset = bucket.size;
+      segment.place = bucket.units;
       if (!bucket.held && size > 0) {
         if (bucket.parts.empty() || bucket.parts.back().slot != slot) {
-          bucket.parts.push_back({slot, bucket.size, 0});
+          bucket.parts.push_back({slot, bucket.size, 0, bucket.units, 0, 0});
         }
+        const Index units = bucket.weights.units(segment.region.rows, segment.region.cols);
+        const std::size_t bytes = plan.piece_bytes(bucket, segment);
         bucket.parts.back().size += size;
+        bucket.parts.back().units += units;
+        bucket.parts.back().at_rest += static_cast<Index>(bytes);
         bucket.size += size;
+        bucket.units += units;
+        plan.at_rest[static_cast<std::size_t>(segment.parameter)] += bytes;
       }
       bucket.segments.push_back(segment);
     }
@@ -232,6 +246,10 @@ void make_norm_slots(Plan& plan) {
     if (!plan.blocked[g]) plan.parameter_slot[i] = plan.group_slot[g];
   }
   plan.norm_slots = next;
+  for (const Group& g : plan.groups) {
+    plan.rounding_slot.push_back(std::ssize(plan.groups) + plan.rounding_slots);
+    if (g.format.quantized() || g.feeds_back()) plan.rounding_slots += Plan::rounding_sums;
+  }
   for (MatrixPlan& m : plan.matrices) {
     if (optim::uses_gram(m.mode)) m.bound_slot = static_cast<int>(plan.bound_slots++);
   }
@@ -307,6 +325,17 @@ Index Bucket::offset_of(int slot) const {
   return at == parts.end() ? size : at->offset;
 }
 
+Index Bucket::place_of(int slot) const {
+  const auto at = std::lower_bound(parts.begin(), parts.end(), slot,
+                                   [](const Part& p, int s) { return p.slot < s; });
+  return at == parts.end() ? units : at->place;
+}
+
+std::size_t Plan::piece_bytes(const Bucket& bucket, const Segment& s) const {
+  const std::size_t bytes = bucket.weights.bytes(s.region.rows, s.region.cols);
+  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
+}
+
 int Plan::slot_of(int world_rank) const {
   int slot = 0;
   for (const int level : levels) {
@@ -333,7 +362,40 @@ Plan::Cut Plan::cut_of(const Bucket& bucket, int world_rank, std::size_t level) 
   return cut;
 }
 
+Plan::Cut Plan::weights_cut_of(const Bucket& bucket, int world_rank, std::size_t level) const {
+  Cut cut;
+  cut_slots(
+      slot_of(world_rank), level, levels.size(), [&](int slot) { return bucket.place_of(slot); },
+      cut);
+  return cut;
+}
+
+namespace {
+
+/// How many elements of an element-wise parameter stay on one rank at least: no scale is shared
+/// between two, and the norms of a clipped group are summed in blocks that no sharding cuts.
+Index unit_of(const Plan& plan, int id) {
+  const Group& g = plan.group(id);
+  const auto i = static_cast<std::size_t>(id);
+  if (!g.keeps_rows()) return Plan::norm_block;
+  const Index size = plan.parameters[i].size();
+  if (g.format.quantized() && g.format.grid->extent == Grid::Extent::tensor)
+    return std::max<Index>(size, 1);
+  const Index row = plan.row_length[i];
+  if (plan.blocked[static_cast<std::size_t>(plan.group_of[i])]) {
+    return std::lcm(row, Plan::norm_block);
+  }
+  return (Plan::norm_block + row - 1) / row * row;
+}
+
+}  // namespace
+
 void lay_out(const Placement& placement, Plan& plan) {
+  plan.at_rest.assign(plan.parameters.size(), 0);
+  for (const Group& g : plan.groups) {
+    if (g.format.quantized() && plan.weights_sharded()) plan.piece_alignment = sizeof(float);
+  }
+  make_norm_slots(plan);
   std::vector<std::vector<int>> matrices_of(plan.parameters.size());
   for (std::size_t m = 0; m < plan.matrices.size(); ++m) {
     matrices_of[static_cast<std::size_t>(plan.matrices[m].parameter)].push_back(
@@ -350,7 +412,7 @@ void lay_out(const Placement& placement, Plan& plan) {
     optim::Mode mode = optim::Mode::owner;
     if (!matrices.empty()) mode = plan.matrices[static_cast<std::size_t>(matrices[0])].mode;
     const bool sharded = optim::is_sharded(mode);
-    const Kind kind{g.format,
+    const Kind kind{g.format.name(),
                     p.gradient_state == GradientState::local,
                     p.held(),
                     mode,
@@ -361,7 +423,8 @@ void lay_out(const Placement& placement, Plan& plan) {
       open[kind] = plan.buckets.size();
       filled[kind] = 0;
       Bucket b;
-      std::tie(b.weights, b.reduced, b.held, b.mode, b.wire, std::ignore) = kind;
+      std::tie(std::ignore, b.reduced, b.held, b.mode, b.wire, std::ignore) = kind;
+      b.weights = g.format;
       if (mode == optim::Mode::periodic) b.period = g.config->matrix.period;
       plan.buckets.push_back(std::move(b));
     }
@@ -371,7 +434,7 @@ void lay_out(const Placement& placement, Plan& plan) {
   ElementDealer dealer(placement.shares, placement.least_unit);
   for (Bucket& bucket : plan.buckets) {
     SegmentList list;
-    std::vector<std::pair<int, Index>> elements;
+    std::vector<ElementDealer::Whole> elements;
     for (const int id : bucket.parameters) {
       const ParameterShape& p = plan.parameters[static_cast<std::size_t>(id)];
       const auto& matrices = matrices_of[static_cast<std::size_t>(id)];
@@ -383,7 +446,7 @@ void lay_out(const Placement& placement, Plan& plan) {
       }
       if (!matrices.empty()) continue;
       if (!p.held()) {
-        elements.emplace_back(id, p.size());
+        elements.push_back({id, p.size(), unit_of(plan, id)});
         continue;
       }
       for (int s = 0; s < plan.shard; ++s) {
@@ -392,11 +455,13 @@ void lay_out(const Placement& placement, Plan& plan) {
       }
     }
     dealer.deal(elements, [&](int slot, int id, Index begin, Index size) {
-      if (size > 0) list.add(slot, {id, -1, {begin, 1, size, size}, 0, plan.rank_of(slot)});
+      if (size == 0) return;
+      const Index row =
+          plan.group(id).keeps_rows() ? plan.row_length[static_cast<std::size_t>(id)] : size;
+      list.add(slot, {id, -1, {begin, size / row, row, row}, 0, plan.rank_of(slot)});
     });
-    list.finish(bucket);
+    list.finish(plan, bucket);
   }
-  make_norm_slots(plan);
   // Nobody could compute anything beside it: all do, and nothing comes back but shared terms.
   for (Bucket& bucket : plan.buckets) {
     bucket.lone = bucket.mode == optim::Mode::gram && has_lone_matrix(plan);

@@ -209,6 +209,27 @@ void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
                : mesh_.shard.start_all_to_all(mine, meeting.counts, theirs, meeting.theirs));
 }
 
+/// As in optim, and counted; where it cannot be computed, X ← NaN. No rank throws alone: an update
+/// that is not finite stops them all, when they audit the step.
+/// @param undo  null: not asked for. @return it could be computed.
+bool ShardedOptimizer::Impl::whole_matrix(const runtime::Group& group, MatrixView x,
+                                          MatrixView lines, const optim::Undo* undo,
+                                          std::span<std::byte> work) {
+  const optim::MatrixRule& rule = group.matrix_rule();
+  matrices_ += group.lmo->orthogonalizes() ? 1 : 0;
+  try {
+    if (undo == nullptr) {
+      optim::whole_matrix(rule, *group.lmo, x, lines, work, *backend_);
+    } else {
+      optim::whole_matrix_with_undo(rule, *group.lmo, x, lines, *undo, work, *backend_);
+    }
+  } catch (const NumericError&) {
+    backend_->fill(std::numeric_limits<double>::quiet_NaN(), x);
+    return false;
+  }
+  return true;
+}
+
 /// A matrix is put together, and what becomes of it is taken apart again.
 void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix& entry) {
   const runtime::Bucket& bucket = plan_.buckets[b];
@@ -225,8 +246,7 @@ void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix&
   for (std::size_t i = entry.first; i < entry.last; ++i) {
     backend_->convert(arrival(i), 1, place_of(meeting.arrivals[i].region, m, x));
   }
-  matrices_ += optim::whole_matrix(group.matrix_rule(), *group.lmo, x, lines_of(b, entry.matrix),
-                                   carver.rest(), *backend_);
+  whole_matrix(group, x, lines_of(b, entry.matrix), nullptr, carver.rest());
   if (bucket.mode == Mode::gather) {
     for (const OwnSegment& own : segments(b)) {
       if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
@@ -382,7 +402,7 @@ void ShardedOptimizer::Impl::compute_terms(std::size_t b, const Meeting::Matrix&
                         .lmo->gram_terms(r, first, first + static_cast<int>(size / triangle),
                                          floats(buffers.back, begin), carver.rest(), *backend_);
   } catch (const NumericError&) {
-    // No rank throws alone: an update that is not finite stops them all.
+    // As in `whole_matrix`.
     buffers.scale = std::numeric_limits<double>::quiet_NaN();
     backend_->fill(buffers.scale, runtime::row(floats(buffers.back, begin), size));
   }
@@ -413,8 +433,14 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
       reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
       static_cast<std::size_t>(lines));
   backend_->unpack_triangle(floats(here, entry.back - run), r);
-  group.lmo->gram(r, std::ldexp(group.lmo->options().eps, -gram_exponent(m)), q, squares,
-                  carver.rest(), *backend_);
+  try {
+    group.lmo->gram(r, std::ldexp(group.lmo->options().eps, -gram_exponent(m)), q, squares,
+                    carver.rest(), *backend_);
+  } catch (const NumericError&) {  // as in `whole_matrix`
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    backend_->fill(nan, q);
+    backend_->fill(nan, matrix_view(squares.data(), 1, lines));
+  }
   backend_->pack_triangle(q, floats(here, entry.back - run));
   if (lines > 0) {
     optim::scale_factors(group.matrix_rule(), lines_of(b, entry.matrix),

@@ -35,6 +35,13 @@ bool sums_grams_in_f64(const optim::Lmo& lmo, Mode mode) {
 Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
   // 4 MiB of f32: large enough for products at full speed, small beside any matrix that matters.
   constexpr Index panel = Index{1} << 20;
+  if (plan.group(s.parameter).keeps_rows()) {
+    // Whole rows; on processors so few that what is done to them, one thing after the other, finds
+    // them in cache.
+    const bool shared = b.weights.quantized() && b.weights.grid->extent == Grid::Extent::tensor;
+    if (shared) return s.size();
+    return std::min(s.size(), std::max(s.region.cols, plan.on_host ? Index{1} << 15 : panel));
+  }
   if (s.matrix < 0 || !is_panelled(b.mode)) return std::min(s.size(), panel);
   const MatrixPlan& m = matrix_of(plan, s.matrix);
   const Index lines = m.gram_of_rows ? s.region.cols : s.region.rows;

@@ -40,6 +40,12 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
   if (mode == Mode::owner && p.held() && plan.shard > 1) {
     return "the trainer holds it in shards, and owner needs it whole on one rank";
   }
+  if (mode != Mode::owner && (g.format.quantized() || g.feeds_back())) {
+    return "weights.format " + g.config->weights.format + " with residual " +
+           g.config->weights.residual +
+           " is rounded whole, with the error of the whole matrix at "
+           "hand: mode owner";
+  }
   if (config.accuracy == "bitwise" && !optim::is_bitwise(mode)) {
     return "matrix.accuracy bitwise allows owner, exchange and gather";
   }
@@ -506,7 +512,7 @@ double pass_bytes_of_elements(const Plan& plan) {
 }  // namespace
 
 std::size_t state_bytes_per_element(const Group& g) {
-  std::size_t bytes = g.master ? 4 : 0;
+  std::size_t bytes = g.master ? 4 : g.residual == Residual::mantissa ? 2 : 0;
   for (const optim::StateSpec& s : g.rule->state()) bytes += s.per_line() ? 0 : 4;
   return bytes;
 }
@@ -520,7 +526,9 @@ std::size_t state_bytes(const Group& g, Index rows, Index cols) {
 }
 
 double pass_bytes(const Group& g) {
-  return 12 + 2 * static_cast<double>(state_bytes_per_element(g));
+  // Codes: W is copied, its maxima found, rounded, and read back; ECO: M and E once more.
+  return 12 + 2 * static_cast<double>(state_bytes_per_element(g)) +
+         (g.format.quantized() ? 24 : 0) + (g.feeds_back() ? 16 : 0);
 }
 
 bool keeps_lines(const Group& g) {
@@ -531,6 +539,14 @@ bool keeps_lines(const Group& g) {
 
 bool has_lone_matrix(const Plan& plan) {
   return plan.matrices.size() == 1 && !keeps_lines(plan.group(plan.matrices.front().parameter));
+}
+
+double feedback_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols) {
+  const Index side = std::min(rows, cols);
+  const Index length = std::max(rows, cols);
+  const double undo = gemm_seconds(profile, iteration_dtype(g), side, length, side);
+  const bool rational = g.lmo->rational(side) != nullptr;
+  return undo + (rational ? gemm_seconds(profile, DType::f32, side, side, side) : undo);
 }
 
 double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols) {

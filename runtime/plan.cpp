@@ -13,6 +13,7 @@
 #include "comm/mesh.hpp"
 #include "kernels/devices.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/region.hpp"
 #include "runtime/safetensors.hpp"
 
 namespace orthrus::runtime {
@@ -165,9 +166,30 @@ Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int
   } catch (const ConfigError& e) {
     throw ConfigError("groups[" + std::to_string(index) + "]: " + e.what());
   }
-  g.format = config.weights.format == "bf16" ? DType::bf16 : DType::f32;
-  g.master = config.weights.residual == "master" && g.format != DType::f32;
+  g.format = weight_format(config.weights);
+  g.residual = residual_of(config.weights);
+  g.master = g.residual == Residual::master;
   g.stochastic = config.weights.rounding == "stochastic";
+  if (g.feeds_back()) {
+    const std::string scope = "groups[" + std::to_string(index) + "].weights.residual momentum: ";
+    if (!g.rule->gain()) {
+      throw ConfigError(scope + "rule " + config.rule.name +
+                        " has no momentum that could bring the residual back (its decay is 0)");
+    }
+    // Decay may not take more of W in a step than of M, or nothing comes back to what is left.
+    const RuleConfig rule = optim::with_defaults(config.rule);
+    const double rho = 1 - rule.number("lr") * rule.number("weight_decay");
+    const double decay = g.rule->gain()->decay;
+    if (rho <= decay) {
+      throw ConfigError(scope + "lr * weight_decay takes " + std::to_string(1 - rho) +
+                        " of the weights in a step, as much as the momentum loses (" +
+                        std::to_string(1 - decay) + "): what it brings back would be too late");
+    }
+    const auto* elementwise = dynamic_cast<const optim::ElementwiseRule*>(g.rule.get());
+    const bool linear = elementwise != nullptr && elementwise->is_linear();
+    const double most = config.weights.eco.max_rel_correction;
+    g.max_correction = most >= 0 ? most : linear ? 0 : 0.3;
+  }
   return g;
 }
 
@@ -198,7 +220,11 @@ void assign_groups(const Config& config, Plan& plan) {
              "reproducible sums need every rank's own gradient, but this one is averaged already");
     }
     const Group& g = plan.groups[static_cast<std::size_t>(plan.group_of[i])];
-    if (g.format == DType::f32 && p.dtype == DType::bf16) {
+    if (p.f32_only && g.format != WeightFormat{}) {
+      refuse(p, "the trainer says it stays in f32, but its group says weights.format: " +
+                    g.config->weights.format);
+    }
+    if (g.format == WeightFormat{} && p.dtype == DType::bf16) {
       refuse(p,
              "its weights are bf16, but its group says weights.format: f32 (say format: bf16, "
              "with residual: master to keep f32 weights beside them)");
@@ -223,9 +249,14 @@ void check_held(const Plan& plan) {
              "(train.micro_batches: 1)");
     }
     const Group& g = plan.group(static_cast<int>(i));
-    if (g.format != p.dtype) {
+    if (g.format != WeightFormat{p.dtype, std::nullopt}) {
       refuse(p, "its shards rest in the trainer's buffers as " + std::string(name_of(p.dtype)) +
-                    ", but its group says weights.format: " + std::string(name_of(g.format)));
+                    ", but its group says weights.format: " + g.config->weights.format);
+    }
+    if (g.keeps_rows() && !g.rule->is_matrix_rule() && p.sharding.along != Sharding::Along::rows) {
+      refuse(p,
+             "its shards cut rows, whose corrections are bounded row by row "
+             "(weights.eco.max_rel_correction: 0 bounds none)");
     }
     const auto& counts = p.sharding.counts;
     if (counts.empty()) continue;
@@ -235,6 +266,53 @@ void check_held(const Plan& plan) {
                     std::to_string(std::accumulate(counts.begin(), counts.end(), Index{0})) +
                     " of " + std::to_string(p.lines()) + " lines, for " +
                     std::to_string(plan.shard) + " ranks");
+    }
+  }
+}
+
+/// The rows that scales are of, and whether every scale has its weights on one rank.
+void check_grids(Plan& plan) {
+  for (const ParameterShape& p : plan.parameters) {
+    plan.row_length.push_back(p.shape.size() < 2 ? p.size() : p.cols());
+  }
+  std::vector<int> matrices_of(plan.parameters.size(), 0);
+  for (const MatrixPlan& m : plan.matrices) {
+    plan.row_length[static_cast<std::size_t>(m.parameter)] = m.region.distance;
+    ++matrices_of[static_cast<std::size_t>(m.parameter)];
+  }
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
+    const ParameterShape& p = plan.parameters[i];
+    const WeightFormat& format = plan.group(static_cast<int>(i)).format;
+    if (!format.quantized()) continue;
+    const Grid& grid = *format.grid;
+    const std::string name(name_of(grid.format));
+    if (p.dtype == DType::bf16 && !grid.power_of_two) {
+      refuse(p, "its weights are bf16, and " + name +
+                    " times an f32 scale is no bf16 number: weights.scale_format pow2");
+    }
+    if (grid.extent == Grid::Extent::tensor && matrices_of[i] > 1) {
+      refuse(p, "it is " + std::to_string(matrices_of[i]) +
+                    " matrices, which rest on different ranks and cannot share the one scale of "
+                    "weights.scale tensor: row or block");
+    }
+    if (grid.extent == Grid::Extent::block && grid.format == CodeFormat::int4 &&
+        (plan.row_length[i] % grid.block != 0 || grid.block % 2 != 0)) {
+      refuse(p, "int4 packs two weights into a byte: weights.block " + std::to_string(grid.block) +
+                    " must be even and divide its rows of " + std::to_string(plan.row_length[i]));
+    }
+  }
+  for (const MatrixPlan& m : plan.matrices) {
+    const WeightFormat& format = plan.group(m.parameter).format;
+    if (!format.quantized() || m.cols == m.region.distance) continue;
+    const ParameterShape& p = plan.parameters[static_cast<std::size_t>(m.parameter)];
+    const Index col = m.region.first % m.region.distance;
+    if (format.grid->extent != Grid::Extent::block) {
+      refuse(p, "its matrices cut its rows, which cannot share a scale then: weights.scale block");
+    }
+    if (col % format.grid->block != 0) {
+      refuse(p, "matrix '" + m.name + "' begins in column " + std::to_string(col) +
+                    ", inside a block of " + std::to_string(format.grid->block) +
+                    " (weights.block)");
     }
   }
 }
@@ -296,6 +374,10 @@ std::string decisions(const Plan& plan) {
     }
     add(c.lmo.scale), add(c.lmo.eps_mode), add(c.lmo.dtype), add(c.weights.format);
     add(c.weights.rounding), add(c.weights.residual);
+    if (g.format.quantized()) add(g.format.name());
+    if (g.feeds_back()) {
+      add(c.weights.eco.kappa), add(g.max_correction), add(c.weights.eco.lr_floor);
+    }
   }
   const auto add_region = [&](const Region& r) {
     add(r.first), add(r.rows), add(r.cols), add(r.distance);
@@ -305,7 +387,7 @@ std::string decisions(const Plan& plan) {
     add(m.gram_of_rows ? 1 : 0);
   }
   for (const Bucket& b : plan.buckets) {
-    add(std::string(name_of(b.weights))), add(b.reduced ? 1 : 0), add(b.held ? 1 : 0);
+    add(b.weights.name()), add(b.reduced ? 1 : 0), add(b.held ? 1 : 0);
     add(std::string(name_of(b.wire))), add(b.period), add(b.lone ? 1 : 0);
     if (b.shared_terms > 0) add(b.shared_terms);
     for (const Segment& s : b.segments) {
@@ -351,8 +433,8 @@ int effective_group(const Config& config, const ParameterShape& p, bool* passed_
 }
 
 ParameterShape shape_of(const Parameter& p) {
-  return {p.name,           p.shape,          p.strides, p.dtype,
-          p.gradient_dtype, p.gradient_state, p.views,   p.sharding};
+  return {p.name,           p.shape, p.strides,  p.dtype,   p.gradient_dtype,
+          p.gradient_state, p.views, p.sharding, p.f32_only};
 }
 
 std::string describe(const ParameterShape& p) {
@@ -361,6 +443,7 @@ std::string describe(const ParameterShape& p) {
                      (p.gradient_state == GradientState::local      ? " local"
                       : p.gradient_state == GradientState::averaged ? " averaged"
                                                                     : " shard");
+  if (p.f32_only) text += ", f32 only";
   if (p.held()) {
     constexpr const char* along[] = {"", "rows", "columns", "elements"};
     text += std::string(", cut along ") + along[static_cast<std::size_t>(p.sharding.along)];
@@ -429,9 +512,15 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
       m.flops = g.lmo->flops(m.rows, m.cols);
       m.seconds = lmo_seconds(profile, g, m.rows, m.cols) +
                   pass_seconds(profile, pass_bytes(g) * static_cast<double>(m.rows * m.cols));
+      if (g.feeds_back() && g.lmo->orthogonalizes()) {
+        const auto side = static_cast<double>(std::min(m.rows, m.cols));
+        m.flops += 2 * side * static_cast<double>(m.rows * m.cols);
+        m.seconds += feedback_seconds(profile, g, m.rows, m.cols);
+      }
       plan.matrices.push_back(std::move(m));
     }
   }
+  check_grids(plan);
   // The fastest that fits. What rests whole on few ranks gives way to shards where the cap or an
   // even use of memory asks for it; then fewer matrices are brought together at a time.
   struct Attempt {

@@ -18,6 +18,7 @@
 #include "optim/rule.hpp"
 #include "runtime/machine.hpp"
 #include "runtime/tree.hpp"
+#include "runtime/weight_format.hpp"
 
 namespace orthrus::runtime {
 
@@ -31,6 +32,7 @@ struct ParameterShape {
   GradientState gradient_state = GradientState::local;
   std::vector<LogicalMatrix> views;
   Sharding sharding;
+  bool f32_only = false;
 
   [[nodiscard]] Index size() const;
   [[nodiscard]] Index rows() const;  ///< shape[0]
@@ -55,9 +57,17 @@ struct Group {
   const GroupConfig* config = nullptr;
   std::shared_ptr<const optim::Rule> rule;
   std::shared_ptr<const optim::Lmo> lmo;  ///< of matrix rules
-  bool master = false;                    ///< f32 weights kept beside rounded ones
+  WeightFormat format;
+  Residual residual = Residual::none;
+  bool master = false;  ///< f32 weights kept beside rounded ones
   bool stochastic = false;
-  DType format = DType::f32;
+  double max_correction = 0;  ///< ECO: share of the momentum's norm; 0: any
+  /// ECO?
+  [[nodiscard]] bool feeds_back() const { return residual == Residual::momentum; }
+  /// Do the rows of an element-wise parameter stay whole? They share a scale, or a guard.
+  [[nodiscard]] bool keeps_rows() const {
+    return format.quantized() || (feeds_back() && max_correction > 0);
+  }
   /// The rule of a group with an `lmo`.
   [[nodiscard]] const optim::MatrixRule& matrix_rule() const {
     return static_cast<const optim::MatrixRule&>(*rule);
@@ -90,6 +100,7 @@ struct Segment {
   Region region;     ///< in the parameter's flat order
   Index offset = 0;  ///< first element in the bucket
   int rank = 0;      ///< world rank; of held parameters the shard coordinate
+  Index place = 0;   ///< of its weights in the bucket, in units of their format
   [[nodiscard]] Index size() const { return region.size(); }
 };
 
@@ -99,13 +110,16 @@ struct Bucket {
   struct Part {
     int slot = 0;
     Index offset = 0, size = 0;
+    Index place = 0, units = 0;  ///< of its weights
+    Index at_rest = 0;           ///< bytes of its weights' pieces, as stage 3 gathers them
   };
   std::vector<int> parameters;
   std::vector<Segment> segments;  ///< ascending offset
   std::vector<Part> parts;        ///< those that are not empty, ascending slot
   std::vector<int> matrices;      ///< of a sharded mode, in the order they meet
   Index size = 0;                 ///< elements that travel (none of held parameters)
-  DType weights = DType::f32;     ///< on the wire, and at rest
+  Index units = 0;                ///< of weights that travel
+  WeightFormat weights;           ///< on the wire, and at rest
   bool reduced = true;            ///< false: gradients are averaged already, nothing is sent
   bool held = false;  ///< the trainer's buffers are the shards: nothing is reduced or gathered
   optim::Mode mode = optim::Mode::owner;
@@ -117,6 +131,8 @@ struct Bucket {
   /// First element at or after slot `slot`.
   [[nodiscard]] Index offset_of(int slot) const;
   [[nodiscard]] Index count_of(int slot) const { return offset_of(slot + 1) - offset_of(slot); }
+  /// First unit of weights at or after slot `slot`.
+  [[nodiscard]] Index place_of(int slot) const;
   /// Are there steps in which nothing meets, and every segment is updated where it is?
   [[nodiscard]] bool stays_apart() const {
     return mode == optim::Mode::owner || mode == optim::Mode::block_local ||
@@ -192,6 +208,13 @@ struct Plan {
   std::vector<int> group_of;  ///< per parameter
   std::vector<Group> groups;
   std::vector<MatrixPlan> matrices;
+  std::vector<Index> row_length;  ///< per parameter: elements of a row, where rows have scales
+  std::vector<std::size_t>
+      at_rest;  ///< per parameter: bytes of its pieces, as stage 3 gathers them
+  /// Stage 3: every piece in a message begins at a multiple of so many bytes.
+  std::size_t piece_alignment = 1;
+  /// Bytes of a segment's weights in such a message.
+  [[nodiscard]] std::size_t piece_bytes(const Bucket& bucket, const Segment& s) const;
   std::vector<int> passed_over;  ///< parameters that a matrix rule matched but that are no matrices
   std::vector<Bucket> buckets;   ///< in the order backward fills them
   int depth = 2;                 ///< matrices per rank that are computed at a time (schedule.hpp)
@@ -218,6 +241,8 @@ struct Plan {
     }
   };
   [[nodiscard]] Cut cut_of(const Bucket& bucket, int world_rank, std::size_t level) const;
+  /// The same of its weights, in their units.
+  [[nodiscard]] Cut weights_cut_of(const Bucket& bucket, int world_rank, std::size_t level) const;
   /// The same of anything that lies in slot order over the first `count` levels: `offset(slot)` is
   /// where a slot's begins (also of the slot after the last).
   template <class Offset>
@@ -284,9 +309,15 @@ struct Plan {
   }
   /// Elements of the first control all-reduce (flag, rate, its square, then sums
   /// of squared gradients) and of
-  /// the second (sums of squared updates, then the audit's flag).
+  /// the second (sums of squared updates, what rounding did, then the audit's flag).
   [[nodiscard]] Index control_before() const { return 3 + norm_slots + bound_slots; }
-  [[nodiscard]] Index control_after() const { return static_cast<Index>(groups.size()) + 1; }
+  [[nodiscard]] Index control_after() const {
+    return static_cast<Index>(groups.size()) + rounding_slots + 1;
+  }
+  /// Of each group whose weights are rounded, between those: sums over what rounding did.
+  static constexpr Index rounding_sums = 7;
+  Index rounding_slots = 0;
+  std::vector<Index> rounding_slot;  ///< first of each group
 
   /// Sums of squares: one slot per group; in clipped groups of a reproducible run one per matrix
   /// and per block of `norm_block` elements, added up by the tree.

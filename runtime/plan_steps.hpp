@@ -39,6 +39,12 @@ std::size_t state_bytes_per_element(const Group& g);
 double pass_bytes(const Group& g);
 /// The LMO of a whole rows×cols matrix on one rank.
 double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols);
+/// ECO, of a spectral LMO: its root, and the products with it.
+double feedback_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols);
+/// Do the weights of a segment lie somewhere as a matrix of their format?
+bool rests_in_place(const Plan& plan, const Bucket& b, const Segment& s);
+/// Bytes of what a panel's weights are rounded to on their way to where they rest.
+std::size_t narrowed_bytes(const Plan& plan, const Bucket& b, const Segment& s);
 /// What whoever computes matrix m does, beside its piece.
 double compute_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m);
 /// How much of it: all, or rank w's share of the terms. Rank 0's is the largest.

@@ -47,7 +47,7 @@ nlohmann::ordered_json plan_document(const Plan& plan, double step_seconds) {
     for (const Bucket::Part& part : b.parts) largest = std::max(largest, part.size);
     buckets.push_back({{"parameters", b.parameters.size()},
                        {"elements", b.size},
-                       {"weights", std::string(name_of(b.weights))},
+                       {"weights", b.weights.name()},
                        {"mode", std::string(optim::name_of(b.mode))},
                        {"most_on_a_rank", largest}});
   }

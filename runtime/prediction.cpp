@@ -29,29 +29,43 @@ RankPlan::Periodic& periodic_of(RankPlan& r, std::int64_t period) {
   return r.periodic.emplace_back(RankPlan::Periodic{period, {}, 0});
 }
 
+/// ECO: what a segment needs beside, to find its correction.
+std::int64_t feedback_bytes(const Group& g, const Segment& s, Index panel) {
+  if (s.matrix < 0) {  // the correction of a panel, and two numbers per row
+    return room(panel, 4) + 2 * room(s.region.rows, 8);
+  }
+  const Index rows = s.region.rows;
+  const Index cols = s.region.cols;
+  return static_cast<std::int64_t>(
+             optim::undo_bytes(g.matrix_rule(), *g.lmo, rows, cols) +
+             Arena::rounded(optim::undo_workspace_bytes(g.matrix_rule(), *g.lmo, rows, cols))) +
+         room(s.size(), 4);
+}
+
 /// State, scratch and flops of one segment on the rank that has it.
 void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const MachineProfile& profile,
                  RankPlan& r) {
   const Group& g = plan.group(s.parameter);
   const Index size = s.size();
   const Index panel = panel_elements(plan, b, s);
-  const ParameterShape& p = plan.parameters[static_cast<std::size_t>(s.parameter)];
-  const bool rests = b.held || plan.weights_sharded() ||
-                     (p.dtype == b.weights && is_contiguous(p));  // as a matrix of its format
-  if (!g.master && !(rests && b.weights == DType::f32)) at_least(r.work.widened, room(panel, 4));
-  if (!rests) at_least(r.work.narrowed, room(panel, bytes_of(b.weights)));
+  const bool rests = rests_in_place(plan, b, s);
+  if ((!g.master && !(rests && b.weights.dtype == DType::f32)) || b.weights.quantized()) {
+    at_least(r.work.widened, room(panel, 4));
+  }
+  at_least(r.work.narrowed, static_cast<std::int64_t>(Arena::rounded(narrowed_bytes(plan, b, s))));
   std::int64_t scratch = static_cast<std::int64_t>(g.rule->workspace_bytes(1, panel));
   Index rows = s.region.rows;
   Index cols = s.region.cols;
+  if (g.feeds_back()) scratch += feedback_bytes(g, s, panel);
   if (s.matrix >= 0) {
     const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
     rows = m.rows;
     cols = m.cols;
     const optim::MatrixRule& rule = g.matrix_rule();
     if (b.stays_apart()) {  // the piece itself may be orthogonalized
-      scratch = std::max<std::int64_t>(
-          scratch, static_cast<std::int64_t>(optim::whole_matrix_workspace_bytes(
-                       rule, *g.lmo, s.region.rows, s.region.cols)));
+      const std::size_t whole =
+          optim::whole_matrix_workspace_bytes(rule, *g.lmo, s.region.rows, s.region.cols);
+      scratch = std::max(scratch, static_cast<std::int64_t>(whole));
     }
     if (b.mode == optim::Mode::owner) {
       r.flops += m.flops;
@@ -82,19 +96,25 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
                           : room(size, 4);
   }
   if (g.master) r.memory.state += room(size, 4);
+  if (g.residual == Residual::mantissa) r.memory.state += room(size, 2);
+  // Where weights rest as codes, their scales do with them.
+  if (b.weights.quantized() && !plan.weights_sharded()) {
+    r.memory.state += room(b.weights.scale_count(s.region.rows, s.region.cols), 4);
+  }
 }
 
 /// Calls f(rank, elements) for every rank that has something of `bucket` after `levels` levels of a
-/// reduction.
+/// reduction. @param what  or what else of its parts
 template <class F>
-void for_each_share(const Plan& plan, const Bucket& bucket, std::size_t levels, F&& f) {
+void for_each_share(const Plan& plan, const Bucket& bucket, std::size_t levels, F&& f,
+                    Index Bucket::Part::*what = &Bucket::Part::size) {
   int stride = 1;  // slots that share it
   for (std::size_t i = levels; i < plan.levels.size(); ++i) stride *= plan.levels[i];
   for (std::size_t p = 0; p < bucket.parts.size();) {
     const int group = bucket.parts[p].slot / stride;
     Index size = 0;
     for (; p < bucket.parts.size() && bucket.parts[p].slot / stride == group; ++p) {
-      size += bucket.parts[p].size;
+      size += bucket.parts[p].*what;
     }
     for (int slot = group * stride; slot < (group + 1) * stride; ++slot) {
       f(plan.rank_of(slot), size);
@@ -124,7 +144,7 @@ Traffic levels_traffic(const Plan& plan, int slot, std::size_t first, std::size_
   return t;
 }
 
-/// One reduction of bucket b over its levels from `first` on, or the way back.
+/// One reduction of bucket b over its levels from `first` on.
 Traffic level_traffic(const Plan& plan, const Bucket& b, int w, std::size_t bytes,
                       std::size_t first) {
   return levels_traffic(plan, plan.slot_of(w), first, plan.levels.size(), bytes,
@@ -185,32 +205,42 @@ void add_reductions(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ra
 
 /// New weights of one bucket on their way back: to all ranks, or (ZeRO-3) to the replicas only.
 void add_weights(const Plan& plan, const Bucket& b, std::vector<RankPlan>& ranks) {
-  const std::size_t element = bytes_of(b.weights);
+  const std::size_t unit = bytes_of(b.weights.unit());
   const std::size_t first = plan.weights_sharded() ? plan.shard_levels() : 0;
-  const bool uncut = b.size <= plan.max_chunk;
+  const bool uncut = b.units <= plan.max_chunk;
   const auto levels = std::ssize(plan.levels) - static_cast<std::int64_t>(first);
   for (int w = 0; w < plan.ranks; ++w) {
     RankPlan& r = ranks[static_cast<std::size_t>(w)];
-    if (!plan.weights_sharded()) at_least(r.work.weight_gather, room(b.size, element));
+    if (!plan.weights_sharded()) at_least(r.work.weight_gather, room(b.units, unit));
     if (!uncut) {
-      r.traffic += level_traffic(plan, b, w, element, first);
+      r.traffic += levels_traffic(plan, plan.slot_of(w), first, plan.levels.size(), unit,
+                                  [&](int slot) { return b.place_of(slot); });
     } else if (first == 0) {
-      r.traffic += {b.size * static_cast<Index>(element), levels};
+      r.traffic += {b.units * static_cast<Index>(unit), levels};
     } else {
       r.traffic.messages += levels;
     }
   }
   for_each_share(plan, b, plan.levels.size(), [&](int w, Index mine) {
-    RankPlan& r = ranks[static_cast<std::size_t>(w)];
-    r.memory.gradients += room(mine, 4);
-    if (uncut) r.traffic.bytes -= mine * static_cast<Index>(element);
+    ranks[static_cast<std::size_t>(w)].memory.gradients += room(mine, 4);
   });
+  if (uncut) {
+    for_each_share(
+        plan, b, plan.levels.size(),
+        [&](int w, Index mine) {
+          ranks[static_cast<std::size_t>(w)].traffic.bytes -= mine * static_cast<Index>(unit);
+        },
+        &Bucket::Part::units);
+  }
   if (!plan.weights_sharded()) return;
-  for_each_share(plan, b, first, [&](int w, Index shard) {
-    RankPlan& r = ranks[static_cast<std::size_t>(w)];
-    r.memory.weights += room(shard, element);
-    if (uncut && first > 0) r.traffic.bytes += shard * static_cast<Index>(element);
-  });
+  for_each_share(
+      plan, b, first,
+      [&](int w, Index shard) {
+        RankPlan& r = ranks[static_cast<std::size_t>(w)];
+        r.memory.weights += room(shard, unit);
+        if (uncut && first > 0) r.traffic.bytes += shard * static_cast<Index>(unit);
+      },
+      &Bucket::Part::units);
 }
 
 /// ZeRO-3: whole weights, `gathers` times a step, all in one call.
@@ -218,10 +248,7 @@ void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
   std::size_t largest = 0;
   std::size_t all = 0;
   std::int64_t whole = 0;
-  const auto at_rest = [&](std::size_t i) {
-    return static_cast<std::size_t>(plan.parameters[i].size()) *
-           bytes_of(plan.group(static_cast<int>(i)).format);
-  };
+  const auto at_rest = [&](std::size_t i) { return plan.at_rest[i]; };
   for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
     const ParameterShape& p = plan.parameters[i];
     if (p.held()) continue;
@@ -257,10 +284,12 @@ void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
   if (levels == 0) return;
   if (uncut) {
     for (const Bucket& b : plan.buckets) {
-      for_each_share(plan, b, plan.shard_levels(), [&](int w, Index shard) {
-        ranks[static_cast<std::size_t>(w)].gathers.bytes -=
-            plan.gathers * shard * static_cast<Index>(bytes_of(b.weights));
-      });
+      for_each_share(
+          plan, b, plan.shard_levels(),
+          [&](int w, Index shard) {
+            ranks[static_cast<std::size_t>(w)].gathers.bytes -= plan.gathers * shard;
+          },
+          &Bucket::Part::at_rest);
     }
     return;
   }
@@ -276,7 +305,7 @@ void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
       if (b.held) continue;
       ends[flight_of[static_cast<std::size_t>(s.parameter)]]
           [static_cast<std::size_t>(plan.slot_of(s.rank) / plan.replicate) + 1] +=
-          s.size() * static_cast<Index>(bytes_of(b.weights));
+          static_cast<Index>(plan.piece_bytes(b, s));
     }
   }
   for (std::vector<Index>& e : ends) {
@@ -355,6 +384,24 @@ void find_meeting_room(const Plan& plan, std::vector<RankPlan>& ranks) {
 }
 
 }  // namespace
+
+bool rests_in_place(const Plan& plan, const Bucket& b, const Segment& s) {
+  const ParameterShape& p = plan.parameters[static_cast<std::size_t>(s.parameter)];
+  if (b.weights.quantized()) return false;
+  return b.held || plan.weights_sharded() || (p.dtype == b.weights.dtype && is_contiguous(p));
+}
+
+std::size_t narrowed_bytes(const Plan& plan, const Bucket& b, const Segment& s) {
+  const auto panel = static_cast<std::size_t>(panel_elements(plan, b, s));
+  const Group& g = plan.group(s.parameter);
+  if (b.weights.quantized()) {
+    // Codes are where they rest, or on their way to the trainer.
+    return plan.weights_sharded() ? 0 : panel;
+  }
+  // ECO: what the weights were rounded to, in f32 again.
+  const std::size_t again = g.feeds_back() ? Arena::rounded(panel * 4) : 0;
+  return again + (rests_in_place(plan, b, s) ? 0 : panel * bytes_of(b.weights.dtype));
+}
 
 Traffic RankPlan::traffic_of(std::int64_t update) const {
   Traffic t = traffic;

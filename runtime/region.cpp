@@ -112,4 +112,14 @@ void unpack(ConstSpan from, const ParameterShape& p, void* to, DType dtype, cons
   });
 }
 
+void read_piece(const WeightFormat& format, const void* piece, const ParameterShape& p, void* to,
+                DType dtype, const Region& r, kernels::Backend& backend) {
+  if (!format.quantized()) {
+    return unpack({piece, r.size(), format.dtype}, p, to, dtype, r, backend);
+  }
+  const QuantizedView codes = format.view(const_cast<void*>(piece), r.rows, r.cols);  // only read
+  backend.dequantize(codes, *format.grid,
+                     {element(to, r.first, dtype), r.rows, r.cols, r.distance, dtype});
+}
+
 }  // namespace orthrus::runtime

@@ -24,4 +24,9 @@ void pack(const ParameterShape& parameter, const void* from, DType from_dtype, c
 void unpack(ConstSpan from, const ParameterShape& parameter, void* to, DType to_dtype,
             const Region& region, kernels::Backend& backend);
 
+/// A piece of weights, as they travel, becomes what the trainer has there: the exact product of
+/// codes and scales where they are quantized. @pre such a tensor is dense
+void read_piece(const WeightFormat& format, const void* piece, const ParameterShape& parameter,
+                void* to, DType to_dtype, const Region& region, kernels::Backend& backend);
+
 }  // namespace orthrus::runtime

@@ -91,6 +91,15 @@ std::vector<Row> read_rows(const std::string& metrics_jsonl) {
         row.update_rms.push_back(value.is_number() ? value.get<double>() : nan_value);
       }
     }
+    if (const auto groups = line.find("rounding"); groups != line.end() && groups->is_array()) {
+      for (const json& of : *groups) {
+        auto& values = row.rounding.emplace_back();
+        values.fill(nan_value);
+        if (!of.is_object()) continue;
+        values = {number(of, "step_over_grid"), number(of, "relative_correction"),
+                  number(of, "residual_rms")};
+      }
+    }
     for (const auto& [key, value] : line.items()) {
       if (key.starts_with("val_") && value.is_number()) row.validation[key] = value.get<double>();
     }

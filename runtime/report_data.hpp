@@ -45,6 +45,9 @@ struct Row {
   double bytes = nan_value, bytes_max = nan_value, messages = nan_value, items_per_s = nan_value;
   double exceptional = nan_value;
   std::vector<double> update_rms;
+  /// Per group, where weights are rounded and it was measured: step / grid, correction / momentum,
+  /// rms of the residual.
+  std::vector<std::array<double, 3>> rounding;
   std::map<std::string, double> validation;
   bool skipped = false;
 };

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -260,15 +261,18 @@ std::string run_report(const std::string& summary_json, const std::string& metri
   if (!rows.empty()) {
     std::size_t groups = 0;
     for (const Row& row : rows) groups = std::max(groups, row.update_rms.size());
-    std::vector<Line> rms;
     const auto names = summary.find("groups");
-    for (std::size_t g = 0; g < groups; ++g) {
+    const auto label_of = [&](std::size_t g) {
       std::string label = fmt::format("group {}", g);
       if (names != summary.end() && names->is_array() && g < names->size() &&
           names->at(g).is_object()) {
         label += fmt::format(": {}, {}", text(names->at(g), "rule"), text(names->at(g), "match"));
       }
-      rms.push_back({label, static_cast<int>(g), Stroke::plain,
+      return label;
+    };
+    std::vector<Line> rms;
+    for (std::size_t g = 0; g < groups; ++g) {
+      rms.push_back({label_of(g), static_cast<int>(g), Stroke::plain,
                      series(rows,
                             [g](const Row& r) {
                               return g < r.update_rms.size() ? r.update_rms[g] : nan_value;
@@ -279,6 +283,31 @@ std::string run_report(const std::string& summary_json, const std::string& metri
       body += card("Update RMS",
                    "Root mean square of the update of each group, before the learning rate.",
                    line_chart("Update RMS per step", rms, {true, true, format_number, 200}));
+    }
+  }
+  for (const auto& [index, title, why] :
+       {std::tuple{
+            std::size_t{0}, "Step over grid",
+            "The step's size / the distance of two neighbouring codes. Far below 1 a rounded "
+            "weight moves only now and then."},
+        std::tuple{std::size_t{1}, "Correction over momentum",
+                   "What rounding took from the weights, as it is put into the momentum (ECO), "
+                   "before its guard / the momentum."}}) {
+    std::vector<Line> lines;
+    std::size_t groups = 0;
+    for (const Row& row : rows) groups = std::max(groups, row.rounding.size());
+    for (std::size_t g = 0; g < groups; ++g) {
+      const auto value = [&, i = index](const Row& r) {
+        return g < r.rounding.size() && r.rounding[g][i] > 0 ? r.rounding[g][i] : nan_value;
+      };
+      const auto of = series(rows, value);
+      if (!of.empty()) {
+        lines.push_back(
+            {fmt::format("group {}", g), static_cast<int>(g), Stroke::plain, of, false});
+      }
+    }
+    if (!lines.empty()) {
+      body += card(title, why, line_chart(title, lines, {true, true, format_number, 180}));
     }
   }
   body += card("Final figures", "Medians leave out the first step.", final_figures(summary));

@@ -275,6 +275,19 @@ Index TensorInfo::elements() const {
   return count;
 }
 
+std::string safetensors_name(CodeFormat format) {
+  switch (format) {
+    case CodeFormat::fp8_e4m3:
+      return "F8_E4M3";
+    case CodeFormat::fp8_e5m2:
+      return "F8_E5M2";
+    case CodeFormat::int8:
+      return "I8";
+    default:
+      return "U8";
+  }
+}
+
 std::size_t safetensors_dtype_bytes(const std::string& dtype) {
   for (const DTypeRow& row : dtypes) {
     if (row.name == dtype) return row.bytes;

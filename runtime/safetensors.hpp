@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <orthrus/dtype.hpp>
+#include <orthrus/quantized.hpp>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ struct TensorInfo {
   [[nodiscard]] Index elements() const;
 };
 
+/// What a safetensors file calls codes: "F8_E4M3", "F8_E5M2", "I8"; int4: "U8", two in each.
+std::string safetensors_name(CodeFormat format);
 /// Bytes of one element of a safetensors dtype; 0 when unknown.
 std::size_t safetensors_dtype_bytes(const std::string& dtype);
 

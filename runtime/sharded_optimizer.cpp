@@ -134,6 +134,11 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
       };
       const runtime::ParameterShape shape = runtime::shape_of(p);
       if (shape.held() && shape.part(mesh_.shard.rank(), plan_.shard).size() == 0) continue;
+      const runtime::Group& group = plan_.group(static_cast<int>(&p - parameters_.data()));
+      if (group.format.quantized() && !runtime::is_contiguous(shape)) {
+        throw ConfigError("parameter '" + p.name + "': it is not dense: weights.format " +
+                          group.config->weights.format + " needs rows one after the other");
+      }
       if (p.weights == nullptr || p.gradient == nullptr) {
         throw ConfigError("parameter '" + p.name + "': its " +
                           (p.weights == nullptr ? "weights" : "gradient") + " pointer is null");
@@ -150,10 +155,22 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
     backend_->wait();
   });
   open_grid();
+  if (config_.cuda.graph && !backend_->keep_replays(true)) {
+    notice_ = "cuda.graph is ignored: device " + config_.device + " has no graphs";
+  }
   replica_check_every_ = config_.replica_hash_every > 0   ? config_.replica_hash_every
                          : config_.checks == "collective" ? 1
                                                           : 0;
   step_began_ = planned_traffic();  // the communicator may have talked before it came here
+}
+
+/// First the calls, then what they use. On a device `free` waits for all that runs there, and a
+/// kernel of NCCL whose peer is gone runs until its communicator is aborted. A call still on its
+/// way completes here; after one that was given up it is let go, which aborts the communicators of
+/// a device, all at once. Only then the members follow, memory before the communicators: those that
+/// are in order are ended when nothing of theirs runs.
+ShardedOptimizer::Impl::~Impl() {
+  for_each_request([](Request& request) { request = {}; });
 }
 
 std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int world_rank) const {
@@ -268,41 +285,6 @@ void ShardedOptimizer::Impl::open_grid() {
           *backend_);
 }
 
-/// The weights of a segment as the trainer has them, densely.
-void ShardedOptimizer::Impl::read_weights(const runtime::OwnSegment& own, void* to, DType dtype) {
-  const Parameter& p = parameter_of(own);
-  if (rests(plan_.buckets[own.bucket])) {
-    backend_->convert(weights_of(own), 1, {to, own.rows, own.cols, own.cols, dtype});
-  } else {
-    runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)], p.weights,
-                  p.dtype, own.region(), {to, own.size(), dtype}, *backend_);
-  }
-}
-
-/// The master copy of what the trainer was constructed with, before it is rounded.
-void ShardedOptimizer::Impl::master_weights(runtime::OwnSegment& own) {
-  if (plan_.buckets[own.bucket].held) return read_weights(own, own.master.data, DType::f32);
-  const Parameter& p = parameter_of(own);
-  runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)], p.weights,
-                p.dtype, own.region(), {own.master.data, own.size(), DType::f32}, *backend_);
-}
-
-/// ZeRO-3: the shards of the weights the trainer was constructed with.
-void ShardedOptimizer::Impl::store_weights() {
-  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
-    const runtime::Bucket& bucket = plan_.buckets[b];
-    for (const runtime::Segment& s : bucket.segments) {
-      if (bucket.held || s.size() == 0 || s.rank % plan_.shard != mesh_.shard.rank()) continue;
-      const auto p = static_cast<std::size_t>(s.parameter);
-      runtime::pack(
-          plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, s.region,
-          {working_set_->store(b) + static_cast<std::size_t>(s.offset) * bytes_of(bucket.weights),
-           s.size(), bucket.weights},
-          *backend_);
-    }
-  }
-}
-
 void ShardedOptimizer::Impl::copy_weights(int id, void* to) {
   const auto i = static_cast<std::size_t>(id);
   const runtime::ParameterShape& shape = plan_.parameters[i];
@@ -380,12 +362,25 @@ void ShardedOptimizer::Impl::allocate() {
   const auto spec_bytes = [this](const optim::StateSpec& spec, const runtime::OwnSegment& own) {
     return static_cast<std::size_t>(runtime::state_region(plan_, own, spec).size()) * sizeof(float);
   };
+  struct Beside {
+    std::size_t master, low, scales;
+  };
+  const auto beside = [this](const runtime::Group& g, const runtime::OwnSegment& own) {
+    const auto n = static_cast<std::size_t>(own.size());
+    const bool scales = !plan_.weights_sharded();  // else they rest with the codes
+    return Beside{
+        g.master ? n * sizeof(float) : 0,
+        g.residual == runtime::Residual::mantissa ? n * bytes_of(DType::bf16) : 0,
+        scales ? static_cast<std::size_t>(g.format.scale_count(own.rows, own.cols)) * sizeof(float)
+               : 0};
+  };
   std::size_t bytes = 0;
   for (const runtime::OwnSegment& own : own_) {
     const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
     for (const optim::StateSpec& spec : g.rule->state())
       bytes += Arena::rounded(spec_bytes(spec, own));
-    if (g.master) bytes += Arena::rounded(static_cast<std::size_t>(own.size()) * sizeof(float));
+    bytes += Arena::rounded(beside(g, own).master) + Arena::rounded(beside(g, own).low) +
+             Arena::rounded(beside(g, own).scales);
   }
   state_arena_ = Arena(*backend_, bytes);
   if (plan_.weights_sharded()) {
@@ -400,11 +395,17 @@ void ShardedOptimizer::Impl::allocate() {
       own.state.push_back(
           {state_arena_.take(spec_bytes(spec, own)).data(), r.rows, r.cols, r.cols, DType::f32});
     }
-    if (g.master) {
-      own.master = {state_arena_.take(static_cast<std::size_t>(own.size()) * sizeof(float)).data(),
-                    own.rows, own.cols, own.cols, DType::f32};
-      master_weights(own);
+    const auto take = [this](std::size_t size, Index rows, Index cols, DType dtype) {
+      return size == 0 ? MatrixView{}
+                       : MatrixView{state_arena_.take(size).data(), rows, cols, cols, dtype};
+    };
+    own.master = take(beside(g, own).master, own.rows, own.cols, DType::f32);
+    own.low = take(beside(g, own).low, own.rows, own.cols, DType::bf16);
+    if (beside(g, own).scales > 0) {
+      own.scales = take(beside(g, own).scales, scale_rows(*g.format.grid, own.rows),
+                        scale_cols(*g.format.grid, own.cols), DType::f32);
     }
+    keep_beside(own);
   }
 
   // From here on weights are the working set's.
@@ -412,20 +413,7 @@ void ShardedOptimizer::Impl::allocate() {
     if (!plan_.parameters[p].held()) mirrors_->forget_weights(p);
   }
 
-  // Weights of a rounded format held in a wider buffer lie on its grid from the start.
-  for (std::size_t p = 0; p < parameters_.size(); ++p) {
-    const DType format = plan_.groups[static_cast<std::size_t>(plan_.group_of[p])].format;
-    if (format == parameters_[p].dtype || plan_.weights_sharded()) continue;  // held ones always
-    const Index n = plan_.parameters[p].size();
-    const kernels::DeviceBuffer buffer(*backend_,
-                                       static_cast<std::size_t>(n) * bytes_of(DType::bf16));
-    const Span rounded{buffer.data(), n, DType::bf16};
-    const Region whole{0, 1, n, n};
-    runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, whole, rounded,
-                  *backend_);
-    runtime::unpack(rounded, plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype,
-                    whole, *backend_);
-  }
+  round_weights();
 
   const runtime::WorkSizes& sizes =
       plan_.per_rank[static_cast<std::size_t>(mesh_.world.rank())].work;
@@ -475,6 +463,27 @@ void ShardedOptimizer::Impl::allocate() {
     const RuleConfig rule = optim::with_defaults(g.config->rule);
     lr_.push_back(rule.number("lr"));
     weight_decay_.push_back(rule.number("weight_decay"));
+  }
+  kappa_.assign(groups, 0);
+  report_.rounding.assign(groups, {});
+  for (std::size_t i = 0; i < groups; ++i) {
+    const runtime::Group& g = plan_.groups[i];
+    const std::string& kind = g.config->weights.eco.kappa;
+    kappa_kind_.push_back(kind == "blog"    ? optim::Kappa::blog
+                          : kind == "paper" ? optim::Kappa::paper
+                                            : optim::Kappa::exact);
+    schedule_kappas_.emplace_back();
+    if (g.feeds_back() && kind == "exact_schedule") {
+      schedule_kappas_.back() =
+          optim::schedule_kappas(*g.rule->gain(), weight_decay_[i], config_.train.steps,
+                                 [&](std::int64_t t) { return lr_at(i, t); });
+    }
+  }
+  for (const runtime::Bucket& b : plan_.buckets) {
+    auto& cuts = weight_cuts_.emplace_back();
+    for (std::size_t level = 0; level < plan_.levels.size(); ++level) {
+      cuts.push_back(plan_.weights_cut_of(b, mesh_.world.rank(), level));
+    }
   }
 }
 
@@ -545,6 +554,56 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
   return all;
 }
 
+std::map<std::string, ShardedOptimizer::CodesTensor> ShardedOptimizer::Impl::gather_codes() {
+  check_between_steps("gather_codes");
+  std::map<std::string, CodesTensor> all;
+  const int me = mesh_.world.rank();
+  std::vector<std::byte> bytes;
+  for (int r = 0; r < plan_.ranks; ++r) {
+    if (me != 0 && me != r) continue;
+    for (const runtime::OwnSegment& own : r == me ? own_ : segments_of(r)) {
+      const runtime::WeightFormat& format = plan_.buckets[own.bucket].weights;
+      if (!format.quantized() || own.size() == 0) continue;
+      bytes.resize(format.bytes(own.rows, own.cols));
+      if (r == me) {
+        const kernels::DeviceBuffer piece(*backend_, bytes.size());
+        write_piece(own, piece.data());
+        backend_->copy(piece.data(), bytes.data(), bytes.size());
+        backend_->wait();
+      } else {
+        setup_.receive(Span{bytes.data(), std::ssize(bytes), DType::u8}, r);
+      }
+      if (me != 0) {
+        setup_.send(ConstSpan{bytes.data(), std::ssize(bytes), DType::u8}, 0);
+        continue;
+      }
+      const auto i = static_cast<std::size_t>(own.segment.parameter);
+      const Grid& grid = *format.grid;
+      const Index line = plan_.row_length[i];
+      CodesTensor& whole = all[plan_.parameters[i].name];
+      const Index pitch = code_pitch(grid.format, line);
+      if (whole.codes.empty()) {
+        whole = {grid, plan_.parameters[i].size() / line, line, {}, {}};
+        whole.codes.resize(static_cast<std::size_t>(whole.rows * pitch));
+        whole.scales.resize(static_cast<std::size_t>(format.scale_count(whole.rows, line)));
+      }
+      const QuantizedView codes = format.view(bytes.data(), own.rows, own.cols);
+      const Index first = own.region().first;
+      for (Index row = 0; row < own.rows; ++row) {
+        std::copy_n(static_cast<const std::byte*>(codes.codes) + row * codes.pitch, codes.pitch,
+                    whole.codes.data() + (first / line + row) * pitch +
+                        code_pitch(grid.format, first % line));
+      }
+      const Region to = format.scale_region(own.region(), line);
+      for (Index row = 0; row < to.rows; ++row) {
+        std::copy_n(codes.scales + row * to.cols, to.cols,
+                    whole.scales.data() + to.first + row * to.distance);
+      }
+    }
+  }
+  return all;
+}
+
 // ---- the front door
 // ------------------------------------------------------------------------------
 
@@ -586,6 +645,9 @@ std::string ShardedOptimizer::plan_hash() const { return impl_->plan_.hash; }
 std::string ShardedOptimizer::plan_json() const { return runtime::plan_json(impl_->plan_); }
 std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::gather_state() {
   return impl_->gather_state();
+}
+std::map<std::string, ShardedOptimizer::CodesTensor> ShardedOptimizer::gather_codes() {
+  return impl_->gather_codes();
 }
 
 }  // namespace orthrus

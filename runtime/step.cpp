@@ -52,9 +52,12 @@ const StepReport& ShardedOptimizer::Impl::step() {
   try {
     walk();
   } catch (const CommError&) {
-    // The calls given up may still write to these.
+    // None will be answered: NCCL's must let go of the device before anybody frees memory there…
+    for_each_request([](Request& request) { request.give_up(); });
+    // …and MPI may still write to these.
     gradients_->abandon();
     work_arena_.abandon();
+    if (working_set_) working_set_->abandon();
     static_cast<void>(control_.release());
     throw;
   }
@@ -72,6 +75,7 @@ void ShardedOptimizer::Impl::walk() {
   ++steps_;
   report_.step = steps_;
   report_.skip_reason.clear();
+  report_.notice.clear();
   set_deadline();
   mirrors_->fetch_weights();
   // Before anything is overwritten: what this step's gradients were computed with.
@@ -93,10 +97,13 @@ void ShardedOptimizer::Impl::walk() {
     ++updates_;
     skipped_in_a_row_ = 0;
     std::fill_n(control_.get(), plan_.control_after(), 0.0);
+    const std::int64_t every = config_.telemetry.every_steps;
+    measures_ = plan_.rounding_slots > 0 && every > 0 && steps_ % every == 0;
     for (runtime::OwnSegment& own : own_) own.updated = false;
     for (MeetingState& state : meeting_states_) state.computed = 0;
     owed_.clear();
     first_owed_ = ahead_ = gathered_ = 0;
+    find_kappas();
     for (const runtime::Turn turn : plan_.schedule) take_turn(turn);
     for (WeightSlot& slot : weight_slots_) deliver(slot);
     backend_->wait();
@@ -110,6 +117,12 @@ void ShardedOptimizer::Impl::walk() {
   report_.exceptional_bytes = (traffic(TrafficClass::exceptional) - exceptional).bytes;
   report_.matrices = matrices_;
   report_.lr_multiplier = lr_multiplier_;
+  if (const std::string_view problem = backend_->replay_problem(); !problem.empty() && !noticed_) {
+    noticed_ = true;
+    notice_ = "cuda.graph: an LMO could not be recorded, and is launched kernel by kernel: ";
+    notice_ += problem;
+  }
+  report_.notice.swap(notice_);
   gradients_->reset();
   step_began_ = planned_traffic();
   if (working_set_) working_set_->reset_traffic();
@@ -141,9 +154,10 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
     if (plan_.blocked[g] && own.segment.matrix < 0) {
       // In blocks that no sharding cuts: the norm must not depend on it.
       Index slot = own.norm_slot;
-      for (Index at = 0; at < own.cols; at += runtime::Plan::norm_block, ++slot) {
-        const Index n = std::min(runtime::Plan::norm_block, own.cols - at);
-        const double s = backend_->sum_squares(runtime::block(gradient, {0, 1, at, n}));
+      const MatrixView flat = row(gradient.data, own.size());  // held ones are not reproducible
+      for (Index at = 0; at < own.size(); at += runtime::Plan::norm_block, ++slot) {
+        const Index n = std::min(runtime::Plan::norm_block, own.size() - at);
+        const double s = backend_->sum_squares(runtime::block(flat, {0, 1, at, n}));
         sum += s;
         norms[slot] += s;
       }
@@ -309,11 +323,17 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
     const MatrixView x = gradient({0, own.rows, 0, own.cols}, carver);
     rule->accumulate({{}, x, own.state, {}}, scalars, *backend_);  // 3
     const auto start = Clock::now();
-    matrices_ += optim::whole_matrix(*rule, *group.lmo, x, lines_of(own), carver.rest(),
-                                     *backend_);  // 4, 5
+    const bool feeds_back = kappa_[static_cast<std::size_t>(own.group)] != 0;
+    std::span<std::byte> work = carver.rest();
+    optim::Undo undo;
+    if (feeds_back) undo = optim::carve_undo(*rule, *group.lmo, own.rows, own.cols, work);
+    const bool made =
+        whole_matrix(group, x, lines_of(own), feeds_back ? &undo : nullptr, work);  // 4, 5
     report_.ms.lmo += ms_since(start);
     progress();
-    return apply(own, x);  // 6, 7
+    const double sum = apply(own, x);  // 6, 7
+    if (feeds_back && made) pull_back(own, undo, x, work);
+    return sum;
   }
   const auto& rule = static_cast<const optim::ElementwiseRule&>(*group.rule);
   double sum = 0;
@@ -323,7 +343,10 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
     const runtime::StateViews state(own, p);
     const MatrixView w = open_weights(own, p);
     sum += rule.update({w, g, state.views(), carver.rest()}, scalars, *backend_);
-    close_weights(own, p, w);
+    const MatrixView residual = close_weights(own, p, w);
+    if (kappa_[static_cast<std::size_t>(own.group)] != 0) {
+      pull_back(own, rule, {residual, g, state.views(), carver.rest()}, scalars);
+    }
   });
   return sum;
 }
@@ -336,25 +359,14 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, MatrixView 
   return sum;
 }
 
-/// f(panel) for blocks of at most `panel_elements` elements: whole rows, if one fits.
-template <class F>
-void ShardedOptimizer::Impl::for_each_block(const runtime::OwnSegment& own, F&& f) {
-  const Index most = runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
-  const Index rows = std::max<Index>(1, std::min(own.rows, most / own.cols));
-  const Index cols = std::min(own.cols, most);
-  for (Index r = 0; r < own.rows; r += rows) {
-    for (Index c = 0; c < own.cols; c += cols) {
-      f(runtime::Panel{r, std::min(rows, own.rows - r), c, std::min(cols, own.cols - c)});
-    }
-  }
-}
-
 optim::StepScalars ShardedOptimizer::Impl::scalars_of(const runtime::OwnSegment& own) const {
   const auto g = static_cast<std::size_t>(own.group);
-  const double factor =
-      optim::schedule_factor(plan_.groups[g].config->schedule, steps_, config_.train.steps) *
-      lr_multiplier_;
-  return {updates_, lr_[g] * factor, weight_decay_[g]};
+  return {updates_, lr_at(g, steps_) * lr_multiplier_, weight_decay_[g]};
+}
+
+double ShardedOptimizer::Impl::lr_at(std::size_t group, std::int64_t t) const {
+  return lr_[group] *
+         optim::schedule_factor(plan_.groups[group].config->schedule, t, config_.train.steps);
 }
 
 /// Where the mean gradient of a segment is: in its bucket's part, or with the trainer.
@@ -376,80 +388,8 @@ void ShardedOptimizer::Impl::load_gradient(const runtime::OwnSegment& own,
                     clip_[static_cast<std::size_t>(own.group)], to);
 }
 
-/// Where the weights of a segment rest, when they rest as a matrix of their format: in a shard, or
-/// densely in the trainer's buffer. Empty where neither is so.
-MatrixView ShardedOptimizer::Impl::weights_of(const runtime::OwnSegment& own) {
-  const runtime::Bucket& bucket = plan_.buckets[own.bucket];
-  const std::size_t element = bytes_of(bucket.weights);
-  const Parameter& p = parameter_of(own);
-  const auto place = [&](void* data, Index first, Index ld) {
-    return MatrixView{static_cast<std::byte*>(data) + static_cast<std::size_t>(first) * element,
-                      own.rows, own.cols, ld, bucket.weights};
-  };
-  if (bucket.held) return place(p.weights, own.here.first, own.here.distance);
-  if (plan_.weights_sharded()) {
-    return place(working_set_->store(own.bucket), own.segment.offset, own.cols);
-  }
-  const auto& shape = plan_.parameters[static_cast<std::size_t>(own.segment.parameter)];
-  if (p.dtype != bucket.weights || !runtime::is_contiguous(shape)) return {};
-  return place(p.weights, own.region().first, own.region().distance);
-}
-
-/// A panel as a region of its parameter.
-Region ShardedOptimizer::Impl::region_of(const runtime::OwnSegment& own,
-                                         const runtime::Panel& panel) {
-  const Region& r = own.region();
-  return {r.first + panel.row * r.distance + panel.col, panel.rows, panel.cols, r.distance};
-}
-
-/// W of a panel in f32: where it is, if it is f32 there; else beside.
-MatrixView ShardedOptimizer::Impl::open_weights(const runtime::OwnSegment& own,
-                                                const runtime::Panel& panel) {
-  if (plan_.groups[static_cast<std::size_t>(own.group)].master) {
-    return runtime::block(own.master, panel);
-  }
-  const MatrixView rest = weights_of(own);
-  if (rest.data != nullptr && rest.dtype == DType::f32) return runtime::block(rest, panel);
-  const MatrixView wide{widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
-  if (rest.data != nullptr) {
-    backend_->convert(runtime::block(rest, panel), 1, wide);
-  } else {
-    runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
-                  parameter_of(own).weights, parameter_of(own).dtype, region_of(own, panel),
-                  {wide.data, wide.size(), DType::f32}, *backend_);
-  }
-  return wide;
-}
-
-/// Line 7: rounded to the format they rest in.
-void ShardedOptimizer::Impl::close_weights(const runtime::OwnSegment& own,
-                                           const runtime::Panel& panel, MatrixView wide) {
-  const MatrixView rest = weights_of(own);
-  const DType format = plan_.buckets[own.bucket].weights;
-  MatrixView to{narrowed_.data(), panel.rows, panel.cols, panel.cols, format};
-  if (rest.data != nullptr) to = runtime::block(rest, panel);
-  if (to.data == wide.data) return;
-  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
-  if (!group.stochastic) {
-    backend_->convert(wide, 1, to);
-  } else {
-    const Region region = region_of(own, panel);
-    for (Index r = 0; r < panel.rows; ++r) {
-      const runtime::Panel line{r, 1, 0, panel.cols};
-      backend_->round_stochastic(runtime::block(wide, line), runtime::block(to, line), config_.seed,
-                                 static_cast<std::uint64_t>(own.segment.parameter),
-                                 static_cast<std::uint64_t>(steps_),
-                                 region.first + r * region.distance);
-    }
-  }
-  if (rest.data != nullptr) return;
-  runtime::unpack({to.data, to.size(), format},
-                  plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
-                  parameter_of(own).weights, parameter_of(own).dtype, region_of(own, panel),
-                  *backend_);
-}
-
-/// Lines 6 and 7 of a panel, given lmo(X) of it. @return Σ U².
+/// Lines 6 and 7 of a panel, given lmo(X) of it. With ECO what rounding took takes its place.
+/// @return Σ U².
 double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runtime::Panel& panel,
                                      MatrixView direction) {
   const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
@@ -459,7 +399,8 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
   const double sum =
       group.matrix_rule().apply({w, direction, state.views(), {}}, group.lmo->scale(m.rows, m.cols),
                                 scalars_of(own), *backend_);
-  close_weights(own, panel, w);
+  const MatrixView residual = close_weights(own, panel, w);
+  if (group.feeds_back()) backend_->convert(residual, 1, direction);
   return sum;
 }
 
@@ -478,14 +419,9 @@ void ShardedOptimizer::Impl::gather(std::size_t b, WeightSlot& slot) {
   }
   if (!plan_.weights_sharded()) {
     const auto copying = Clock::now();
-    const DType format = plan_.buckets[b].weights;
+    const std::size_t unit = bytes_of(plan_.buckets[b].weights.unit());
     for (const runtime::OwnSegment& own : segments(b)) {
-      const auto p = static_cast<std::size_t>(own.segment.parameter);
-      runtime::pack(
-          plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, own.region(),
-          {slot.bytes.data() + static_cast<std::size_t>(own.segment.offset) * bytes_of(format),
-           own.size(), format},
-          *backend_);
+      write_piece(own, slot.bytes.data() + static_cast<std::size_t>(own.segment.place) * unit);
     }
     report_.ms.copy += ms_since(copying);
   }
@@ -510,18 +446,17 @@ void ShardedOptimizer::Impl::gather_level(WeightSlot& slot) {
   report_.ms.gather += ms_since(waiting) - (report_.ms.update - updating);
   if (slot.level == lowest_level()) return;
   --slot.level;
-  const runtime::Plan::Cut& cut =
-      gradients_->cut(static_cast<std::size_t>(slot.bucket), slot.level);
-  const std::size_t element = bytes_of(bucket.weights);
+  const runtime::Plan::Cut& cut = weight_cuts_[static_cast<std::size_t>(slot.bucket)][slot.level];
+  const DType unit = bucket.weights.unit();
+  const std::size_t element = bytes_of(unit);
   std::byte* const bytes = plan_.weights_sharded()
                                ? working_set_->store(static_cast<std::size_t>(slot.bucket))
                                : slot.bytes.data();
-  slot.request = mesh_.level(slot.level)
-                     .start_all_gather({bytes + static_cast<std::size_t>(cut.own_begin()) * element,
-                                        cut.own(), bucket.weights},
-                                       cut.counts,
-                                       {bytes + static_cast<std::size_t>(cut.begin) * element,
-                                        cut.size, bucket.weights});
+  slot.request =
+      mesh_.level(slot.level)
+          .start_all_gather(
+              {bytes + static_cast<std::size_t>(cut.own_begin()) * element, cut.own(), unit},
+              cut.counts, {bytes + static_cast<std::size_t>(cut.begin) * element, cut.size, unit});
 }
 
 /// Line 8 ends: what arrived goes to the trainer.
@@ -539,9 +474,9 @@ void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
     // Its own it has made where they are.
     if (s.size() == 0 || s.rank == mesh_.world.rank()) continue;
     const auto p = static_cast<std::size_t>(s.parameter);
-    runtime::unpack(
-        {slot.bytes.data() + static_cast<std::size_t>(s.offset) * bytes_of(bucket.weights),
-         s.size(), bucket.weights},
+    runtime::read_piece(
+        bucket.weights,
+        slot.bytes.data() + static_cast<std::size_t>(s.place) * bytes_of(bucket.weights.unit()),
         plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, s.region, *backend_);
   }
   report_.ms.copy += ms_since(copying);
@@ -581,6 +516,7 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
                   std::to_string(matrices_) + " matrices, planned " + std::to_string(matrices),
         ExitCode::internal);
   }
+  if (measures_) report_rounding(sums);
   for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
     if (!std::isfinite(sums[g])) {
       throw NumericError("step " + std::to_string(steps_) + ": the update of groups[" +
@@ -627,10 +563,11 @@ std::uint64_t ShardedOptimizer::Impl::hash_of_weights(std::size_t p) {
     return hash_of(parameters_[p].weights,
                    static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
   }
+  // As dense as a mirror: ranks may differ in where they have their weights.
   const kernels::DeviceBuffer dense(*backend_,
-                                    static_cast<std::size_t>(shape.size()) * sizeof(float));
+                                    static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
   runtime::pack(shape, parameters_[p].weights, shape.dtype, {0, 1, shape.size(), shape.size()},
-                {dense.data(), shape.size(), DType::f32}, *backend_);
+                {dense.data(), shape.size(), shape.dtype}, *backend_);
   return hash_of(dense.data(), dense.bytes());
 }
 
@@ -638,11 +575,10 @@ std::uint64_t ShardedOptimizer::Impl::hash_of_weights(std::size_t p) {
 std::uint64_t ShardedOptimizer::Impl::hash_of_store(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   const int slot = plan_.slot_of(mesh_.world.rank()) / plan_.replicate * plan_.replicate;
-  const Index begin = bucket.offset_of(slot);
-  const std::size_t element = bytes_of(bucket.weights);
-  return hash_of(
-      working_set_->store(b) + static_cast<std::size_t>(begin) * element,
-      static_cast<std::size_t>(bucket.offset_of(slot + plan_.replicate) - begin) * element);
+  const Index begin = bucket.place_of(slot);
+  const std::size_t unit = bytes_of(bucket.weights.unit());
+  return hash_of(working_set_->store(b) + static_cast<std::size_t>(begin) * unit,
+                 static_cast<std::size_t>(bucket.place_of(slot + plan_.replicate) - begin) * unit);
 }
 
 std::uint64_t ShardedOptimizer::Impl::hash_of(const void* memory, std::size_t bytes) {

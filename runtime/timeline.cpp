@@ -46,6 +46,12 @@ class Walk {
     for (int w = 0; w < plan.ranks; ++w) slot_of_.push_back(plan.slot_of(w));
     rank_of_.resize(slot_of_.size());
     for (int w = 0; w < plan.ranks; ++w) rank_of_[at(slot_of_[at(w)])] = w;
+    for (const Bucket& b : plan.buckets) {
+      Bucket& codes = codes_.emplace_back();
+      if (!b.weights.quantized()) continue;
+      codes.size = b.units;
+      for (const Bucket::Part& p : b.parts) codes.parts.push_back({p.slot, p.place, p.units});
+    }
   }
 
   void step() {
@@ -471,14 +477,21 @@ class Walk {
   /// The weights of a segment into f32 and out of it, where they do not rest in it.
   double copy_seconds(const Bucket& b, const Segment& s) {
     const ParameterShape& p = parameter(s.parameter);
-    const bool rests = b.held || plan_.weights_sharded() ||
-                       (p.dtype == b.weights && is_contiguous(p));  // as a matrix of its format
-    if (rests && b.weights == DType::f32) return 0;
-    const std::size_t format = bytes_of(b.weights);
+    if (b.weights.quantized()) return 0;  // of the update: pass_bytes
+    const bool rests = rests_in_place(plan_, b, s);
+    if (rests && b.weights.dtype == DType::f32) return 0;
+    const std::size_t format = bytes_of(b.weights.dtype);
     const std::size_t theirs = bytes_of(p.dtype);
     std::size_t bytes = plan_.group(s.parameter).master ? 0 : (rests ? format : theirs) + 4;
     bytes += 4 + format + (rests ? 0 : format + theirs);
     return pass(real(s.size()) * static_cast<double>(bytes));
+  }
+
+  /// Bytes moved per weight between the trainer and a message.
+  static double travelling_bytes(const Bucket& b, const ParameterShape& p) {
+    const double each = b.size > 0 ? real(b.units) / real(b.size) : 1;
+    return each * static_cast<double>(bytes_of(b.weights.unit())) +
+           static_cast<double>(bytes_of(p.dtype));
   }
 
   struct WeightSlot {
@@ -494,9 +507,7 @@ class Walk {
     const Bucket& b = bucket(index);
     for (const Segment& s : b.segments) {
       if (plan_.weights_sharded()) break;  // they leave from where they rest
-      work_.add(s.rank,
-                pass(real(s.size()) * static_cast<double>(bytes_of(parameter(s.parameter).dtype) +
-                                                          bytes_of(b.weights))));
+      work_.add(s.rank, pass(real(s.size()) * travelling_bytes(b, parameter(s.parameter))));
     }
     clocks_.compute(Phase::pack, index, work_);
     slot.bucket = index;
@@ -509,8 +520,9 @@ class Walk {
     if (slot.level == lowest_level()) return;
     --slot.level;
     const Bucket& b = bucket(slot.bucket);
-    start_level(slot.flight, Phase::gather, slot.bucket, b, slot.level, plan_.levels.size(),
-                Collective::all_gather, bytes_of(b.weights));
+    start_level(slot.flight, Phase::gather, slot.bucket,
+                b.weights.quantized() ? codes_[at(slot.bucket)] : b, slot.level,
+                plan_.levels.size(), Collective::all_gather, bytes_of(b.weights.unit()));
   }
 
   void deliver(WeightSlot& slot) {
@@ -521,8 +533,7 @@ class Walk {
       const Bucket& b = bucket(slot.bucket);
       double bytes = 0;
       for (const int id : b.parameters) {
-        bytes += real(parameter(id).size()) *
-                 static_cast<double>(bytes_of(b.weights) + bytes_of(parameter(id).dtype));
+        bytes += real(parameter(id).size()) * travelling_bytes(b, parameter(id));
       }
       clocks_.compute_all(Phase::unpack, slot.bucket, pass(bytes));
     }
@@ -839,15 +850,14 @@ class Walk {
     for (std::size_t i = 0; i < plan_.parameters.size(); ++i) {
       const ParameterShape& p = plan_.parameters[i];
       if (p.held()) continue;
-      const DType format = plan_.group(static_cast<int>(i)).format;
-      const std::size_t bytes = static_cast<std::size_t>(p.size()) * bytes_of(format);
+      const std::size_t bytes = plan_.at_rest[i];
       if (shards_.empty() || filled + bytes > staging) {
         shards_.emplace_back();
         filled = 0;
       }
       filled += bytes;
       shards_.back().unpacked +=
-          real(p.size()) * static_cast<double>(bytes_of(format) + bytes_of(p.dtype));
+          static_cast<double>(bytes) + real(p.size()) * static_cast<double>(bytes_of(p.dtype));
       message_of[i] = static_cast<int>(shards_.size()) - 1;
     }
     for (int b = 0; b < std::ssize(plan_.buckets); ++b) {
@@ -857,7 +867,7 @@ class Walk {
         Shards& shards = shards_[at(message)];
         if (shards.bucket < 0) shards.bucket = b;
         shards.pieces.parts.push_back({slot_of_[at(s.rank)] / plan_.replicate, 0,
-                                       s.size() * static_cast<Index>(bytes_of(bucket(b).weights))});
+                                       static_cast<Index>(plan_.piece_bytes(bucket(b), s))});
       }
     }
     for (Shards& shards : shards_) {
@@ -891,6 +901,7 @@ class Walk {
   double backward_s_;
   Clocks& clocks_;
   std::vector<int> slot_of_, rank_of_;
+  std::vector<Bucket> codes_;  ///< per bucket: its weights in bytes, where they are quantized
   Work work_, lmo_, copies_;
   std::vector<Ahead> ahead_;         ///< per rank
   int gathered_ = 0;                 ///< buckets whose weights have left

@@ -32,9 +32,9 @@ WorkingSet::WorkingSet(const Plan& plan, int rank, std::span<Communicator> level
   std::size_t bytes = 2 * Arena::rounded(sizes.gathered);
   std::vector<std::pair<Index, std::size_t>> kept;  // first element and bytes, per bucket
   for (const Bucket& b : plan.buckets) {
-    const Index begin = b.offset_of(slot_ * plan.replicate);
-    const Index end = b.offset_of((slot_ + 1) * plan.replicate);
-    kept.emplace_back(begin, static_cast<std::size_t>(end - begin) * bytes_of(b.weights));
+    const Index begin = b.place_of(slot_ * plan.replicate);
+    const Index end = b.place_of((slot_ + 1) * plan.replicate);
+    kept.emplace_back(begin, static_cast<std::size_t>(end - begin) * bytes_of(b.weights.unit()));
     bytes += Arena::rounded(kept.back().second);
   }
   arena_ = Arena(backend, bytes);
@@ -46,7 +46,7 @@ WorkingSet::WorkingSet(const Plan& plan, int rank, std::span<Communicator> level
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
     const Bucket& bucket = plan.buckets[b];
     store_.push_back(arena_.take(kept[b].second).data() -
-                     static_cast<std::size_t>(kept[b].first) * bytes_of(bucket.weights));
+                     static_cast<std::size_t>(kept[b].first) * bytes_of(bucket.weights.unit()));
     for (const Segment& s : bucket.segments) {
       if (bucket.held || s.size() == 0) continue;
       auto& of = pieces_[static_cast<std::size_t>(s.parameter)];
@@ -68,10 +68,7 @@ WorkingSet::WorkingSet(const Plan& plan, int rank, std::span<Communicator> level
   last_order_.reserve(4 * plan.parameters.size());
 }
 
-std::size_t WorkingSet::bytes_at_rest(std::size_t i) const {
-  return static_cast<std::size_t>(plan_.parameters[i].size()) *
-         bytes_of(plan_.group(static_cast<int>(i)).format);
-}
+std::size_t WorkingSet::bytes_at_rest(std::size_t i) const { return plan_.at_rest[i]; }
 
 /// Sends off as many of `ids` as one staging buffer holds. @return how many.
 std::size_t WorkingSet::start(std::span<const int> ids, Flight& flight) {
@@ -95,13 +92,13 @@ std::size_t WorkingSet::start(std::span<const int> ids, Flight& flight) {
     for (const int id : flight.ids) {
       const auto& of = pieces_[static_cast<std::size_t>(id)];
       for (const Piece& p : of[static_cast<std::size_t>(slot)]) {
-        const std::size_t element = bytes_of(plan_.buckets[p.bucket].weights);
-        const std::size_t bytes = static_cast<std::size_t>(p.segment->size()) * element;
+        const Bucket& bucket = plan_.buckets[p.bucket];
         if (slot == slot_) {
-          backend_.copy(store_[p.bucket] + static_cast<std::size_t>(p.segment->offset) * element,
-                        flight.staging.data() + end, bytes);
+          const Region& r = p.segment->region;
+          backend_.copy(piece(p.bucket, *p.segment), flight.staging.data() + end,
+                        bucket.weights.bytes(r.rows, r.cols));
         }
-        end += bytes;
+        end += plan_.piece_bytes(bucket, *p.segment);
       }
     }
     flight.ends[static_cast<std::size_t>(slot)] = static_cast<Index>(end);
@@ -153,10 +150,10 @@ void WorkingSet::land(Flight& flight) {
     for (const int id : flight.ids) {
       const auto i = static_cast<std::size_t>(id);
       for (const Piece& p : pieces_[i][static_cast<std::size_t>(slot)]) {
-        const DType format = plan_.buckets[p.bucket].weights;
-        unpack({flight.staging.data() + at, p.segment->size(), format}, dense_[i], weights(i),
-               dense_[i].dtype, p.segment->region, backend_);
-        at += static_cast<std::size_t>(p.segment->size()) * bytes_of(format);
+        const Bucket& bucket = plan_.buckets[p.bucket];
+        read_piece(bucket.weights, flight.staging.data() + at, dense_[i], weights(i),
+                   dense_[i].dtype, p.segment->region, backend_);
+        at += plan_.piece_bytes(bucket, *p.segment);
       }
     }
   }

@@ -45,9 +45,14 @@ class WorkingSet {
   ///                outlive this.
   WorkingSet(const Plan& plan, int rank, std::span<Communicator> levels, kernels::Backend& backend);
 
-  /// Where bucket b's weights of this shard rest: an address such that element `offset` of the
-  /// bucket is at `+ offset` elements.
+  /// Where bucket b's weights of this shard rest: an address such that unit `place` of the bucket
+  /// is at `+ place` units.
   [[nodiscard]] std::byte* store(std::size_t bucket) const { return store_[bucket]; }
+  /// Where a segment of this shard rests in it.
+  [[nodiscard]] std::byte* piece(std::size_t bucket, const Segment& s) const {
+    return store_[bucket] +
+           static_cast<std::size_t>(s.place) * bytes_of(plan_.buckets[bucket].weights.unit());
+  }
   /// Whole weights of parameter i, dense and of its dtype: the same address for ever, with the
   /// weights there from `gather` to `release`.
   [[nodiscard]] void* weights(std::size_t i) const { return reserve_->data() + places_[i]; }
@@ -58,6 +63,13 @@ class WorkingSet {
   void release(std::span<const int> ids);
   /// A step begins: nothing may be under way.
   void release_all();
+
+  template <class F>
+  void for_each_request(F&& f) {
+    for (Flight& flight : flights_) f(flight.request);
+  }
+  /// Leaves what a call that was given up may still write to, to the process.
+  void abandon() noexcept { arena_.abandon(); }
 
   /// What the calls since the last `reset_traffic` should have sent.
   [[nodiscard]] Traffic expected() const { return expected_; }

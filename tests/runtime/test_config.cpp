@@ -68,6 +68,7 @@ const char* const everything = R"(schema: 1
 name: all-of.it_2
 seed: 18446744073709551615
 device: cpu
+cuda: {graph: true}
 memory_cap: 2GiB
 mesh: {shard: 4, replicate: auto}
 comm: {backend: mpi, bucket_bytes: 512KiB, timeout_s: 12.5, gradient_dtype: f32, blocking: true}
@@ -98,6 +99,7 @@ TEST(Config, HasEveryKeyWhereTheHeaderSays) {
   const Config c = parse_config(everything);
   EXPECT_EQ(c.name, "all-of.it_2");
   EXPECT_EQ(c.seed, 18446744073709551615ULL);
+  EXPECT_EQ(c.cuda, CudaConfig{true});
   EXPECT_EQ(c.memory_cap, 2LL << 30);
   EXPECT_EQ(c.mesh, (MeshConfig{4, 0}));
   EXPECT_EQ(c.comm, (CommConfig{"mpi", 512 << 10, 12.5, "f32", true}));
@@ -172,7 +174,7 @@ TEST(Config, HashSeesEveryValueAndNoSpelling) {
   std::set<std::string> hashes = {hash};
   for (const char* change :
        {"seed=2", "groups.0.rule.lr=0.02000000000000001", "groups.0.lmo.iterations=6",
-        "train.steps=101", "data.x=1", "checks=off"}) {
+        "train.steps=101", "data.x=1", "checks=off", "cuda.graph=true"}) {
     EXPECT_TRUE(
         hashes.insert(config_hash(parse_config(with(""), "a.yaml", Overrides{change}))).second)
         << change;
@@ -235,7 +237,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "gradient_dtype, "
                 "blocking (did you mean 'timeout_s'?)"},
         Refused{"unknown_top_key", with("sede: 3"),
-                "a.yaml:2:1: sede: unknown key; known: schema, name, seed, device, profile, "
+                "a.yaml:2:1: sede: unknown key; known: schema, name, seed, device, cuda, profile, "
                 "memory_cap, "
                 "mesh, comm, zero, "
                 "reproducible, checks, checks_every_steps, telemetry, train, diagnostics, groups, "
@@ -410,27 +412,11 @@ INSTANTIATE_TEST_SUITE_P(
 // Words and keys that the contract knows are told from misspelt ones.
 INSTANTIATE_TEST_SUITE_P(
     NotYet, ConfigRefuses,
-    testing::Values(
-        Refused{"hip", with("device: hip"),
-                "a.yaml:2:9: device: 'hip' is not a device; known: cpu, cuda"},
-        Refused{"zero_4", with("zero: {stage: 4}"),
-                "a.yaml:2:15: zero.stage: '4' is not a ZeRO stage; known: 1, 2, 3 (did "
-                "you mean '1'?)"},
-        Refused{"fp8", group("weights: {format: fp8_e4m3}"),
-                "a.yaml:5:23: groups[0].weights.format: 'fp8_e4m3' is not available in this "
-                "version; available: f32, "
-                "bf16"},
-        Refused{"int4", group("weights: {format: int4}"),
-                "a.yaml:5:23: groups[0].weights.format: 'int4' is not available in this version; "
-                "available: f32, bf16"},
-        Refused{"eco", group("weights: {residual: momentum}"),
-                "a.yaml:5:25: groups[0].weights.residual: 'momentum' is not available in this "
-                "version; available: "
-                "none, master"},
-        Refused{"block_scales", group("weights: {block: 128}"),
-                "a.yaml:5:15: groups[0].weights.block: is not available in this version, which has "
-                "the weight formats "
-                "f32 and bf16"}),
+    testing::Values(Refused{"hip", with("device: hip"),
+                            "a.yaml:2:9: device: 'hip' is not a device; known: cpu, cuda"},
+                    Refused{"zero_4", with("zero: {stage: 4}"),
+                            "a.yaml:2:15: zero.stage: '4' is not a ZeRO stage; known: 1, 2, 3 (did "
+                            "you mean '1'?)"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(Config, RefusesARuleItDoesNotKnow) {
@@ -502,7 +488,7 @@ groups:
     matrix: {period: 2}
   - match: b
     rule: {name: muon}
-    weights: {format: bf16, residual: master, rounding: stochastic}
+    weights: {format: bf16, residual: mantissa, rounding: stochastic}
     schedule: {decay_steps: 5}
   - match: c
     rule: {name: muon}
@@ -520,19 +506,51 @@ groups:
             "a.yaml:8:43: groups[0].weights.rounding: stochastic contradicts weights.format f32, "
             "where nothing is "
             "rounded\n"
-            "a.yaml:8:43: groups[0].weights.rounding: stochastic contradicts weights.residual "
-            "master, which already "
-            "keeps every bit\n"
             "a.yaml:9:22: groups[0].matrix.period: other than 1 needs matrix.mode periodic\n"
-            "a.yaml:12:57: groups[1].weights.rounding: stochastic contradicts weights.residual "
-            "master, which already "
-            "keeps every bit\n"
+            "a.yaml:12:59: groups[1].weights.rounding: stochastic contradicts weights.residual "
+            "mantissa, which keeps every bit\n"
             "a.yaml:13:29: groups[1].schedule.decay_steps: contradicts schedule.kind constant, "
             "which does not decay\n"
             "a.yaml:16:23: groups[2].schedule.final: contradicts schedule.kind constant, which "
             "does not decay\n"
             "a.yaml:19:61: groups[3].schedule.decay_steps: 10 is not after the end of warm-up (10 "
             "steps)");
+}
+
+TEST(Config, RefusesWeightsThatContradictThemselves) {
+  const auto of = [](const std::string& weights) {
+    return refusal("schema: 1\ngroups:\n  - match: a\n    rule: {name: muon}\n    weights: {" +
+                   weights + "}\n");
+  };
+  const std::string at = "a.yaml:5:";
+  EXPECT_EQ(of("format: fp7"),
+            at + "23: groups[0].weights.format: 'fp7' is not a weight format; known: f32, bf16, "
+                 "fp8_e4m3, fp8_e5m2, int8, int4");
+  EXPECT_EQ(of("residual: momentum"),
+            at + "25: groups[0].weights.residual: momentum contradicts weights.format f32, where "
+                 "nothing is lost");
+  EXPECT_EQ(of("block: 128"), at + "22: groups[0].weights.block: 128 contradicts weights.format "
+                                   "f32, which has no scales");
+  EXPECT_EQ(of("format: int8, scale: row, block: 32"),
+            at + "48: groups[0].weights.block: 32 contradicts weights.scale row");
+  EXPECT_EQ(of("format: int8, scale: block"),
+            at + "36: groups[0].weights.scale: block needs weights.block");
+  EXPECT_EQ(of("format: bf16, scale_format: pow2"),
+            at + "43: groups[0].weights.scale_format: pow2 contradicts weights.format bf16, which "
+                 "has no scales");
+  EXPECT_EQ(of("format: int8, residual: mantissa"),
+            at + "39: groups[0].weights.residual: mantissa keeps the bits that bf16 has not: "
+                 "weights.format bf16");
+  EXPECT_EQ(of("format: int8, eco: {kappa: blog}"),
+            at + "34: groups[0].weights.eco: is of weights.residual momentum (it is none)");
+  EXPECT_EQ(of("format: int8, residual: momentum, eco: {max_rel_correction: -0.5}"),
+            at + "75: groups[0].weights.eco.max_rel_correction: is 0 or more, or -1");
+  const std::string valid =
+      "format: fp8_e4m3, block: 128, rounding: stochastic, residual: momentum";
+  EXPECT_NO_THROW(
+      (void)parse_config("schema: 1\ngroups:\n  - match: a\n    rule: {name: muon}\n"
+                         "    weights: {" +
+                         valid + "}\n"));
 }
 
 // ---------------------------------------------------------------- YAML that a configuration does

@@ -5,14 +5,21 @@
 
 #include <cstring>
 #include <filesystem>
+#include <latch>
 #include <mutex>
 #include <orthrus/error.hpp>
 #include <tuple>
 
+#include "comm/core.hpp"
+#include "kernels/bf16.hpp"
 #include "kernels/cuda/devices.hpp"
 #include "modes_model.hpp"
 #include "runtime/engine.hpp"
 #include "support/far_backend.hpp"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
 
 namespace orthrus {
 namespace {
@@ -435,6 +442,198 @@ groups:
     ADD_FAILURE() << "nothing was thrown";
   } catch (const ConfigError& e) {
     EXPECT_NE(std::string(e.what()).find("'columns' has strides"), std::string::npos) << e.what();
+  }
+}
+
+// One rank has its tensors on the device, the other on the host: their replicas are compared.
+TEST(Device, ReplicasWithStridesAreComparedWhereverTheyAre) {
+  const Config config = parse_config(
+      "schema: 1\nchecks: collective\ngroups: [{match: '*', rule: {name: muon, lr: 0.1}, "
+      "weights: {format: bf16}}]\n");
+  run_thread_ranks(2, [&](Communicator& comm) {
+    FarBackend device;
+    Strided model;
+    auto parameters = model.parameters();
+    std::vector<std::vector<BFloat16>> weights(2);
+    std::vector<kernels::DeviceBuffer> copies;
+    for (std::size_t t = 0; t < 2; ++t) {
+      Parameter& p = parameters[t];
+      for (const float w : model.weights[t]) weights[t].push_back(kernels::to_bf16(w));
+      p.dtype = DType::bf16;
+      p.weights = weights[t].data();
+      if (comm.rank() == 1) continue;
+      const auto there = [&](const void* here, std::size_t bytes) {
+        device.copy(here, copies.emplace_back(device, bytes).data(), bytes);
+        return copies.back().data();
+      };
+      p.weights = there(p.weights, weights[t].size() * sizeof(BFloat16));
+      p.gradient = there(p.gradient, model.gradients[t].size() * sizeof(float));
+    }
+    device.wait();
+    ShardedOptimizer optimizer(std::make_unique<ShardedOptimizer::Impl>(
+        config, comm.duplicate("job"), parameters, DeviceChoice{}, far_seat()));
+    for (int s = 0; s < 3; ++s) EXPECT_NO_THROW(optimizer.step());
+  });
+}
+
+// An inverse that one rank cannot make stops all of them in the same step, by name.
+void expect_one_failed_inverse_to_stop_all(Config config, const Model& model,
+                                           const std::string& where) {
+  config.comm.timeout_s = 20;  // nobody waits for it
+  run_thread_ranks(3, [&](Communicator& comm) {
+    DeviceTrainer trainer(model, {.ranks = 3}, comm.rank(), comm.rank(), 3);
+    FarBackend* device = nullptr;
+    ShardedOptimizer optimizer(std::make_unique<ShardedOptimizer::Impl>(
+        config, comm.duplicate("job"), trainer.parameters, DeviceChoice{}, far_seat(&device)));
+    trainer.backward(1);
+    EXPECT_FALSE(optimizer.step().skipped);
+    device->refuses_inverses = comm.rank() == 1;
+    trainer.backward(2);
+    try {
+      optimizer.step();
+      ADD_FAILURE() << where << ": nothing was thrown";
+    } catch (const NumericError& e) {
+      EXPECT_EQ(e.exit_code(), ExitCode::numeric);
+      const std::string what = e.what();
+      EXPECT_NE(what.find("step 2: the update of groups[0]"), std::string::npos) << where << what;
+      EXPECT_NE(what.find("is not finite"), std::string::npos) << where << what;
+    }
+    EXPECT_THROW(optimizer.step(), Error) << "no step follows";
+  });
+}
+
+TEST(Device, AnInverseThatFailsOnOneRankStopsAll) {
+  const Model model = modes::held_model();
+  for (const ModeCase& mode : {modes::owner, modes::exchange, modes::gather, modes::gram}) {
+    for (const char* extra : {"", "checks: collective\n", "zero: {stage: 3}\n"}) {
+      Config config = modes::held_config(mode, Along::none, extra);
+      for (GroupConfig& g : config.groups) g.lmo.coefficients = "rational";
+      expect_one_failed_inverse_to_stop_all(config, model, modes::label(mode) + extra);
+    }
+  }
+  const modes::LinkProfile links(true);
+  expect_one_failed_inverse_to_stop_all(modes::lone_config(links, 3),
+                                        modes::lone_model("gaussian", 12, 40), "shared terms");
+}
+
+/// Calls of a thread that are on their way.
+thread_local int calls_on_their_way = 0;
+
+/// Counts them.
+class Counted final : public CommunicatorBackend {
+ public:
+  explicit Counted(std::unique_ptr<CommunicatorBackend> inner) : inner_(std::move(inner)) {}
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  const char* kind() const override { return inner_->kind(); }
+  Done all_reduce(Span data, ReduceOp op) override { return count(inner_->all_reduce(data, op)); }
+  Done reduce_scatter(ConstSpan send, std::span<const Index> counts, Span recv) override {
+    return count(inner_->reduce_scatter(send, counts, recv));
+  }
+  Done all_gather(ConstSpan send, std::span<const Index> counts, Span recv) override {
+    return count(inner_->all_gather(send, counts, recv));
+  }
+  Done broadcast(Span data, int root) override { return count(inner_->broadcast(data, root)); }
+  Done reduce(ConstSpan send, Span recv, ReduceOp op, int root) override {
+    return count(inner_->reduce(send, recv, op, root));
+  }
+  Done all_to_all(ConstSpan send, std::span<const Index> send_counts, Span recv,
+                  std::span<const Index> recv_counts, Index limit) override {
+    return count(inner_->all_to_all(send, send_counts, recv, recv_counts, limit));
+  }
+  Done send(ConstSpan data, int to, int tag) override { return count(inner_->send(data, to, tag)); }
+  Done receive(Span data, int from, int tag) override {
+    return count(inner_->receive(data, from, tag));
+  }
+  Done barrier() override { return count(inner_->barrier()); }
+  Done copy(ConstSpan from, Span to) override { return count(inner_->copy(from, to)); }
+  std::unique_ptr<CommunicatorBackend> split(int color, int key) override {
+    return std::make_unique<Counted>(inner_->split(color, key));
+  }
+  std::unique_ptr<CommunicatorBackend> duplicate() override {
+    return std::make_unique<Counted>(inner_->duplicate());
+  }
+
+ private:
+  struct Call final : Request::State {
+    explicit Call(Done d) : done(std::move(d)) { ++calls_on_their_way; }
+    ~Call() override { --calls_on_their_way; }
+    bool test() override { return done->test(); }
+    bool wait(double timeout_s) override { return done->wait(timeout_s); }
+    Done done;
+  };
+  static Done count(Done done) {
+    if (done != nullptr) done = Done(new Call(std::move(done)));
+    return done;
+  }
+
+  std::unique_ptr<CommunicatorBackend> inner_;
+};
+
+// A call that is given up leaves its buffers to the process.
+#ifdef __SANITIZE_ADDRESS__
+using LeftToTheProcess = __lsan::ScopedDisabler;
+#else
+struct LeftToTheProcess {
+  LeftToTheProcess() {}
+};
+#endif
+
+// A rank is gone. CUDA frees memory when all kernels have ended, NCCL's among them: when the others
+// let go of their optimizers, or their trainers of tensors, no call may be on its way.
+TEST(Device, CallsAreLetGoBeforeMemoryIs) {
+  const Model model = modes::held_model();
+  for (const char* extra : {"", "zero: {stage: 3}\n", "zero: {stage: 1}\n"}) {
+    for (const bool in_step : {true, false}) {
+      Config config = modes::held_config(modes::exchange, Along::none, extra);
+      config.comm.bucket_bytes = 2048;  // several are on their way
+      config.comm.timeout_s = 0.3;
+      std::latch over{1};
+      run_thread_ranks(2, [&](Communicator& comm) {
+        const LeftToTheProcess abandoned;
+        DeviceTrainer trainer(model, {.ranks = 2}, comm.rank(), comm.rank(), 2);
+        FarBackend* device = nullptr;
+        const auto seat = [&](const Config&, const DeviceChoice&, Communicator& world) {
+          auto backend = std::make_unique<FarBackend>();
+          device = backend.get();
+          const Communicator staged = comm::staged(world, std::make_shared<FarCopies>(*backend));
+          runtime::Seat made;
+          made.payload.emplace(std::make_unique<Counted>(comm::Core::body_of(staged).duplicate()),
+                               staged.options());
+          made.backend = std::move(backend);
+          return made;
+        };
+        int frees = 0, early = 0, most = 0;
+        {
+          ShardedOptimizer optimizer(std::make_unique<ShardedOptimizer::Impl>(
+              config, comm.duplicate("job"), trainer.parameters, DeviceChoice{}, seat));
+          device->before_free = [&] {
+            ++frees;
+            early += calls_on_their_way > 0 ? 1 : 0;
+          };
+          trainer.backward(1);
+          optimizer.step();
+          EXPECT_EQ(calls_on_their_way, 0);
+          if (comm.rank() == 0) {
+            trainer.backward(2);
+            for (int id = static_cast<int>(trainer.parameters.size()) - 1; id >= 0; --id) {
+              optimizer.gradient_ready(id);
+              most = std::max(most, calls_on_their_way);
+            }
+            if (in_step) {
+              EXPECT_THROW(optimizer.step(), CommError);
+              EXPECT_EQ(calls_on_their_way, 0) << "the trainer may free what it likes";
+            }
+            EXPECT_GT(most, 0);
+          } else {
+            over.wait();
+          }
+        }
+        if (comm.rank() == 0) over.count_down();
+        EXPECT_GT(frees, 0);
+        EXPECT_EQ(early, 0) << extra << in_step;
+      });
+    }
   }
 }
 

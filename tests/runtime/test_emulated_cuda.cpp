@@ -1,10 +1,16 @@
 // The walk of a step on the CUDA backend's own sources, run by the stand-in of tests/emulated_cuda:
 // what their kernels do with the views a runtime gives them. One rank: the stand-in is one device.
+#include <cuda_runtime.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "comm/staged.hpp"
+#include "kernels/device_memory.hpp"
 #include "kernels/devices.hpp"
+#include "kernels/gram.hpp"
+#include "kernels/msign.hpp"
 #include "modes_model.hpp"
+#include "optim/lmo.hpp"
 #include "runtime/engine.hpp"
 
 namespace orthrus {
@@ -46,10 +52,12 @@ struct Outcome {
   std::vector<std::vector<float>> weights;
   std::map<std::string, ShardedOptimizer::StateTensor> state;
   StepReport last;
+  std::vector<std::string> notices;  ///< of each step
+  long graphs = 0;                   ///< launched in the last step
 };
 
-/// Three steps on one rank, whose tensors are the host's.
-Outcome train(const Config& config, const Model& model, bool on_cuda) {
+/// Some steps on one rank, whose tensors are the host's.
+Outcome train(const Config& config, const Model& model, bool on_cuda, std::int64_t steps = 3) {
   Outcome outcome;
   outcome.weights = model.weights;
   modes::Trainer trainer(model, 0, 1);
@@ -63,13 +71,16 @@ Outcome train(const Config& config, const Model& model, bool on_cuda) {
       on_cuda ? ShardedOptimizer(std::make_unique<ShardedOptimizer::Impl>(
                     config, self_communicator(), trainer.parameters, DeviceChoice{}, seat))
               : ShardedOptimizer(config, self_communicator(), trainer.parameters);
-  for (std::int64_t s = 1; s <= 3; ++s) {
+  for (std::int64_t s = 1; s <= steps; ++s) {
     for (std::int64_t k = 0; k < config.train.micro_batches; ++k) {
       optimizer.micro_batch(k);
       trainer.backward(s + k);
       for (int id = 0; id < std::ssize(trainer.parameters); ++id) optimizer.gradient_ready(id);
     }
+    const long before = emulated_cuda::counts().graphs;
     outcome.last = optimizer.step();
+    outcome.graphs = emulated_cuda::counts().graphs - before;
+    outcome.notices.push_back(outcome.last.notice);
     EXPECT_FALSE(outcome.last.skipped) << outcome.last.skip_reason;
   }
   for (int id = 0; id < std::ssize(trainer.parameters); ++id) {
@@ -126,6 +137,176 @@ TEST_P(EmulatedCuda, StepsAsTheCpuDoes) {
     if (name.find("row_second_moment") != std::string::npos) continue;
     EXPECT_EQ(found.state.at(name).values, tensor.values) << name;
   }
+}
+
+// ---- nothing is waited for
+// ------------------------------------------------------------------------
+
+struct Asked {
+  long waits, launches;
+};
+/// What f asks of the device the second time: the first time scratch grows.
+template <class F>
+Asked asked_by(F f) {
+  f();
+  const emulated_cuda::Counts before = emulated_cuda::counts();
+  f();
+  return {emulated_cuda::counts().waits - before.waits,
+          emulated_cuda::counts().launches - before.launches};
+}
+
+/// Floats in a device's memory.
+kernels::DeviceBuffer placed(kernels::Backend& device, const zoo::Dense<float>& x) {
+  kernels::DeviceBuffer buffer(device, x.data.size() * sizeof(float));
+  device.copy(x.data.data(), buffer.data(), buffer.bytes());
+  device.wait();
+  return buffer;
+}
+MatrixView view(const kernels::DeviceBuffer& buffer, Index rows, Index cols) {
+  return matrix_view(static_cast<float*>(buffer.data()), rows, cols);
+}
+
+TEST(NothingIsWaitedFor, InMsign) {
+  const auto device = kernels::open_cuda_on(0, {});
+  const auto iterations =
+      kernels::first_iterations(*kernels::find_coefficients("polar_express_101"), 5);
+  struct Case {
+    Index rows, cols;
+    DType dtype;
+    bool gram;  ///< are some iterations done on XXᵀ?
+  };
+  for (const Case& c : {Case{24, 40, DType::f32, false}, Case{41, 23, DType::bf16, false},
+                        Case{64, 130, DType::f32, true}, Case{256, 1024, DType::bf16, true},
+                        Case{12, 9, DType::f64, false}}) {
+    for (const double size : {1.0, 0.0, 1e-30}) {
+      if (c.rows == 256 && size != 1) continue;  // it takes its time
+      const zoo::Dense<float> g =
+          zoo::cast<float>(zoo::scaled(zoo::gaussian(c.rows, c.cols, 1), size));
+      const kernels::DeviceBuffer x = placed(*device, g);
+      const kernels::MsignOptions options{c.dtype, kernels::EpsMode::add, 1e-7};
+      ASSERT_EQ(kernels::msign_gram_products(c.rows, c.cols, iterations, options) > 0, c.gram);
+      const kernels::DeviceBuffer work(
+          *device, kernels::msign_workspace_bytes(c.rows, c.cols, DType::f32, options));
+      const Asked asked = asked_by([&] {
+        kernels::msign(view(x, c.rows, c.cols), iterations, 1.01, options, work.span(), *device);
+      });
+      EXPECT_EQ(asked.waits, 0) << c.rows << "x" << c.cols << " " << size;
+      EXPECT_GT(asked.launches, 15);  // five iterations of three products
+    }
+  }
+}
+
+TEST(NothingIsWaitedFor, InGramPolynomials) {
+  const auto device = kernels::open_cuda_on(0, {});
+  const auto iterations = kernels::first_iterations(*kernels::find_coefficients("jordan"), 5);
+  constexpr Index m = 20;
+  const kernels::DeviceBuffer r = placed(*device, zoo::cast<float>(zoo::flat(m, m, 1)));
+  const kernels::DeviceBuffer q(*device, r.bytes());
+  const kernels::DeviceBuffer squares(*device, m * sizeof(double));
+  const kernels::DeviceBuffer work(*device,
+                                   kernels::gram_polynomial_workspace_bytes(m, iterations));
+  const Asked asked = asked_by([&] {
+    kernels::gram_polynomial(view(r, m, m), iterations, {}, view(q, m, m),
+                             {static_cast<double*>(squares.data()), m}, work.span(), *device);
+  });
+  EXPECT_EQ(asked.waits, 0);
+  EXPECT_GT(asked.launches, 15);
+}
+
+// Every norm there is; the sums that they divide by have the CPU's bits.
+TEST(NothingIsWaitedFor, InAnyLmo) {
+  const auto device = kernels::open_cuda_on(0, {});
+  const auto cpu = kernels::open_backend("cpu");
+  for (const optim::NormRow& row : optim::norms()) {
+    for (const double size : {1.0, 0.0, 1e-30}) {
+      LmoConfig config;
+      config.norm = std::string(row.name);
+      const optim::Lmo lmo(config, {.on_host = false});
+      ASSERT_FALSE(lmo.waits(13)) << row.name;
+      const zoo::Dense<float> g = zoo::cast<float>(zoo::scaled(zoo::gaussian(13, 30, 1), size));
+      const kernels::DeviceBuffer x = placed(*device, g);
+      const kernels::DeviceBuffer work(*device, lmo.workspace_bytes(13, 30));
+      const kernels::DeviceBuffer work_here(*cpu, lmo.workspace_bytes(13, 30));
+      zoo::Dense<float> expected = g;
+      zoo::Dense<float> found = g;
+      const Asked asked = asked_by([&] {
+        lmo(view(x, 13, 30), work.span(), *device);
+        lmo(expected.view(), work_here.span(), *cpu);
+      });
+      EXPECT_EQ(asked.waits, 0) << row.name;
+      EXPECT_GT(asked.launches, 0) << row.name;
+      device->copy(x.data(), found.data.data(), x.bytes());
+      device->wait();
+      if (!row.orthogonalizes) {
+        EXPECT_EQ(found.data, expected.data) << row.name << " " << size;
+      }
+    }
+  }
+}
+
+// ---- graphs
+// ----------------------------------------------------------------------------------------
+
+class EmulatedGraphs : public testing::TestWithParam<std::pair<ModeCase, const char*>> {};
+INSTANTIATE_TEST_SUITE_P(Modes, EmulatedGraphs,
+                         testing::Values(std::pair{modes::owner, "checks: collective\n"},
+                                         std::pair{modes::exchange, "zero: {stage: 1}\n"},
+                                         std::pair{modes::gather, "zero: {stage: 3}\n"}),
+                         [](const auto& info) { return modes::label(info.param.first); });
+
+TEST_P(EmulatedGraphs, GiveTheBitsOfDirectLaunches) {
+  const auto& [mode, extra] = GetParam();
+  const Model model = modes::held_model();
+  Config config = modes::held_config(mode, Along::none, extra);
+  const Outcome direct = train(config, model, true, 4);
+  config.cuda.graph = true;
+  const Outcome replayed = train(config, model, true, 4);
+  EXPECT_EQ(direct.graphs, 0);
+  EXPECT_EQ(replayed.graphs, replayed.last.matrices) << "one launch per LMO";
+  EXPECT_EQ(replayed.weights, direct.weights);
+  for (const auto& [name, tensor] : direct.state) {
+    EXPECT_EQ(replayed.state.at(name).values, tensor.values) << name;
+  }
+  EXPECT_THAT(replayed.notices, testing::Each(testing::IsEmpty()));
+}
+
+// The inverses of a rational function are the host's: it is launched as ever, and nothing fails.
+TEST(EmulatedGraph, LeavesRationalFunctionsAsTheyAre) {
+  const Model model = modes::held_model();
+  Config config = modes::held_config(modes::owner, Along::none);
+  for (GroupConfig& g : config.groups) g.lmo.coefficients = "rational";
+  const Outcome direct = train(config, model, true, 4);
+  config.cuda.graph = true;
+  const Outcome replayed = train(config, model, true, 4);
+  EXPECT_EQ(replayed.graphs, 0);
+  EXPECT_EQ(replayed.weights, direct.weights);
+  EXPECT_THAT(replayed.notices, testing::Each(testing::IsEmpty()));
+}
+
+TEST(EmulatedGraph, ThatCannotBeRecordedIsSaidOnceAndChangesNothing) {
+  const Model model = modes::held_model();
+  Config config = modes::held_config(modes::owner, Along::none);
+  const Outcome direct = train(config, model, true, 4);
+  config.cuda.graph = true;
+  emulated_cuda::captures_fail() = true;
+  const Outcome found = train(config, model, true, 4);
+  emulated_cuda::captures_fail() = false;
+  EXPECT_EQ(found.graphs, 0);
+  EXPECT_EQ(found.weights, direct.weights);
+  EXPECT_EQ(found.notices[0], "") << "nothing is recorded in the first step";
+  EXPECT_THAT(found.notices[1],
+              testing::AllOf(testing::StartsWith("cuda.graph: an LMO could not be recorded"),
+                             testing::HasSubstr("cudaStreamEndCapture")));
+  EXPECT_EQ(found.notices[2] + found.notices[3], "");
+}
+
+TEST(EmulatedGraph, IsIgnoredOnTheCpuWithOneNotice) {
+  const Model model = modes::held_model();
+  Config config = modes::held_config(modes::owner, Along::none);
+  config.cuda.graph = true;
+  const Outcome outcome = train(config, model, false);
+  EXPECT_THAT(outcome.notices[0], testing::StartsWith("cuda.graph is ignored: device cpu"));
+  EXPECT_EQ(outcome.notices[1] + outcome.notices[2], "");
 }
 
 }  // namespace

@@ -32,6 +32,12 @@ struct CommConfig {
   friend bool operator==(const CommConfig&, const CommConfig&) = default;
 };
 
+/// `cuda:` what only that device heeds.
+struct CudaConfig {
+  bool graph = false;  ///< the LMO of a whole matrix is recorded once, and launched as one
+  friend bool operator==(const CudaConfig&, const CudaConfig&) = default;
+};
+
 /// `groups[].matrix:` how a matrix meets its shards.
 struct MatrixConfig {
   std::string mode = "auto";     ///< auto, or one of optim::Mode
@@ -96,6 +102,7 @@ struct Config {
   std::string name = "run";
   std::uint64_t seed = 1;
   std::string device = "cpu";
+  CudaConfig cuda;
   std::string profile = "default-cpu";  ///< machine the planner predicts for: a name, or a file
   std::int64_t memory_cap = 0;          ///< bytes per rank over all planned categories; 0: none
   MeshConfig mesh;

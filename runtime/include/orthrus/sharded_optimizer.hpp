@@ -9,6 +9,7 @@
 #include <orthrus/communicator.hpp>
 #include <orthrus/config.hpp>
 #include <orthrus/dtype.hpp>
+#include <orthrus/quantized.hpp>
 #include <orthrus/stream.hpp>
 #include <span>
 #include <string>
@@ -76,6 +77,7 @@ struct Parameter {
   GradientState gradient_state = GradientState::local;
   std::vector<LogicalMatrix> views;  ///< empty: what the group's `split` says, else one matrix
   Sharding sharding;                 ///< with `GradientState::shard`
+  bool f32_only = false;             ///< a group whose `weights.format` rounds is refused
 };
 
 /// Milliseconds of one step on this rank, in the order of the walk.
@@ -90,6 +92,22 @@ struct StepTimes {
   double total = 0;
 };
 
+/// What rounding weights did in one step to a group, over all ranks; measured every
+/// `telemetry.every_steps` steps, else as it was.
+struct RoundingReport {
+  std::int64_t step = 0;  ///< when it was measured; 0: never
+  /// rms of ηU / distance of neighbouring codes around a typical weight.
+  double step_over_grid = 0;
+  /// ECO: norm of what is to go into the momentum, before its guard / norm of the momentum.
+  double relative_correction = 0;
+  double residual_rms = 0;     ///< of W̃ − Ŵ
+  std::int64_t saturated = 0;  ///< weights beyond the largest code
+  /// ECO with a step whose length does not depend on the momentum's: has the regime been left in
+  /// which rounding averages out (step_over_grid < (1 − β)/2, or relative_correction >
+  /// 0.7·√(1 − β²))? It stays so once it was.
+  bool out_of_regime = false;
+};
+
 /// What one step did.
 struct StepReport {
   std::int64_t step = 0;
@@ -102,6 +120,10 @@ struct StepReport {
   std::vector<double> update_rms;      ///< per group, over all ranks, without lr
   std::vector<double> gradient_norm;   ///< per group, before clipping
   double lr_multiplier = 1;
+  std::vector<RoundingReport> rounding;  ///< per group
+  /// What this rank cannot do as configured, and does otherwise; said once, in the step that showed
+  /// it. Mostly empty.
+  std::string notice;
   StepTimes ms;
 };
 
@@ -193,6 +215,15 @@ class ShardedOptimizer {
     std::vector<float> values;
   };
   [[nodiscard]] std::map<std::string, StateTensor> gather_state();
+  /// Quantized weights as they travel: name → codes and scales of the whole parameter, on rank 0
+  /// (empty elsewhere). Collective; counted as setup traffic.
+  struct CodesTensor {
+    Grid grid;
+    Index rows = 0, cols = 0;      ///< scales are of rows of so many weights
+    std::vector<std::byte> codes;  ///< rows of `code_pitch(grid.format, cols)` bytes
+    std::vector<float> scales;     ///< `scale_rows` × `scale_cols`
+  };
+  [[nodiscard]] std::map<std::string, CodesTensor> gather_codes();
 
   struct Impl;
   /// Ours: for tests that bring a device of their own.

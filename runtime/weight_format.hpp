@@ -1,0 +1,69 @@
+#pragma once
+/// @file
+/// WeightFormat: how the weights of a group rest between steps, and travel: elements of a dtype, or
+/// codes and scales.
+
+#include <optional>
+#include <orthrus/config.hpp>
+#include <orthrus/dtype.hpp>
+#include <orthrus/quantized.hpp>
+#include <orthrus/view.hpp>
+#include <string>
+#include <string_view>
+
+#include "kernels/region.hpp"
+
+namespace orthrus::runtime {
+
+/// What becomes of what rounding takes from the weights (`weights.residual`).
+enum class Residual : std::uint8_t {
+  none,      ///< forgotten
+  momentum,  ///< pulled back into the momentum (ECO)
+  master,    ///< f32 weights are kept beside
+  mantissa   ///< bf16: the low 16 bits are kept beside, which is all of it
+};
+
+struct WeightFormat {
+  DType dtype = DType::f32;  ///< of elements, where there is no grid
+  std::optional<Grid> grid;
+
+  [[nodiscard]] bool quantized() const noexcept { return grid.has_value(); }
+  /// What its pieces are counted in on the wire: elements, or bytes.
+  [[nodiscard]] DType unit() const noexcept { return quantized() ? DType::u8 : dtype; }
+  /// Units of a rows×cols piece. Quantized: codes row after row, up to a multiple of 4 bytes, then
+  /// scales.
+  [[nodiscard]] Index units(Index rows, Index cols) const noexcept;
+  [[nodiscard]] std::size_t bytes(Index rows, Index cols) const noexcept {
+    return static_cast<std::size_t>(units(rows, cols)) * bytes_of(unit());
+  }
+  /// Such a piece. @pre quantized, `piece` is a multiple of 4
+  [[nodiscard]] QuantizedView view(void* piece, Index rows, Index cols) const noexcept;
+  [[nodiscard]] Index scale_count(Index rows, Index cols) const noexcept {
+    return quantized() ? scale_rows(*grid, rows) * scale_cols(*grid, cols) : 0;
+  }
+  /// The scales of `piece` among those of a parameter whose rows are `line` long, row-major.
+  /// @pre quantized
+  [[nodiscard]] Region scale_region(const Region& piece, Index line) const noexcept;
+
+  /// "bf16", "fp8_e4m3/row", "int4/block32/pow2".
+  [[nodiscard]] std::string name() const;
+  /// The inverse of `name`.
+  static std::optional<WeightFormat> named(std::string_view name);
+
+  friend bool operator==(const WeightFormat&, const WeightFormat&) = default;
+};
+
+WeightFormat weight_format(const WeightsConfig& config);
+Residual residual_of(const WeightsConfig& config);
+
+/// A block of a quantized matrix; with Extent::block `col` begins a block.
+QuantizedView block(const QuantizedView& v, const Grid& grid, Index row, Index rows, Index col,
+                    Index cols) noexcept;
+/// The scales of a quantized matrix as a matrix.
+inline MatrixView scales_of(const QuantizedView& v, const Grid& grid) noexcept {
+  const Index rows = scale_rows(grid, v.rows);
+  const Index cols = scale_cols(grid, v.cols);
+  return {v.scales, rows, cols, v.scale_pitch == 0 ? cols : v.scale_pitch, DType::f32};
+}
+
+}  // namespace orthrus::runtime

@@ -1,0 +1,507 @@
+// How weights rest: W in f32 for an update, what they are rounded to, what travels; and ECO, where
+// what rounding took goes into the momentum.
+#include <algorithm>
+#include <cmath>
+#include <orthrus/error.hpp>
+
+#include "kernels/device_memory.hpp"
+#include "optim/matrix_function.hpp"
+#include "optim/schedule.hpp"
+#include "runtime/engine.hpp"
+
+namespace orthrus {
+
+using runtime::block;
+using runtime::Residual;
+using runtime::row;
+using runtime::scales_of;
+
+namespace {
+
+/// Rows that are one panel of weights that are rounded one after the other.
+Index rows_at_a_time(Index rows, Index cols) {
+  return std::clamp<Index>((Index{1} << 16) / std::max<Index>(cols, 1), 1,
+                           std::max<Index>(rows, 1));
+}
+
+}  // namespace
+
+/// Where the weights of a segment rest, when they rest as a matrix of their format: in a shard, or
+/// densely in the trainer's buffer. Empty where neither is so.
+MatrixView ShardedOptimizer::Impl::weights_of(const runtime::OwnSegment& own) {
+  const runtime::Bucket& bucket = plan_.buckets[own.bucket];
+  if (bucket.weights.quantized()) return {};
+  const DType format = bucket.weights.dtype;
+  const Parameter& p = parameter_of(own);
+  const auto place = [&](void* data, Index first, Index ld) {
+    return MatrixView{
+        static_cast<std::byte*>(data) + static_cast<std::size_t>(first) * bytes_of(format),
+        own.rows, own.cols, ld, format};
+  };
+  if (bucket.held) return place(p.weights, own.here.first, own.here.distance);
+  if (plan_.weights_sharded()) {
+    return place(working_set_->piece(own.bucket, own.segment), 0, own.cols);
+  }
+  const auto& shape = plan_.parameters[static_cast<std::size_t>(own.segment.parameter)];
+  if (p.dtype != format || !runtime::is_contiguous(shape)) return {};
+  return place(p.weights, own.region().first, own.region().distance);
+}
+
+/// The codes of a segment, where they rest.
+QuantizedView ShardedOptimizer::Impl::codes_of(const runtime::OwnSegment& own) {
+  const runtime::WeightFormat& format = plan_.buckets[own.bucket].weights;
+  if (!format.quantized() || !plan_.weights_sharded()) return {};
+  return format.view(working_set_->piece(own.bucket, own.segment), own.rows, own.cols);
+}
+
+/// Where the trainer has the weights of a panel, densely.
+MatrixView ShardedOptimizer::Impl::trainers_weights(const runtime::OwnSegment& own,
+                                                    const runtime::Panel& panel) {
+  const Parameter& p = parameter_of(own);
+  const Region r = region_of(own, panel);
+  return {
+      static_cast<std::byte*>(p.weights) + static_cast<std::size_t>(r.first) * bytes_of(p.dtype),
+      r.rows, r.cols, r.distance, p.dtype};
+}
+
+/// A panel as a region of its parameter.
+Region ShardedOptimizer::Impl::region_of(const runtime::OwnSegment& own,
+                                         const runtime::Panel& panel) {
+  const Region& r = own.region();
+  return {r.first + panel.row * r.distance + panel.col, panel.rows, panel.cols, r.distance};
+}
+
+/// W of a panel in f32: where it is, if it is f32 there; else beside.
+MatrixView ShardedOptimizer::Impl::open_weights(const runtime::OwnSegment& own,
+                                                const runtime::Panel& panel) {
+  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
+  if (group.master) return runtime::block(own.master, panel);
+  const runtime::WeightFormat& format = group.format;
+  const MatrixView wide{widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
+  if (const QuantizedView codes = codes_of(own); codes.codes != nullptr) {
+    backend_->dequantize(block(codes, *format.grid, panel.row, panel.rows, panel.col, panel.cols),
+                         *format.grid, wide);
+    return wide;
+  }
+  const MatrixView rest = weights_of(own);
+  if (rest.data != nullptr && rest.dtype == DType::f32) return runtime::block(rest, panel);
+  if (group.residual == Residual::mantissa) {
+    MatrixView high{narrowed_.data(), panel.rows, panel.cols, panel.cols, DType::bf16};
+    if (rest.data != nullptr) {
+      high = runtime::block(rest, panel);
+    } else {
+      read_trainer(own, panel, high);
+    }
+    backend_->merge_f32(high, runtime::block(own.low, panel), wide);
+  } else if (rest.data != nullptr) {
+    backend_->convert(runtime::block(rest, panel), 1, wide);
+  } else {
+    read_trainer(own, panel, wide);
+  }
+  return wide;
+}
+
+/// to ← a panel of the trainer's weights. @param to  dense
+void ShardedOptimizer::Impl::read_trainer(const runtime::OwnSegment& own,
+                                          const runtime::Panel& panel, MatrixView to) {
+  runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
+                parameter_of(own).weights, parameter_of(own).dtype, region_of(own, panel),
+                {to.data, to.size(), to.dtype}, *backend_);
+}
+
+/// Which bits round the elements of a panel stochastically: of the parameter's elements, whoever
+/// has them.
+kernels::Rounding ShardedOptimizer::Impl::rounding_of(const runtime::OwnSegment& own,
+                                                      const runtime::Panel& panel) const {
+  const Region region = region_of(own, panel);
+  kernels::Rounding rounding;
+  rounding.stochastic = plan_.groups[static_cast<std::size_t>(own.group)].stochastic;
+  rounding.seed = config_.seed;
+  rounding.stream_id = static_cast<std::uint64_t>(own.segment.parameter);
+  rounding.step = static_cast<std::uint64_t>(steps_);
+  rounding.first_element = region.first;
+  rounding.row_distance = region.distance;
+  return rounding;
+}
+
+/// Line 7: rounded to the format they rest in. @return E = W̃ − Ŵ in f32 where ECO or codes need
+/// it, until the next panel is opened; else empty.
+MatrixView ShardedOptimizer::Impl::close_weights(const runtime::OwnSegment& own,
+                                                 const runtime::Panel& panel, MatrixView wide) {
+  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
+  if (group.format.quantized()) return close_codes(own, panel, wide);
+  const MatrixView rest = weights_of(own);
+  const DType format = group.format.dtype;
+  MatrixView to{narrowed_.data(), panel.rows, panel.cols, panel.cols, format};
+  if (rest.data != nullptr) to = runtime::block(rest, panel);
+  if (to.data == wide.data) return {};
+  if (group.residual == Residual::mantissa) {
+    backend_->split_f32(wide, to, runtime::block(own.low, panel));
+  } else if (!group.stochastic) {
+    backend_->convert(wide, 1, to);
+  } else {
+    const kernels::Rounding r = rounding_of(own, panel);
+    for (Index i = 0; i < panel.rows; ++i) {
+      const runtime::Panel line{i, 1, 0, panel.cols};
+      backend_->round_stochastic(runtime::block(wide, line), runtime::block(to, line), r.seed,
+                                 r.stream_id, r.step, r.first_element + i * r.row_distance);
+    }
+  }
+  if (rest.data == nullptr) {
+    runtime::unpack({to.data, to.size(), format},
+                    plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
+                    parameter_of(own).weights, parameter_of(own).dtype, region_of(own, panel),
+                    *backend_);
+  }
+  if (!group.feeds_back()) return {};
+  const std::size_t used =
+      rest.data != nullptr
+          ? 0
+          : runtime::Arena::rounded(static_cast<std::size_t>(to.size()) * bytes_of(format));
+  const MatrixView rounded{narrowed_.data() + used, panel.rows, panel.cols, panel.cols, DType::f32};
+  backend_->convert(to, 1, rounded);
+  if (measures_) {
+    measured(own).weights += backend_->sum_squares(wide);
+    measured(own).elements += static_cast<double>(wide.size());
+  }
+  backend_->axpby(-1, rounded, 1, wide);
+  if (measures_) measured(own).residual += backend_->sum_squares(wide);
+  return wide;
+}
+
+/// The same to codes and scales: a row's largest weight decides its scale, then W = code·scale + E.
+MatrixView ShardedOptimizer::Impl::close_codes(const runtime::OwnSegment& own,
+                                               const runtime::Panel& panel, MatrixView wide) {
+  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
+  const Grid& grid = *group.format.grid;
+  MatrixView w = wide;
+  if (group.master) {
+    w = {widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
+    backend_->convert(wide, 1, w);
+  }
+  QuantizedView codes = codes_of(own);
+  const bool rest_as_codes = codes.codes != nullptr;
+  if (rest_as_codes) {
+    codes = block(codes, grid, panel.row, panel.rows, panel.col, panel.cols);
+  } else {
+    codes = beside(own, panel);
+  }
+  const MatrixView scales = scales_of(codes, grid);
+  backend_->abs_maxima(w, grid, scales);
+  backend_->scales_from_maxima(grid, scales);
+  if (measures_) measure_rounding(own, w, grid, scales);
+  backend_->quantize(w, grid, rounding_of(own, panel), codes);
+  if (measures_) measured(own).residual += backend_->sum_squares(w);
+  if (!rest_as_codes) backend_->dequantize(codes, grid, trainers_weights(own, panel));
+  return w;
+}
+
+/// Codes of a panel on their way, with the scales that are kept of them.
+QuantizedView ShardedOptimizer::Impl::beside(const runtime::OwnSegment& own,
+                                             const runtime::Panel& panel) {
+  const Grid& grid = *plan_.groups[static_cast<std::size_t>(own.group)].format.grid;
+  const bool blocks = grid.extent == Grid::Extent::block;
+  auto* const scales = static_cast<float*>(own.scales.data);
+  if (grid.extent == Grid::Extent::tensor) {
+    return {narrowed_.data(), code_pitch(grid.format, panel.cols), scales, 0, panel.rows,
+            panel.cols};
+  }
+  return {narrowed_.data(),
+          code_pitch(grid.format, panel.cols),
+          scales + panel.row * own.scales.ld + (blocks ? panel.col / grid.block : 0),
+          own.scales.ld,
+          panel.rows,
+          panel.cols};
+}
+
+/// The weights of a segment as they travel. Ŵ is code·scale: rounded to the nearest with the same
+/// scale it is that code again.
+void ShardedOptimizer::Impl::write_piece(const runtime::OwnSegment& own, void* piece) {
+  const runtime::WeightFormat& format = plan_.buckets[own.bucket].weights;
+  if (!format.quantized()) {
+    return read_weights(own, {piece, own.rows, own.cols, own.cols, format.dtype});
+  }
+  if (own.size() == 0) return;
+  if (plan_.weights_sharded()) {
+    return backend_->copy(working_set_->piece(own.bucket, own.segment), piece,
+                          format.bytes(own.rows, own.cols));
+  }
+  const QuantizedView codes = format.view(piece, own.rows, own.cols);
+  backend_->convert(own.scales, 1, scales_of(codes, *format.grid));
+  for_each_block(own, [&](const runtime::Panel& p) {
+    const MatrixView w{widened_.data(), p.rows, p.cols, p.cols, DType::f32};
+    backend_->convert(trainers_weights(own, p), 1, w);
+    backend_->quantize(w, *format.grid, {},
+                       block(codes, *format.grid, p.row, p.rows, p.col, p.cols));
+  });
+}
+
+/// The weights of a segment as the trainer has them. @param to  dense
+void ShardedOptimizer::Impl::read_weights(const runtime::OwnSegment& own, MatrixView to) {
+  if (const QuantizedView codes = codes_of(own); codes.codes != nullptr) {
+    return backend_->dequantize(codes, *plan_.buckets[own.bucket].weights.grid, to);
+  }
+  if (rests(plan_.buckets[own.bucket])) {
+    backend_->convert(weights_of(own), 1, to);
+  } else {
+    read_trainer(own, {0, own.rows, 0, own.cols}, to);
+  }
+}
+
+/// What is kept beside rounded weights, from those the trainer was constructed with.
+void ShardedOptimizer::Impl::keep_beside(runtime::OwnSegment& own) {
+  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
+  const bool held = plan_.buckets[own.bucket].held;
+  const auto read = [&](MatrixView to) {
+    held ? read_weights(own, to) : read_trainer(own, {0, own.rows, 0, own.cols}, to);
+  };
+  if (group.master && own.size() > 0) read(own.master);
+  if (group.residual == Residual::mantissa && own.size() > 0) {
+    const auto n = static_cast<std::size_t>(own.size());
+    const kernels::DeviceBuffer wide(*backend_, n * sizeof(float));
+    const kernels::DeviceBuffer high(*backend_, n * bytes_of(DType::bf16));
+    const auto as = [&](void* data, DType dtype) {
+      return MatrixView{data, own.rows, own.cols, own.cols, dtype};
+    };
+    read(as(wide.data(), DType::f32));
+    backend_->split_f32(as(wide.data(), DType::f32), as(high.data(), DType::bf16), own.low);
+    backend_->wait();
+  }
+}
+
+/// piece ← the weights of a region as the trainer has them, rounded to the nearest.
+void ShardedOptimizer::Impl::round_piece(const runtime::Bucket& bucket, const runtime::Segment& s,
+                                         void* piece) {
+  const auto p = static_cast<std::size_t>(s.parameter);
+  const Region& r = s.region;
+  const runtime::WeightFormat& format = bucket.weights;
+  if (plan_.group(s.parameter).residual == Residual::mantissa) {
+    // The half that `keep_beside` has the other one of.
+    const auto n = static_cast<std::size_t>(s.size());
+    const kernels::DeviceBuffer wide(*backend_, n * sizeof(float));
+    const kernels::DeviceBuffer low(*backend_, n * bytes_of(DType::bf16));
+    runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, r,
+                  {wide.data(), s.size(), DType::f32}, *backend_);
+    backend_->split_f32(row(wide.data(), s.size()), row(piece, s.size(), DType::bf16),
+                        row(low.data(), s.size(), DType::bf16));
+    return backend_->wait();  // the buffers go
+  }
+  if (!format.quantized()) {
+    return runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, r,
+                         {piece, s.size(), format.dtype}, *backend_);
+  }
+  const Grid& grid = *format.grid;
+  const QuantizedView codes = format.view(piece, r.rows, r.cols);
+  const MatrixView from{static_cast<std::byte*>(parameters_[p].weights) +
+                            static_cast<std::size_t>(r.first) * bytes_of(parameters_[p].dtype),
+                        r.rows, r.cols, r.distance, parameters_[p].dtype};
+  const Index rows = grid.extent == Grid::Extent::tensor ? r.rows : rows_at_a_time(r.rows, r.cols);
+  const kernels::DeviceBuffer buffer(*backend_,
+                                     static_cast<std::size_t>(rows * r.cols) * sizeof(float));
+  for (Index first = 0; first < r.rows; first += rows) {
+    const runtime::Panel panel{first, std::min(rows, r.rows - first), 0, r.cols};
+    const MatrixView w = matrix_view(static_cast<float*>(buffer.data()), panel.rows, panel.cols);
+    const QuantizedView part = block(codes, grid, panel.row, panel.rows, 0, panel.cols);
+    const MatrixView scales = scales_of(part, grid);
+    backend_->convert(runtime::block(from, panel), 1, w);
+    backend_->abs_maxima(w, grid, scales);
+    backend_->scales_from_maxima(grid, scales);
+    backend_->quantize(w, grid, {}, part);
+  }
+  backend_->wait();  // the buffer goes
+}
+
+/// ZeRO-3: the shards of the weights the trainer was constructed with.
+void ShardedOptimizer::Impl::store_weights() {
+  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    for (const runtime::Segment& s : bucket.segments) {
+      if (bucket.held || s.size() == 0 || s.rank % plan_.shard != mesh_.shard.rank()) continue;
+      round_piece(bucket, s, working_set_->piece(b, s));
+    }
+  }
+}
+
+/// Weights of a rounded format lie on its grid from the start, all alike on all ranks.
+void ShardedOptimizer::Impl::round_weights() {
+  for (std::size_t b = 0; b < plan_.buckets.size() && !plan_.weights_sharded(); ++b) {
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    if (bucket.held) continue;  // of their dtype
+    for (const runtime::Segment& s : bucket.segments) {
+      const auto p = static_cast<std::size_t>(s.parameter);
+      const Parameter& parameter = parameters_[p];
+      if (s.size() == 0) continue;
+      if (!bucket.weights.quantized() && parameter.dtype == bucket.weights.dtype) continue;
+      const kernels::DeviceBuffer piece(*backend_,
+                                        bucket.weights.bytes(s.region.rows, s.region.cols));
+      round_piece(bucket, s, piece.data());
+      runtime::read_piece(bucket.weights, piece.data(), plan_.parameters[p], parameter.weights,
+                          parameter.dtype, s.region, *backend_);
+      if (!bucket.weights.quantized() || !plan_.has(bucket, s, mesh_.world.rank())) continue;
+      for (runtime::OwnSegment& own : segments(b)) {
+        if (own.segment.offset != s.offset || own.size() == 0) continue;
+        const QuantizedView codes = bucket.weights.view(piece.data(), own.rows, own.cols);
+        backend_->convert(scales_of(codes, *bucket.weights.grid), 1, own.scales);
+      }
+      backend_->wait();
+    }
+  }
+}
+
+// ---- ECO ----------------------------------------------------------------------------------------
+
+/// κ of this step, per group; 0: nothing is pulled back.
+void ShardedOptimizer::Impl::find_kappas() {
+  for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
+    const runtime::Group& group = plan_.groups[g];
+    kappa_[g] = 0;
+    if (!group.feeds_back()) continue;
+    const EcoConfig& eco = group.config->weights.eco;
+    const double next = lr_at(g, steps_ + 1) * lr_multiplier_;
+    if (next <= 0 || next < eco.lr_floor * lr_[g] * lr_multiplier_) continue;
+    const auto t = static_cast<std::size_t>(steps_ - 1);
+    if (!schedule_kappas_[g].empty() && t < schedule_kappas_[g].size()) {
+      kappa_[g] = schedule_kappas_[g][t] / lr_multiplier_;
+    } else {
+      kappa_[g] = optim::kappa(kappa_kind_[g], *group.rule->gain(), next, weight_decay_[g]);
+    }
+  }
+}
+
+/// M ← M + κ·P⁻¹E of a panel of an element-wise rule, row by row no more than the guard allows.
+void ShardedOptimizer::Impl::pull_back(const runtime::OwnSegment& own,
+                                       const optim::ElementwiseRule& rule,
+                                       const optim::Piece& piece, const optim::StepScalars& s) {
+  const auto g = static_cast<std::size_t>(own.group);
+  const runtime::Group& group = plan_.groups[g];
+  const MatrixView momentum = piece.state[0];
+  if (group.max_correction <= 0 && !measures_) {
+    return rule.pull_back(piece, kappa_[g], momentum, s, *backend_);
+  }
+  runtime::Carver carver(scratch_.last(correction_bytes(own)));
+  const MatrixView correction = carver.matrix(momentum.rows, momentum.cols);
+  backend_->fill(0, correction);
+  rule.pull_back(piece, kappa_[g], correction, s, *backend_);
+  if (measures_) {
+    measured(own).correction += backend_->sum_squares(correction);
+    measured(own).momentum += backend_->sum_squares(momentum);
+  }
+  if (group.max_correction > 0) {
+    const auto lines = [&] {
+      const auto bytes = static_cast<std::size_t>(momentum.rows) * sizeof(double);
+      return matrix_view(reinterpret_cast<double*>(carver.take(bytes).data()), momentum.rows, 1);
+    };
+    const MatrixView of_correction = lines();
+    const MatrixView of_momentum = lines();
+    backend_->line_sum_squares(correction, false, of_correction);
+    backend_->line_sum_squares(momentum, false, of_momentum);
+    const auto n = static_cast<std::size_t>(momentum.rows);
+    kernels::OnHost<double> c(*backend_, static_cast<double*>(of_correction.data), n);
+    kernels::OnHost<const double> m(*backend_, static_cast<const double*>(of_momentum.data), n);
+    for (std::size_t i = 0; i < n; ++i) {
+      c.data()[i] = guard(group, std::sqrt(c.data()[i]), std::sqrt(m.data()[i]));
+    }
+    c.put_back();
+    backend_->scale_lines(of_correction, false, correction);
+  }
+  backend_->axpby(1, correction, 1, momentum);
+}
+
+/// The same of a whole matrix, of which E is whole.
+void ShardedOptimizer::Impl::pull_back(const runtime::OwnSegment& own, const optim::Undo& undo,
+                                       MatrixView residual, std::span<std::byte> work) {
+  const auto g = static_cast<std::size_t>(own.group);
+  const runtime::Group& group = plan_.groups[g];
+  const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+  runtime::Carver carver(work);
+  const MatrixView correction = carver.matrix(own.rows, own.cols);
+  optim::undo_matrix(group.matrix_rule(), *group.lmo, undo, residual, correction, carver.rest(),
+                     *backend_);
+  double factor = kappa_[g] / group.lmo->scale(m.rows, m.cols);
+  const MatrixView momentum = own.state[0];
+  if (group.max_correction > 0 || measures_) {
+    const double of_correction = factor * factor * backend_->sum_squares(correction);
+    const double of_momentum = backend_->sum_squares(momentum);
+    if (measures_) {
+      measured(own).correction += of_correction;
+      measured(own).momentum += of_momentum;
+    }
+    factor *= guard(group, std::sqrt(of_correction), std::sqrt(of_momentum));
+  }
+  backend_->axpby(factor, correction, 1, momentum);
+}
+
+/// What a correction is multiplied by, so that it stays within its share of the momentum.
+double ShardedOptimizer::Impl::guard(const runtime::Group& group, double correction,
+                                     double momentum) {
+  const double most = group.max_correction * momentum;
+  return group.max_correction > 0 && correction > most ? most / correction : 1;
+}
+
+/// Bytes at the end of the scratch where the correction of a panel of an element-wise rule is.
+std::size_t ShardedOptimizer::Impl::correction_bytes(const runtime::OwnSegment& own) const {
+  const Index panel = runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
+  return runtime::Arena::rounded(static_cast<std::size_t>(panel) * sizeof(float)) +
+         2 * runtime::Arena::rounded(static_cast<std::size_t>(own.rows) * sizeof(double));
+}
+
+void ShardedOptimizer::Impl::measure_rounding(const runtime::OwnSegment& own, MatrixView w,
+                                              const Grid& grid, MatrixView scales) {
+  Measured& sums = measured(own);
+  sums.beyond += static_cast<double>(backend_->count_beyond(w, grid, scales));
+  sums.weights += backend_->sum_squares(w);
+  sums.elements += static_cast<double>(w.size());
+  // Integers lie one scale apart.
+  double squares = 0;
+  if (grid.extent == Grid::Extent::block) {
+    const Index last = w.cols % grid.block == 0 ? grid.block : w.cols % grid.block;
+    const auto columns = [&](Index first, Index count) {
+      return MatrixView{static_cast<float*>(scales.data) + first, scales.rows, count, scales.ld,
+                        DType::f32};
+    };
+    squares = static_cast<double>(grid.block) *
+                  (scales.cols > 1 ? backend_->sum_squares(columns(0, scales.cols - 1)) : 0) +
+              static_cast<double>(last) * backend_->sum_squares(columns(scales.cols - 1, 1));
+  } else {
+    const Index shared = grid.extent == Grid::Extent::tensor ? w.size() : w.cols;
+    squares = static_cast<double>(shared) * backend_->sum_squares(scales);
+  }
+  sums.scales += squares;
+}
+
+/// Line 9: what rounding did, of all ranks.
+void ShardedOptimizer::Impl::report_rounding(const double* sums) {
+  for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
+    const runtime::Group& group = plan_.groups[g];
+    if (!group.format.quantized() && !group.feeds_back()) continue;
+    Measured of;
+    std::copy_n(sums + plan_.rounding_slot[g], runtime::Plan::rounding_sums,
+                reinterpret_cast<double*>(&of));
+    RoundingReport& report = report_.rounding[g];
+    report.step = steps_;
+    if (of.elements == 0) continue;
+    report.residual_rms = std::sqrt(of.residual / of.elements);
+    report.saturated = static_cast<std::int64_t>(of.beyond);
+    report.relative_correction = of.momentum > 0 ? std::sqrt(of.correction / of.momentum) : 0;
+    // Between powers of two floating-point codes lie evenly: 2^-bits/1.39 of a weight apart in the
+    // mean over a logarithm's length.
+    double spacing = std::sqrt(of.scales / of.elements);
+    const double weights = std::sqrt(of.weights / of.elements);
+    if (!group.format.quantized()) {
+      spacing = std::ldexp(weights, -7) / 1.39;
+    } else if (group.format.grid->format == CodeFormat::fp8_e4m3) {
+      spacing = std::ldexp(weights, -3) / 1.39;
+    } else if (group.format.grid->format == CodeFormat::fp8_e5m2) {
+      spacing = std::ldexp(weights, -2) / 1.39;
+    }
+    const double step = lr_at(g, steps_) * lr_multiplier_ * std::sqrt(sums[g] / of.elements);
+    report.step_over_grid = spacing > 0 ? step / spacing : 0;
+    const auto* elementwise = dynamic_cast<const optim::ElementwiseRule*>(group.rule.get());
+    if (kappa_[g] == 0 || (elementwise != nullptr && elementwise->is_linear())) continue;
+    const double decay = group.rule->gain()->decay;
+    report.out_of_regime = report.out_of_regime || report.step_over_grid < (1 - decay) / 2 ||
+                           report.relative_correction > 0.7 * std::sqrt(1 - decay * decay);
+  }
+}
+
+}  // namespace orthrus
