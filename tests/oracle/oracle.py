@@ -21,6 +21,7 @@ class FileError(Exception):
 
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
+_NUMPY |= {"F8_E4M3": "u1", "F8_E5M2": "u1"}  # as they stand: `Grid.decode` reads them
 
 
 def bf16_bits(x):
@@ -366,7 +367,21 @@ def _momentum(state, g, rule):
     beta = rule["momentum"]
     take = 1 - beta if rule["momentum_form"] == "ema" else 1.0
     state["momentum"] = beta * state["momentum"] + take * g
+    return _query(state, g, rule)
+
+
+def _query(state, g, rule):
+    """What the update looks along, of the momentum that has taken g in."""
+    beta = rule["momentum"]
+    take = 1 - beta if rule["momentum_form"] == "ema" else 1.0
     return take * g + beta * state["momentum"] if rule["nesterov"] else state["momentum"]
+
+
+def _adamw_divisor(state, step, rule):
+    root = math.sqrt(1 - rule["betas"][1] ** step)
+    if rule["eps_placement"] == "torch":
+        return np.sqrt(state["second_moment"]) / root + rule["eps"]
+    return (np.sqrt(state["second_moment"]) + rule["eps"]) / root
 
 
 def direction(state, g, step, group):
@@ -388,13 +403,7 @@ def direction(state, g, step, group):
         beta1, beta2 = rule["betas"]
         state["momentum"] = beta1 * state["momentum"] + (1 - beta1) * g
         state["second_moment"] = beta2 * state["second_moment"] + (1 - beta2) * g * g
-        first = state["momentum"] / (1 - beta1**step)
-        root = math.sqrt(1 - beta2**step)
-        if rule["eps_placement"] == "torch":
-            below = np.sqrt(state["second_moment"]) / root + rule["eps"]
-        else:
-            below = (np.sqrt(state["second_moment"]) + rule["eps"]) / root
-        return _safe_divide(first, below)
+        return _safe_divide(state["momentum"] / (1 - beta1**step), _adamw_divisor(state, step, rule))
     if name == "lion":
         beta1, beta2 = rule["betas"]
         u = np.sign(beta1 * state["momentum"] + (1 - beta1) * g)
@@ -402,6 +411,252 @@ def direction(state, g, step, group):
         return u
     if name == "sgd":
         return _momentum(state, g, rule)
+    raise ValueError(name)
+
+
+# --- weights as codes and scales ------------------------------------------------------------------------
+
+
+def _floats(exponent_bits, mantissa_bits, bias, largest):
+    """All numbers >= 0 of a small float format up to `largest`, by their bits."""
+    steps = 1 << mantissa_bits
+    values = [math.ldexp(k / steps, 1 - bias) for k in range(steps)]
+    for e in range(1, 1 << exponent_bits):
+        values += [math.ldexp(1 + k / steps, e - bias) for k in range(steps)]
+    return np.array([v for v in values if v <= largest])
+
+
+# The magnitudes of each format in ascending order; the place in the list is the code without its sign,
+# so that "ties to even" is an even place.
+MAGNITUDES = {
+    "fp8_e4m3": _floats(4, 3, 7, 448.0),
+    "fp8_e5m2": _floats(5, 2, 15, 57344.0),
+    "int8": np.arange(128.0),
+    "int4": np.arange(8.0),
+    "bf16": bf16_value(np.arange(0x7F80)).astype(np.float64),
+}
+
+
+def view_of_rows(array):
+    """A parameter as scales see it: rows x the rest; a vector is one row."""
+    return array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
+
+
+class Grid:
+    """W = code * scale, a scale per tensor, row, or block of a row; for bf16 the scale is 1."""
+
+    def __init__(self, weights):
+        self.format = weights["format"]
+        self.values = MAGNITUDES[self.format]
+        self.extent = weights.get("scale") or ("block" if weights.get("block") else "row")
+        self.block = weights.get("block") if self.extent == "block" else None
+        self.pow2 = weights.get("scale_format") == "pow2"
+
+    def maxima(self, w):
+        """max |w| of what shares a scale, in the shape scales have in a file."""
+        w = np.abs(w)
+        if self.extent == "tensor":
+            return w.max(keepdims=True).reshape(1)
+        if self.extent == "row":
+            return w.max(axis=1)
+        return np.maximum.reduceat(w, np.arange(0, w.shape[1], self.block), axis=1)
+
+    def scales(self, w):
+        """amax / largest, at least 1e-12; with pow2 the power of two from there on."""
+        if self.format == "bf16":
+            return np.ones(w.shape[0])
+        s = np.maximum(self.maxima(w) / self.values[-1], 1e-12)
+        return np.exp2(np.ceil(np.log2(s))) if self.pow2 else s
+
+    def spread(self, scales, shape):
+        """The scale of every entry."""
+        if self.extent == "block":
+            return np.repeat(scales, self.block, axis=1)[:, : shape[1]]
+        return np.broadcast_to(scales.reshape(-1, 1), shape)
+
+    def cell(self, z):
+        """|z| = (1 - d) below + d above, two neighbours of the format. @return place of below, d."""
+        a = np.minimum(np.abs(z), self.values[-1])
+        place = np.minimum(np.searchsorted(self.values, a, side="right") - 1, len(self.values) - 2)
+        below = self.values[place]
+        return place, (a - below) / (self.values[place + 1] - below)
+
+    def rounded(self, z, u=None):
+        """z on the grid: up in magnitude where u < d; without u, to the nearest, ties to even."""
+        place, d = self.cell(z)
+        up = (d > 0.5) | ((d == 0.5) & (place % 2 == 1)) if u is None else u < d
+        return np.copysign(self.values[place + up], z) + 0.0
+
+    def start(self, w):
+        """q(W_0): scale and quotient each rounded to f32, as they are stored."""
+        w = w.astype(np.float32)
+        scales = self.scales(w).astype(np.float32)
+        if not self.pow2 and self.format != "bf16":
+            largest = np.float32(self.values[-1])
+            scales = np.maximum(self.maxima(w) / largest, np.float32(1e-12))
+        values = self.rounded((w / self.spread(scales, w.shape)).astype(np.float64))
+        return values * self.spread(scales.astype(np.float64), w.shape)
+
+    def decode(self, codes, shape):
+        """What stored codes of a rows x cols matrix stand for; NaN for what no code may be."""
+        rows, cols = shape
+        if self.format == "int8":
+            return np.where(codes == -128, np.nan, codes.astype(np.float64))
+        if self.format == "int4":
+            nibbles = np.stack([codes & 15, codes >> 4], axis=-1).reshape(rows, -1).astype(np.int64)
+            if nibbles[:, cols:].any():
+                raise FileError("a nibble beyond the end of a row is not 0")
+            signed = nibbles[:, :cols] - 16 * (nibbles[:, :cols] >= 8)
+            return np.where(signed == -8, np.nan, signed.astype(np.float64))
+        known = np.full(128, np.nan)
+        known[: len(self.values)] = self.values
+        signed = np.where(codes >= 128, -1.0, 1.0) * known[codes & 127]
+        return np.where(codes == 128, np.nan, signed)  # 0 has no sign
+
+    def excess(self, w, values, scales, u=None):
+        """How far w lies outside the part of the line that is rounded to values * scales. 0: inside."""
+        scale = self.spread(scales.astype(np.float64), w.shape)
+        z = w / scale
+        place, d = self.cell(z)
+        above = values == np.copysign(self.values[place + 1], z)
+        below = values == np.copysign(self.values[place], z)
+        edge = 0.5 if u is None else u
+        gap = self.values[place + 1] - self.values[place]
+        off = np.where(above, np.maximum(edge - d, 0), np.maximum(d - edge, 0)) * gap
+        return np.where(above | below, off, np.abs(z - values)) * scale
+
+
+_WORD = np.uint64(0xFFFFFFFF)
+
+
+def _mixed(z):
+    """The finalizer of SplitMix64."""
+    mask = (1 << 64) - 1
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def philox(counter, key):
+    """Philox4x32-10 (Salmon et al., 2011). @param counter  4 arrays of 32-bit words."""
+    c, (k0, k1) = [np.asarray(x, dtype=np.uint64) for x in counter], key
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [
+            (p1 >> np.uint64(32)) ^ c[1] ^ np.uint64(k0),
+            p1 & _WORD,
+            (p0 >> np.uint64(32)) ^ c[3] ^ np.uint64(k1),
+            p0 & _WORD,
+        ]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c
+
+
+def uniforms(count, stream, step, code="", seed=1):
+    """u in [0, 1) of elements 0 ... count - 1, for codes: the upper 24 bits of word i mod 4 of counter
+    (step, i / 4). For bf16: the low 16 bits of word 0 of counter (step, i), taken from all ones."""
+    key = _mixed(_mixed((seed + 0x9E3779B97F4A7C15) & ((1 << 64) - 1)) ^ stream)
+    index = np.arange(count if code == "bf16" else (count + 3) // 4, dtype=np.uint64)
+    zero = np.zeros_like(index)
+    words = philox([zero + np.uint64(step), zero, index, zero], (key & 0xFFFFFFFF, key >> 32))
+    if code == "bf16":
+        return (0xFFFF - (words[0] & np.uint64(0xFFFF)).astype(np.float64)) / 2**16
+    return (np.stack(words, axis=-1).reshape(-1)[:count] >> np.uint64(8)).astype(np.float64) / 2**24
+
+
+# --- what rounding takes, back into the momentum (ECO) --------------------------------------------------
+
+
+def rate(group, t):
+    """lr of step t."""
+    schedule = {"kind": "constant", "warmup_steps": 0, "final": 0.0, **group.get("schedule", {})}
+    lr, warmup = group["rule"]["lr"], schedule["warmup_steps"]
+    if t <= warmup:
+        return lr * t / warmup
+    if schedule["kind"] == "cosine":
+        x = min(1.0, (t - warmup) / (schedule["decay_steps"] - warmup))
+        return lr * (schedule["final"] + (1 - schedule["final"]) * (1 + math.cos(math.pi * x)) / 2)
+    return lr
+
+
+def gain(rule):
+    """(what the next X has of the momentum, what the next momentum has of it)."""
+    if rule["name"] in ("adamw", "lion"):
+        beta1, beta2 = rule["betas"]
+        return beta1, beta1 if rule["name"] == "adamw" else beta2
+    beta = rule["momentum"]
+    return beta * beta if rule["nesterov"] else beta, beta
+
+
+def returns(group, t, horizon=None):
+    """s_t: what one unit of momentum takes from the weights from step t on.
+
+    Under a constant rate, first * eta / (rho - decay); with a horizon s_t = (first * eta_t + decay *
+    s_{t+1}) / rho_t back from there, after which the rate stays.
+    """
+    first, decay = gain(group["rule"])
+    last = t if horizon is None else horizon
+
+    def eta(k):
+        return rate(group, min(k, last))
+
+    def rho(k):
+        return 1 - eta(k) * group["rule"]["weight_decay"]
+
+    s = first * eta(last) / (rho(last) - decay)
+    for k in range(last, t - 1, -1):
+        s = (first * eta(k) + decay * s) / rho(k)
+    return s
+
+
+def kappa(group, t, horizon=None):
+    """Of step t: -1/s of the next one, or as published. @param horizon  steps, of exact_schedule."""
+    kind = group["weights"].get("eco", {}).get("kappa", "exact")
+    eta = rate(group, t + 1)
+    first, decay = gain(group["rule"])
+    if kind == "exact":
+        return -1 / returns(group, t + 1)
+    if kind == "exact_schedule":
+        return -1 / returns(group, t + 1, horizon)
+    rho = 1 - eta * group["rule"]["weight_decay"] if kind == "blog" else 1
+    return -rho * (1 - decay) / (eta * first)
+
+
+def guarded(correction, momentum, group, axis=None):
+    """No larger than its share of the momentum: of the matrix, or row by row (axis 1)."""
+    most = group["weights"].get("eco", {}).get("max_rel_correction", -1)
+    if most < 0:
+        most = 0.3 if group["rule"]["name"] in ("muon", "normuon", "lion") else 0
+    if most == 0:
+        return correction
+    have = np.linalg.norm(correction, axis=axis, keepdims=axis is not None)
+    limit = most * np.linalg.norm(momentum, axis=axis, keepdims=axis is not None)
+    return correction * np.where(have > limit, _safe_divide(limit, have + 0.0), 1.0)
+
+
+def inverse_lmo(x, recipe, e):
+    """C with lmo(X) = P X and C = P^-1 E: on the short side of X, U diag(sigma p(sigma/nu)) U^T."""
+    if recipe["norm"] != "spectral":
+        raise ValueError(recipe["norm"])
+    half = lmo(x, recipe) @ x.T if x.shape[0] <= x.shape[1] else x.T @ lmo(x, recipe)
+    return half @ e if x.shape[0] <= x.shape[1] else e @ half
+
+
+def correction(state, g, step, group, e, factor):
+    """What the momentum takes of the error e, P^-1 e: U = P X. The state is that after the step."""
+    rule, name = group["rule"], group["rule"]["name"]
+    if name == "sgd":
+        return factor * e
+    if name == "adamw":
+        beta1, beta2 = rule["betas"]
+        return factor * (1 - beta1**step) * _adamw_divisor(state, step, rule) * e
+    if name == "lion":
+        beta1, beta2 = rule["betas"]
+        before = (state["momentum"] - (1 - beta2) * g) / beta2
+        return factor * np.abs(beta1 * before + (1 - beta1) * g) * e
+    if name == "muon":
+        x = _query(state, g, rule)
+        return factor / scale_factor(*x.shape, group["lmo"]["scale"]) * inverse_lmo(x, group["lmo"], e)
     raise ValueError(name)
 
 
@@ -465,12 +720,17 @@ def mean_gradient(name, tensors):
 
 
 class Replay:
-    """Weights and state of every parameter, moved one recorded step at a time."""
+    """Weights and state of every parameter, moved one recorded step at a time.
 
-    def __init__(self, groups, weights):
+    Quantized weights start on their grid. Where a step has rounded is in `wide` (W before it) and `u`
+    (what decided, if it was stochastic), until the next.
+    """
+
+    def __init__(self, groups, weights, horizon=None):
         self.weights = {k: np.asarray(w, dtype=np.float64).copy() for k, w in weights.items()}
         self.groups = {k: group_of(groups, k, w.ndim) for k, w in self.weights.items()}
-        self.state, self.master, self.steps = {}, {}, 0
+        self.state, self.master, self.steps, self.horizon = {}, {}, 0, horizon
+        self.wide, self.u = {}, {}
         for name, w in self.weights.items():
             kind = self.groups[name]["rule"]["name"]
             state = {"momentum": np.zeros_like(w)}
@@ -481,9 +741,18 @@ class Replay:
                 state["row_second_moment"] = np.zeros(lines)
             self.state[name] = state
             self.master[name] = w.copy()
+            weights = self.groups[name]["weights"]
+            if weights["format"] in MAGNITUDES:
+                self.weights[name] = Grid(weights).start(view_of_rows(w)).reshape(w.shape)
+                # The master starts where the weights do, or exactly, as a master of bf16 weights does.
+                if weights["residual"] != "master":
+                    self.master[name] = self.weights[name]
 
-    def step(self, tensors):
-        """@return False when a gradient was not finite: nothing has changed then."""
+    def step(self, tensors, seen=None):
+        """@param seen  {name: weights} to go on from, in place of one's own rounding: it is not
+        continuous, and a tie that fell the other way is a fact from then on.
+        @return False when a gradient was not finite: nothing has changed then.
+        """
         gradients = {name: mean_gradient(name, tensors) for name in self.weights}
         if not all(np.isfinite(g).all() for g in gradients.values()):
             return False
@@ -495,11 +764,41 @@ class Replay:
                 u = self._matrix_direction(name, g, group)
             else:
                 u = direction(self.state[name], g, self.steps, group)
-            w = (1 - rule["lr"] * rule["weight_decay"]) * self.master[name] - rule["lr"] * u
-            stored = round_bf16(w) if group["weights"]["format"] == "bf16" else w
-            self.weights[name] = stored
-            self.master[name] = w if group["weights"]["residual"] == "master" else stored
+            lr, residual = rate(group, self.steps), group["weights"]["residual"]
+            w = (1 - lr * rule["weight_decay"]) * self.master[name] - lr * u
+            stored = self._rounded(name, w, group["weights"])
+            if seen is not None and name in seen:
+                stored = seen[name]
+            self.weights[name], self.wide[name] = stored, w
+            self.master[name] = w if residual == "master" else stored
+            if residual == "momentum" and rate(group, self.steps + 1) > 0:
+                self._pull_back(name, g, w - stored, group)
         return True
+
+    def _rounded(self, name, w, weights):
+        if weights["format"] not in MAGNITUDES:
+            return w
+        grid, rows = Grid(weights), view_of_rows(w)
+        self.u[name] = None
+        if weights.get("rounding") == "stochastic":
+            stream = list(self.weights).index(name)
+            u = uniforms(w.size, stream, self.steps, grid.format)
+            self.u[name] = u.reshape(rows.shape)
+        scale = grid.spread(grid.scales(rows), rows.shape)
+        return (grid.rounded(rows / scale, self.u[name]) * scale).reshape(w.shape)
+
+    def _pull_back(self, name, g, e, group):
+        factor, state = kappa(group, self.steps, self.horizon), self.state[name]
+        if group["rule"]["name"] not in MATRIX_RULES:
+            take = view_of_rows(correction(state, g, self.steps, group, e, factor))
+            take = guarded(take, view_of_rows(state["momentum"]), group, axis=1)
+            state["momentum"] = state["momentum"] + take.reshape(g.shape)
+            return
+        g, e, momentum = view_of_rows(g), view_of_rows(e), view_of_rows(state["momentum"])
+        for block in blocks(state["momentum"].shape, group):
+            part = {"momentum": momentum[block].copy()}
+            take = correction(part, g[block], self.steps, group, e[block], factor)
+            momentum[block] += guarded(take, part["momentum"], group)
 
     def _matrix_direction(self, name, g, group):
         shape, state = g.shape, self.state[name]

@@ -2,7 +2,8 @@
 
 For every case: the same bits on every number of ranks (where `reproducible` promises it) and run to run,
 an error ||W - W_ref|| / ||W_ref - W_0|| within its bound, exactly decayed weights under a zero gradient,
-the optimizer state, and the bytes and messages `orthrus plan` announces. Prints a table; exits 1 when
+the optimizer state, and the bytes and messages `orthrus plan` announces. Rounded weights are judged step
+by step: codes, scales, and the momentum that what was lost went into. Prints a table; exits 1 when
 anything is violated.
 """
 
@@ -23,6 +24,7 @@ import oracle
 
 STEPS = 5
 CONTRIBUTIONS = 8
+PHI_STEPS = 40
 
 # --- the zoo --------------------------------------------------------------------------------------------
 #
@@ -116,6 +118,8 @@ class Case:
         # Recorded with the numbers of `like`; the same bits as the case `same_bits_as`, run before.
         self.like = options.get("like", name)
         self.same_bits_as = options.get("same_bits_as")
+        self.judged_as = options.get("judged_as", "weights")
+        self.far = options.get("far", 1.0)  # the beginning lies so many times the updates' length away
 
 
 def _variant(prefix, zoo):
@@ -273,6 +277,104 @@ def rational_case(mode=None):
     return Case(name, groups, zoo, [1, 3, 4] if mode else [], **options)
 
 
+# lr * weight_decay = 1/64: a momentum of 0.95 must not outlive the weights, or nothing comes back.
+SLOW = {"lr": 0.125, "weight_decay": 0.125}
+WARM = {"schedule": {"kind": "constant", "warmup_steps": 8}}
+COSINE = {"schedule": {"kind": "cosine", "decay_steps": 6, "final": 0.2}}
+FORMATS = {
+    "e4m3.row": {"format": "fp8_e4m3"},
+    "e5m2.block.pow2": {"format": "fp8_e5m2", "block": 16, "scale_format": "pow2"},
+    "int8.block": {"format": "int8", "block": 8},
+    "int4.row": {"format": "int4"},
+    "int4.block.pow2": {"format": "int4", "block": 4, "scale_format": "pow2"},
+    "bf16": {"format": "bf16"},
+}
+
+
+def quantized_case():
+    """Every rule that feeds back with every format, and what else may become of a residual."""
+    # 36 and 44: blocks of 16 leave a rest, those of 4 do not, as int4 wants it; 25 is odd.
+    flat = {"wide": gaussian(23, 44), "bias": gaussian(36), "conv": MATRICES["conv"]}
+    matrices = {"wide": gaussian(23, 44), "tall": gaussian(44, 20)}
+    signs = {"wide": one_sign(23, 44), "bias": one_sign(36)}
+    ahead = {"nesterov": True, "momentum_form": "ema", "momentum": 0.8}
+    plain = {"nesterov": False, "momentum_form": "heavy_ball", "momentum": 0.8}
+    # The eps: below 1/10 of a gradient, what 8 contributions leave of each other would be divided by less.
+    rules = {
+        "sgd": ({"name": "sgd", "momentum": 0.9}, flat, {}),
+        "adamw": ({"name": "adamw", "eps": 0.1}, flat, {}),
+        "lion": ({"name": "lion", "betas": [0.9, 0.95]}, signs, {}),
+        "muon": ({"name": "muon", "momentum": 0.9}, matrices, {}),
+        "sgd.ahead": ({"name": "sgd", **ahead}, flat, {}),
+        "adamw.warm": ({"name": "adamw", "eps": 0.1, "eps_placement": "moonlight"}, flat, WARM),
+        "muon.plain": ({"name": "muon", **plain}, matrices, WARM),
+    }
+    groups, zoo = [], {}
+
+    def add(variant, entries, shapes, rest, **weights):
+        group = {"rule": {**SLOW, **entries}, "weights": weights, **rest}
+        if entries["name"] == "muon":
+            group["lmo"] = {"scale": "match_rms_adamw"}
+        groups.append({"match": f"{variant}.*", **group})
+        zoo.update(_variant(variant, shapes))
+
+    for (i, (rule, row)), (j, (name, weights)) in itertools.product(
+        enumerate(rules.items()), enumerate(FORMATS.items())
+    ):
+        rounding = ("nearest", "stochastic")[(i + j) % 2]  # every rule and every format meets both
+        add(f"{rule}.{name}", *row, **weights, rounding=rounding, residual="momentum")
+    for rule in ("sgd", "adamw", "lion", "muon"):
+        for residual in ("none", "master"):
+            add(f"{rule}.int8.{residual}", *rules[rule], format="int8", scale="tensor", residual=residual)
+        for name, eco in (
+            ("unguarded", {"max_rel_correction": 0}),
+            ("guarded", {"max_rel_correction": 0.01}),
+            ("blog", {"kappa": "blog"}),
+            ("paper", {"kappa": "paper"}),
+        ):
+            entries, shapes, rest = rules[rule]
+            add(f"{rule}.{name}", entries, shapes, rest, format="int4", residual="momentum", eco=eco)
+        # A momentum as short as this takes more of E than the guard lets pass, if there is one unasked.
+        short = {"betas": [0.9, 0.3]} if rule in ("adamw", "lion") else {"momentum": 0.3}
+        add(f"{rule}.short", {**entries, **short}, shapes, rest, format="int4", residual="momentum")
+        eco = {"format": "int4", "residual": "momentum", "eco": {"kappa": "exact_schedule"}}
+        add(f"{rule}.planned", entries, shapes, COSINE, **eco)
+        # Larger than what element-wise rules leave on one rank: rows of one parameter on several.
+        large = {"large": one_sign(130, 96) if rule == "lion" else gaussian(130, 96)}
+        eco = {"format": "fp8_e4m3", "block": 32, "rounding": "stochastic", "residual": "momentum"}
+        add(f"{rule}.cut", entries, large, rest, **eco, eco={"max_rel_correction": 0.01})
+    eco = {"format": "fp8_e4m3", "rounding": "stochastic", "residual": "momentum"}
+    add("rows", {"name": "muon"}, {"qkv": MATRICES["qkv"]}, {"split": {"rows": 3}}, **eco)
+    add("cols", {"name": "muon"}, {"wide": gaussian(18, 40)}, {"split": {"cols": [24, 16]}}, **eco, block=8)
+    odd = {"tall": gaussian(30, 25), "zero": zero(5, 7)}
+    add("odd", {"name": "sgd"}, odd, {}, **{**eco, "format": "int4"})
+    options = {"steps": 3, "judged_as": "codes", "far": 4.0, "head": {"bucket": "64KiB", "train_steps": 3}}
+    return Case("quantized", groups, zoo, [1, 2, 3, 4], **options)
+
+
+def phi_case():
+    """SGD for many steps: W - sM at the end is that of a run without rounding, whatever the quantizer."""
+    cosine = {"schedule": {"kind": "cosine", "decay_steps": PHI_STEPS, "final": 0.2}}
+    kinds = {
+        "exact": ("exact", {}),
+        "schedule": ("exact_schedule", cosine),
+        # These must miss it.
+        "not-blog": ("blog", {}),
+        "not-exact": ("exact", cosine),
+    }
+    groups, zoo = [], {}
+    for (label, (kind, rest)), nesterov in itertools.product(kinds.items(), (True, False)):
+        for name, weights in FORMATS.items():
+            variant = f"{label}.{'nesterov' if nesterov else 'plain'}.{name}"
+            rule = {"name": "sgd", **SLOW, "momentum": 0.9, "momentum_form": "ema", "nesterov": nesterov}
+            rounding = "nearest" if nesterov else "stochastic"
+            eco = {**weights, "rounding": rounding, "residual": "momentum", "eco": {"kappa": kind}}
+            groups.append({"match": f"{variant}.*", "rule": rule, "weights": eco, **rest})
+            zoo[f"{variant}.weight"] = gaussian(12, 24)
+    options = {"steps": PHI_STEPS, "contributions": 0, "virtual_shards": 0, "judged_as": "phi"}
+    return Case("quantized-phi", groups, zoo, [2], head={"train_steps": PHI_STEPS}, **options)
+
+
 def plain_zoo():
     groups = _matrix_groups("m", {"name": "muon"}, {}) + [AUXILIARY]
     return groups, {**_variant("m", MATRICES), **{f"v.{k}": v for k, v in VECTORS.items()}}
@@ -302,13 +404,15 @@ def all_cases():
         Case("clipped", clipped, zoo, [1, 3]),
         # One non-finite entry of one contribution: nobody moves in that step.
         Case("bad-step", groups, zoo, [1, 3], bad_step=2),
+        quantized_case(),
+        phi_case(),
     ]
 
 
 # --- recording ------------------------------------------------------------------------------------------
 
 
-def yaml_text(case):
+def yaml_text(case, stage=None):
     def flow(value):
         if isinstance(value, dict):
             return "{" + ", ".join(f"{k}: {flow(v)}" for k, v in value.items()) + "}"
@@ -321,6 +425,10 @@ def yaml_text(case):
     lines = ["schema: 1"]
     if "bucket" in case.head:
         lines.append(f"comm: {{bucket_bytes: {case.head['bucket']}}}")
+    if "train_steps" in case.head:
+        lines.append(f"train: {{steps: {case.head['train_steps']}}}")
+    if stage is not None:
+        lines.append(f"zero: {{stage: {stage}}}")
     if case.virtual_shards:
         lines.append(f"reproducible: {{virtual_shards: {case.virtual_shards}}}")
     lines.append("groups:")
@@ -365,7 +473,7 @@ def record(case, folder):
         if kind == "zero":
             w = rng.integers(-15, 16, shape) / 64.0
         else:
-            w *= np.linalg.norm(updates.weights[name]) / np.linalg.norm(w)
+            w *= case.far * np.linalg.norm(updates.weights[name]) / np.linalg.norm(w)
         stored = oracle.group_of(case.groups, name, len(shape))["weights"]["format"]
         start[name] = (oracle.round_bf16(w) if stored == "bf16" else w).astype(np.float32)
 
@@ -373,11 +481,13 @@ def record(case, folder):
     with open(os.path.join(folder, "config.yaml"), "w", encoding="ascii") as f:
         f.write(yaml_text(case))
     oracle.write_safetensors(os.path.join(folder, "p.safetensors"), start, bf16=case.bf16_files)
-    reference = oracle.Replay(case.groups, start)
+    reference = oracle.Replay(case.groups, start, case.steps)
     for t, step in enumerate(steps):
         oracle.write_safetensors(os.path.join(folder, "grads", f"step-{t + 1:06d}.safetensors"), step)
         reference.step(step)
     for name, (_, kind, _) in case.zoo.items():
+        if case.judged_as != "weights":
+            break  # step by step, or by what does not depend on how far
         moved = np.linalg.norm(reference.weights[name] - start[name])
         if moved < 0.1 * np.linalg.norm(start[name]):
             raise ValueError(f"{case.name}: {name} moves too little to be judged")
@@ -409,9 +519,11 @@ class Judge:
         self.violations.append(text)
         print(f"VIOLATED {text}", file=sys.stderr, flush=True)
 
-    def launch(self, folder, ranks, out, params="p.safetensors", grads="grads"):
+    def launch(
+        self, folder, ranks, out, params="p.safetensors", grads="grads", config="config.yaml"
+    ):
         command = shlex.split(self.options.mpirun) + ["-np", str(ranks), self.options.orthrus]
-        command += ["replay", os.path.join(folder, "config.yaml")]
+        command += ["replay", os.path.join(folder, config)]
         command += ["--params", os.path.join(folder, params), "--grads", os.path.join(folder, grads)]
         command += ["--out", os.path.join(folder, out)]
         try:
@@ -426,9 +538,9 @@ class Judge:
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, -1, "", f"no end in {self.options.timeout} s")
 
-    def replay(self, case, folder, ranks, tag=""):
+    def replay(self, case, folder, ranks, tag="", **files):
         out = f"out-{ranks}{tag}.safetensors"
-        done = self.launch(folder, ranks, out)
+        done = self.launch(folder, ranks, out, **files)
         if done.returncode == 78 and "is not available in this version" in done.stderr:
             # Said in so many words, at the front door: not there yet is no wrong result.
             self.rows.append((case.name, "", str(ranks), "not there", "", ""))
@@ -504,8 +616,9 @@ class Judge:
             again = self.replay(case, folder, n, "-again")
             if again is not None:
                 self.same_bits(f"{case.name}: np {n} again", again, outputs[n])
+        judges = {"weights": self.judge, "codes": self.judge_codes, "phi": self.judge_phi}
         for n in ranks if not case.virtual_shards else ranks[:1]:
-            self.judge(case, reference, start, outputs[n], n, ranks)
+            judges[case.judged_as](case, reference, start, outputs[n], n, ranks)
         if not self.options.keep:
             shutil.rmtree(folder)
 
@@ -536,6 +649,148 @@ class Judge:
         listed = "=".join(map(str, ranks)) if case.virtual_shards else f"{n}"
         for (variant, bound), (off, name) in worst.items():
             self.rows.append((case.name, variant, listed, f"{off:.1e}", name, f"{bound:.0e}"))
+
+    def judge_codes(self, case, _, start, tensors, n, ranks):
+        """Every step from where the program stood before it. Rounding is not continuous: codes are
+        followed, and each must be the one its weight in float64 is rounded to, but for what f32 rounds
+        on the way; momentum is not followed, so that all of E is in it. Other stages: the same bits."""
+        folder = os.path.join(self.options.work, case.name)
+        stood = []
+        for t in range(1, case.steps):
+            os.makedirs(os.path.join(folder, f"grads-{t}"))
+            for k in range(1, t + 1):
+                step = f"step-{k:06d}.safetensors"
+                os.link(os.path.join(folder, "grads", step), os.path.join(folder, f"grads-{t}", step))
+            stood.append(self.replay(case, folder, n, f"-{t}", grads=f"grads-{t}"))
+        stood.append(tensors)
+        for stage, other in ((1, 2), (3, 3)):
+            config = f"stage-{stage}.yaml"
+            with open(os.path.join(folder, config), "w", encoding="ascii") as f:
+                f.write(yaml_text(case, stage))
+            found = self.replay(case, folder, other, f"-stage{stage}", config=config)
+            if found is not None:
+                what = f"{case.name}: zero.stage {stage}, np {other} against stage 2, np {n}"
+                self.same_bits(what, found, tensors)
+        if None in stood:
+            return
+        follow = oracle.Replay(case.groups, start, case.steps)
+        worst = {}  # (variant, what) -> (error, parameter)
+        for t, found in enumerate(stood):
+            path = os.path.join(folder, "grads", f"step-{t + 1:06d}.safetensors")
+            before = {name: np.abs(w).max() for name, w in follow.weights.items()}
+            codes = {name: self.codes_of(case, follow, found, name, n) for name in case.zoo}
+            if None in codes.values():
+                return
+            seen = {
+                name: (values * scale).reshape(follow.weights[name].shape)
+                for name, (values, _, scale) in codes.items()
+            }
+            follow.step(oracle.read_safetensors(path)[0], seen)
+            for name, (values, scales, _) in codes.items():
+                kind = case.zoo[name][1]
+                for what, off in self.step_errors(
+                    follow, found, name, kind, values, scales, before[name]
+                ):
+                    off = float(np.nan_to_num(off, nan=np.inf))  # `max` would pass over a NaN
+                    parts = name.removesuffix(".weight").split(".")
+                    bound = self.step_bound(follow.groups[name]["rule"]["name"], what)
+                    key = (".".join(parts[:-1]), what, bound)
+                    worst[key] = max(worst.get(key, (-1.0, "")), (off, f"{parts[-1]}, step {t + 1}"))
+        for (variant, what, bound), (off, where) in worst.items():
+            if not off <= bound:
+                self.fail(f"{case.name} {variant}: {what} off by {off:.2e} > {bound:.0e} ({where})")
+            row = (case.name, f"{variant}: {what}", "=".join(map(str, ranks)))
+            self.rows.append((*row, f"{off:.1e}", where, f"{bound:.0e}"))
+
+    def codes_of(self, case, replay, tensors, name, n):
+        """@return (codes as numbers, scales, the scale of each), when they are what they must be."""
+        where, w = f"{case.name} np {n}: {name}", replay.weights[name]
+        grid = oracle.Grid(replay.groups[name]["weights"])
+        rows = oracle.view_of_rows(w)
+        if grid.format == "bf16":
+            values = oracle.view_of_rows(tensors[name]).astype(np.float64)
+            return values, np.ones(len(values), np.float32), np.ones_like(values)
+        if f"{name}.codes" not in tensors or f"{name}.scales" not in tensors:
+            return self.fail(f"{where}: no codes or scales")
+        codes, scales = tensors[f"{name}.codes"], tensors[f"{name}.scales"]
+        pitch = (rows.shape[1] + 1) // 2 if grid.format == "int4" else rows.shape[1]
+        shape = grid.maxima(rows).shape
+        if codes.shape != (rows.shape[0], pitch) or scales.shape != shape or scales.dtype != np.float32:
+            return self.fail(f"{where}: codes {codes.shape}, scales {scales.shape}, expected {shape}")
+        try:
+            values = grid.decode(codes, rows.shape)
+        except oracle.FileError as problem:
+            return self.fail(f"{where}: {problem}")
+        if not np.isfinite(values).all() or not (scales >= np.float32(1e-12)).all():
+            return self.fail(f"{where}: codes that are none, or scales that are too small")
+        spread = grid.spread(scales, rows.shape)
+        if not np.array_equal(values.astype(np.float32) * spread, oracle.view_of_rows(tensors[name])):
+            return self.fail(f"{where}: weights other than code times scale")
+        return values, scales, spread.astype(np.float64)
+
+    @staticmethod
+    def step_errors(follow, found, name, kind, values, scales, before):
+        """What a step is judged by: how far weights lie outside the cells of their codes and scales from
+        what they are made of, in roundings of the largest weight, and the state's relative errors."""
+        wide = oracle.view_of_rows(follow.wide[name])
+        grid = oracle.Grid(follow.groups[name]["weights"])
+        unit = 2.0**-24 * max(before, np.abs(wide).max())
+        u = follow.u[name]
+        yield "codes", grid.excess(wide, values, scales, u).max() / unit
+        if grid.format == "bf16" and not np.array_equal(values, oracle.round_bf16(values)):
+            yield "codes", np.inf
+        largest, made = grid.values[-1], scales.astype(np.float64)
+        if grid.pow2:
+            most = grid.maxima(wide)
+            off = np.maximum(most - made * largest, made * largest / 2 - most).max()
+            off = off if np.all(np.frexp(made)[0] == 0.5) else np.inf
+            yield "scales", max(off, 0.0) / unit
+        elif grid.format != "bf16":
+            yield "scales", np.abs(made - grid.scales(wide)).max() * largest / unit
+        if kind == "zero":
+            return  # decayed weights keep their codes: E, and with it all of M, is f32's own rounding
+        for key, want in follow.state[name].items():
+            have = found.get(f"state/{name}/{key}")
+            off = np.inf if have is None else np.linalg.norm(have.astype(np.float64) - want)
+            yield key, off / np.linalg.norm(want)
+
+    @staticmethod
+    def step_bound(rule, what):
+        if what in ("codes", "scales"):
+            # rho W, eta U, their difference, code * scale, the 8 contributions of G and the terms of U are
+            # each rounded to f32, by a unit at most; the U of a matrix comes out of products in f32. The
+            # largest codes lie 2^17 of these units apart in int8, 2^20 in fp8_e4m3, 2^21 in int4.
+            return 32.0 if rule == "muon" else 16.0
+        # 64 units of M: its own roundings, and those of W, which E is and 1/s makes as large beside M as
+        # W is beside s M.
+        return 4e-6
+
+    def judge_phi(self, case, _, start, tensors, n, ranks):
+        """W - sM against the run in float64 from the same beginning that keeps all of W."""
+        folder = os.path.join(self.options.work, case.name, "grads")
+        begin = oracle.Replay(case.groups, start).weights
+        free = oracle.Replay([{**g, "weights": {}} for g in case.groups], begin)
+        for step in sorted(os.listdir(folder)):
+            free.step(oracle.read_safetensors(os.path.join(folder, step))[0])
+        worst = {}
+        for name, group in free.groups.items():
+            s = oracle.returns(group, case.steps + 1, case.steps)
+            w, momentum = tensors[name].astype(np.float64), tensors[f"state/{name}/momentum"]
+            want = free.weights[name] - s * free.state[name]["momentum"]
+            size = np.abs(w).max() + s * np.abs(momentum).max()
+            off = (float(np.nan_to_num(np.abs(w - s * momentum - want).max() / size, nan=np.inf)), name)
+            key = name.split(".")[0]
+            # Of those that must miss it, the one that comes nearest.
+            worst[key] = (min if key.startswith("not-") else max)(worst.get(key, off), off)
+        # W and M are each rounded a few times a step, to 2^-24 of the largest.
+        bound = case.steps * 4 * 2.0**-24
+        for kind, (off, name) in worst.items():
+            misses = kind.startswith("not-")
+            if not (off > 3 * bound if misses else off <= bound):
+                self.fail(f"{case.name} np {n}: {name}: W - sM off by {off:.1e} of its size, {bound:.0e}")
+            name = name.removesuffix(".weight").removeprefix(f"{kind}.")
+            limit = f"> {3 * bound:.0e}" if misses else f"{bound:.0e}"
+            self.rows.append((case.name, f"{kind}: W - sM", f"{n}", f"{off:.1e}", name, limit))
 
     @staticmethod
     def bound(group, kind):

@@ -1,5 +1,6 @@
 """The oracle against itself: two ways to the same number, and the published error tables."""
 
+import itertools
 import os
 import tempfile
 import unittest
@@ -153,6 +154,102 @@ class Oracle(unittest.TestCase):
         one, ulp = 1.0, 2.0**-7
         self.assertEqual(oracle.round_bf16(np.array([one + ulp / 2]))[0], one)
         self.assertEqual(oracle.round_bf16(np.array([one + 1.5 * ulp]))[0], one + 2 * ulp)
+
+    def test_small_floats_are_the_specified_ones(self):
+        # (how many numbers >= 0, smallest > 0, smallest with a full mantissa, largest)
+        for name, row in {
+            "fp8_e4m3": (127, 2.0**-9, 2.0**-6, 448.0),
+            "fp8_e5m2": (124, 2.0**-16, 2.0**-14, 57344.0),
+        }.items():
+            v = oracle.MAGNITUDES[name]
+            steps = 8 if name == "fp8_e4m3" else 4
+            self.assertEqual((len(v), v[1], v[steps], v[-1]), row)
+            # ulp(z) = 2^(max(floor(log2 z), smallest exponent) - mantissa bits)
+            ulp = 2.0 ** (np.floor(np.log2(np.maximum(v[1:-1], row[2]))) - np.log2(steps))
+            self.assertTrue(np.array_equal(np.diff(v)[1:], ulp))
+
+    def test_codes_are_read_as_they_are_packed(self):
+        grid = oracle.Grid({"format": "int4"})
+        packed = np.array([[0x2F, 0x09], [0x81, 0x07]], dtype="u1")  # low nibble first, the last empty
+        self.assertTrue(
+            np.array_equal(grid.decode(packed, (2, 3)), [[-1, 2, -7], [1, np.nan, 7]], equal_nan=True)
+        )
+        with self.assertRaises(oracle.FileError):
+            grid.decode(packed | 0x10, (2, 3))
+        codes = np.array([[0x00, 0x01, 0x7E, 0xFE, 0x7F, 0xFF, 0x80]], dtype="u1")
+        e4m3 = oracle.Grid({"format": "fp8_e4m3"}).decode(codes, codes.shape)[0]
+        self.assertTrue(np.array_equal(e4m3, [0, 2.0**-9, 448, -448] + 3 * [np.nan], equal_nan=True))
+
+    def test_rounding_takes_the_nearest_or_the_drawn_neighbour(self):
+        rng = np.random.default_rng(6)
+        for name, values in oracle.MAGNITUDES.items():
+            if name == "bf16":
+                continue
+            grid = oracle.Grid({"format": name})
+            both = np.concatenate([-values[:0:-1], values])
+            z = rng.uniform(-1, 1, 400) * values[-1] * 2.0 ** rng.integers(-8, 1, 400)
+            near = grid.rounded(z)
+            distance = np.abs(z[:, None] - both)
+            self.assertTrue(np.array_equal(np.abs(z - near), distance.min(axis=1)), name)
+            ties = (values[:-1] + values[1:]) / 2
+            even = np.where(np.arange(len(ties)) % 2 == 0, values[:-1], values[1:])
+            self.assertTrue(np.array_equal(grid.rounded(-ties), -even), name)
+            # The mean of all that u draws is z itself, to the spacing of the u.
+            u = (np.arange(1000) + 0.5) / 1000
+            mean = np.array([grid.rounded(np.full(1000, x), u).mean() for x in z[:50]])
+            self.assertLess((np.abs(mean - z[:50]) / np.diff(values).max()).max(), 1e-3, name)
+            one = np.ones(len(z))
+            self.assertEqual(grid.excess(z[:, None], near[:, None], one).max(), 0)
+            place, d = grid.cell(z)
+            other = np.copysign(values[place + (d <= 0.5)], z)  # z is past the middle by half of the rest
+            past = (np.abs(z - other) - np.abs(z - near)) / 2
+            found = grid.excess(z[:, None], other[:, None], one)[:, 0]
+            self.assertLess(np.abs(found - past).max(), 1e-12 * values[-1], name)
+
+    def test_philox_has_the_published_words(self):
+        ones = 0xFFFFFFFF
+        for counter, key, words in (
+            ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+            ([ones] * 4, (ones, ones), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        ):
+            self.assertEqual([int(w) for w in oracle.philox(counter, key)], words)
+
+    def test_phi_moves_as_without_rounding(self):
+        rng = np.random.default_rng(7)
+        gradients = [{"w": rng.standard_normal((6, 9))} for _ in range(200)]
+        start = {"w": rng.standard_normal((6, 9))}
+        cosine = {"schedule": {"kind": "cosine", "warmup_steps": 20, "decay_steps": 200, "final": 0.1}}
+        for decay, nesterov, (kind, rest, met) in itertools.product(
+            (0.0, 0.5),
+            (False, True),
+            (("exact", {}, 1), ("exact_schedule", cosine, 1), ("exact", cosine, 0), ("blog", {}, 0)),
+        ):
+            rule = {"name": "sgd", "lr": 0.1, "weight_decay": decay, "nesterov": nesterov}
+            eco = {"format": "int4", "residual": "momentum", "eco": {"kappa": kind}}
+            group = {"match": "*", "rule": rule, "weights": eco, **rest}
+            rounded = oracle.Replay([group], start, 200)
+            free = oracle.Replay([{**group, "weights": {}}], rounded.weights)
+            for g in gradients:
+                rounded.step(g)
+                free.step(g)
+            s = oracle.returns(rounded.groups["w"], 201, 200)
+            phi, want = (r.weights["w"] - s * r.state["w"]["momentum"] for r in (rounded, free))
+            off = np.abs(phi - want).max()
+            if met or (kind == "blog" and decay == 0):  # where both are one
+                self.assertLess(off, 1e-12, (decay, nesterov, kind))
+            else:
+                self.assertGreater(off, 1e-3, (decay, nesterov, kind))
+
+    def test_what_undoes_a_direction_keeps_all_of_the_error(self):
+        rng = np.random.default_rng(8)
+        recipe = {**oracle.LMO_DEFAULTS, "coefficients": "eco8", "iterations": 8}
+        for shape in ((9, 17), (17, 9)):
+            x, e = rng.standard_normal(shape), rng.standard_normal(shape)
+            c = oracle.inverse_lmo(x, recipe, e)
+            u, sigma, vt = np.linalg.svd(x, full_matrices=False)
+            back = (u / sigma) @ u.T @ c if shape[0] < shape[1] else c @ (vt.T / sigma) @ vt
+            # |p - 1| <= 7.26e-4 on [1e-3, 1]
+            self.assertLess(np.linalg.norm(back - e), 1e-3 * np.linalg.norm(e), shape)
 
 
 def direction_of(state, x, group):
