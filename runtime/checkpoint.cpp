@@ -329,6 +329,23 @@ std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& pla
   return list;
 }
 
+/// What is kept beside rounded weights, and not by the rule.
+bool lies_beside(const std::string& key) {
+  return key == "master" || key == "mantissa" || key == "scales";
+}
+
+/// Has the rule the same state in both, line for line?
+bool same_state(const runtime::CheckpointParameter& a, const runtime::CheckpointParameter& b) {
+  const auto of_rule = [](const runtime::CheckpointParameter& p) {
+    std::map<std::string, std::vector<Index>> state;
+    for (std::size_t k = 0; k < p.keys.size(); ++k) {
+      if (!lies_beside(p.keys[k])) state[p.keys[k]] = p.lines[k];
+    }
+    return state;
+  };
+  return a.shape == b.shape && of_rule(a) == of_rule(b);
+}
+
 std::string random_suffix() {
   std::random_device device;
   char text[17];
@@ -526,19 +543,23 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
   }
 }
 
-std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::string& directory) {
+std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::string& directory,
+                                                                bool convert) {
   check_between_steps("load");
   Communicator& world = setup_;
   runtime::Manifest m;
+  std::vector<bool> converted(parameters_.size(), false);
+  std::map<std::string, const runtime::CheckpointParameter*> saved_as;
   runtime::agree(world, [&] {
     m = runtime::read_manifest(directory);
+    for (const auto& p : m.parameters) saved_as[p.name] = &p;
     // All differences at once, not only the first.
     std::string differences;
     const auto differs = [&](const std::string& what) { differences += "\n  " + what; };
     const auto here = parameters_of(plan_);
-    std::map<std::string, const runtime::CheckpointParameter*> saved;
-    for (const auto& p : m.parameters) saved[p.name] = &p;
-    for (const auto& p : here) {
+    auto saved = saved_as;
+    for (std::size_t i = 0; i < here.size(); ++i) {
+      const runtime::CheckpointParameter& p = here[i];
       const auto it = saved.find(p.name);
       if (it == saved.end()) {
         differs("'" + p.name + "' is not in the checkpoint");
@@ -546,8 +567,18 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
       }
       const runtime::CheckpointParameter& s = *it->second;
       if (s.shape != p.shape) differs("'" + p.name + "' has another shape in the checkpoint");
+      const bool is_other = s.format != p.format || s.keys != p.keys;
+      if (convert && is_other && s.rule == p.rule && same_state(s, p)) {
+        if (plan_.parameters[i].held()) {
+          differs("'" + p.name + "' rests in the trainer's shards, which are not converted");
+        }
+        converted[i] = true;
+        saved.erase(it);
+        continue;
+      }
       if (s.format != p.format) {
-        differs("'" + p.name + "' is " + s.format + " in the checkpoint, " + p.format + " here");
+        differs("'" + p.name + "' is " + s.format + " in the checkpoint, " + p.format +
+                " here (load can convert it)");
       }
       if (s.rule != p.rule || s.keys != p.keys) {
         differs("'" + p.name + "' was updated by " + s.rule + " in the checkpoint, by " + p.rule +
@@ -572,6 +603,9 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   };
   std::vector<Shard> shards;  // ZeRO-3
   std::vector<std::vector<float>> scales(own_.size());
+  const auto is_new = [&](std::size_t own) {
+    return converted[static_cast<std::size_t>(own_[own].segment.parameter)];
+  };
   std::vector<std::vector<std::vector<float>>> states(own_.size());
   runtime::agree(world, [&] {
     std::vector<std::unique_ptr<runtime::SafetensorsReader>> files(m.files.size());
@@ -609,7 +643,7 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
           std::find_if(parameters_.begin(), parameters_.end(),
                        [&](const Parameter& q) { return q.name == p.parameter; }) -
           parameters_.begin());
-      const runtime::WeightFormat& format = plan_.group(static_cast<int>(id)).format;
+      const auto format = *runtime::WeightFormat::named(saved_as.at(p.parameter)->format);
       const Region region{p.first, p.rows, p.cols, p.distance};
       const Region wanted = format.scale_region(region, plan_.row_length[id]);
       const auto& candidates = pieces[{p.parameter, "scales"}];
@@ -669,10 +703,30 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
       weights[i].resize(static_cast<std::size_t>(wanted.size()));
       if (wanted.size() > 0) fetch(parameters_[i].name, "weights", wanted, weights[i].data());
     }
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      if (!converted[i]) continue;
+      const auto& keys = saved_as.at(parameters_[i].name)->keys;
+      const auto has = [&](const char* key) {
+        return std::find(keys.begin(), keys.end(), key) != keys.end();
+      };
+      const Region whole{0, 1, plan_.parameters[i].size(), plan_.parameters[i].size()};
+      weights[i].resize(static_cast<std::size_t>(whole.size()));
+      fetch(parameters_[i].name, has("master") ? "master" : "weights", whole, weights[i].data());
+      if (!has("mantissa")) continue;
+      std::vector<float> low(weights[i].size());
+      fetch(parameters_[i].name, "mantissa", whole, low.data());
+      for (std::size_t e = 0; e < low.size(); ++e) {
+        const auto bits = [](float v) { return std::bit_cast<std::uint32_t>(v); };
+        const auto missing = static_cast<std::int16_t>(bits(low[e]) >> 16);
+        weights[i][e] =
+            std::bit_cast<float>(bits(weights[i][e]) + static_cast<std::uint32_t>(missing));
+      }
+    }
     for (std::size_t b = 0; b < plan_.buckets.size() && plan_.weights_sharded(); ++b) {
       const runtime::Bucket& bucket = plan_.buckets[b];
       for (const runtime::Segment& piece : bucket.segments) {
-        if (bucket.held || piece.size() == 0 || piece.rank % plan_.shard != mesh_.shard.rank()) {
+        if (bucket.held || piece.size() == 0 || piece.rank % plan_.shard != mesh_.shard.rank() ||
+            converted[static_cast<std::size_t>(piece.parameter)]) {
           continue;
         }
         auto& shard = shards.emplace_back(Shard{b, &piece, {}, {}});
@@ -690,9 +744,10 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
       for_each_state(plan_, own_[i], /*to_save=*/false,
                      [&](const std::string& key, const Region& region, MatrixView view) {
                        states[i].emplace_back(static_cast<std::size_t>(view.size()));
+                       if (is_new(i) && lies_beside(key)) return;
                        fetch(name, key, region, states[i].back().data());
                      });
-      if (own_[i].scales.data == nullptr || own_[i].size() == 0) continue;
+      if (own_[i].scales.data == nullptr || own_[i].size() == 0 || is_new(i)) continue;
       const Region of = scale_region(plan_, own_[i].segment);
       scales[i].resize(static_cast<std::size_t>(of.size()));
       fetch(name, "scales", of, scales[i].data());
@@ -726,6 +781,10 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   }
   if (working_set_) working_set_->release_all();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (converted[i]) {
+      put(weights[i], [&](Span there) { adopt_weights(i, there.data); });
+      continue;
+    }
     if (plan_.weights_sharded() && !plan_.parameters[i].held()) continue;
     const Parameter& p = parameters_[i];
     put(weights[i], [&](Span there) {
@@ -742,8 +801,10 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   for (std::size_t i = 0; i < own_.size(); ++i) {
     std::size_t k = 0;
     for_each_state(
-        plan_, own_[i], /*to_save=*/false, [&](const std::string&, const Region&, MatrixView view) {
+        plan_, own_[i], /*to_save=*/false,
+        [&](const std::string& key, const Region&, MatrixView view) {
           const std::vector<float>& values = states[i][k++];
+          if (is_new(i) && lies_beside(key)) return;
           if (view.dtype == DType::f32) {
             return backend_->copy(values.data(), view.data, values.size() * sizeof(float));
           }

@@ -114,7 +114,7 @@ struct ShardedOptimizer::Impl {
   const StepReport& step();
   void set_lr_multiplier(double factor);
   void save(const std::string& directory, const std::map<std::string, std::string>& user);
-  std::map<std::string, std::string> load(const std::string& directory);
+  std::map<std::string, std::string> load(const std::string& directory, bool convert);
   std::map<std::string, StateTensor> gather_state();
   std::map<std::string, CodesTensor> gather_codes();
   void gather_weights(std::span<const int> ids);
@@ -301,8 +301,18 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] QuantizedView beside(const runtime::OwnSegment& own, const runtime::Panel& panel);
   void write_piece(const runtime::OwnSegment& own, void* piece);
   void read_weights(const runtime::OwnSegment& own, MatrixView to);
-  void keep_beside(runtime::OwnSegment& own);
-  void round_piece(const runtime::Bucket& bucket, const runtime::Segment& s, void* piece);
+  /// All weights of a parameter, wherever they come from.
+  struct WholeWeights {
+    const runtime::ParameterShape* shape;
+    const void* data;
+    DType dtype;
+  };
+  [[nodiscard]] WholeWeights trainers_own(std::size_t parameter) const;
+  void keep_beside(runtime::OwnSegment& own, const WholeWeights& from);
+  void round_piece(const runtime::Bucket& bucket, const runtime::Segment& s,
+                   const WholeWeights& whole, void* piece);
+  void round_segment(std::size_t bucket, const runtime::Segment& s, const WholeWeights& whole);
+  void adopt_weights(std::size_t parameter, const void* values);
   void store_weights();
   void round_weights();
   // ECO

@@ -405,7 +405,7 @@ void ShardedOptimizer::Impl::allocate() {
       own.scales = take(beside(g, own).scales, scale_rows(*g.format.grid, own.rows),
                         scale_cols(*g.format.grid, own.cols), DType::f32);
     }
-    keep_beside(own);
+    keep_beside(own, trainers_own(static_cast<std::size_t>(own.segment.parameter)));
   }
 
   // From here on weights are the working set's.
@@ -635,8 +635,9 @@ void ShardedOptimizer::save(const std::string& directory,
                             const std::map<std::string, std::string>& user) {
   impl_->save(directory, user);
 }
-std::map<std::string, std::string> ShardedOptimizer::load(const std::string& directory) {
-  return impl_->load(directory);
+std::map<std::string, std::string> ShardedOptimizer::load(const std::string& directory,
+                                                          bool convert) {
+  return impl_->load(directory, convert);
 }
 MemoryPlan ShardedOptimizer::memory() const {
   return impl_->plan_.per_rank[static_cast<std::size_t>(rank())].memory;

@@ -249,11 +249,13 @@ void ShardedOptimizer::Impl::read_weights(const runtime::OwnSegment& own, Matrix
 }
 
 /// What is kept beside rounded weights, from those the trainer was constructed with.
-void ShardedOptimizer::Impl::keep_beside(runtime::OwnSegment& own) {
+void ShardedOptimizer::Impl::keep_beside(runtime::OwnSegment& own, const WholeWeights& from) {
   const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
   const bool held = plan_.buckets[own.bucket].held;
   const auto read = [&](MatrixView to) {
-    held ? read_weights(own, to) : read_trainer(own, {0, own.rows, 0, own.cols}, to);
+    if (held) return read_weights(own, to);
+    runtime::pack(*from.shape, from.data, from.dtype, own.region(), {to.data, to.size(), to.dtype},
+                  *backend_);
   };
   if (group.master && own.size() > 0) read(own.master);
   if (group.residual == Residual::mantissa && own.size() > 0) {
@@ -269,10 +271,14 @@ void ShardedOptimizer::Impl::keep_beside(runtime::OwnSegment& own) {
   }
 }
 
-/// piece ← the weights of a region as the trainer has them, rounded to the nearest.
+/// What the trainer was constructed with.
+ShardedOptimizer::Impl::WholeWeights ShardedOptimizer::Impl::trainers_own(std::size_t i) const {
+  return {&plan_.parameters[i], parameters_[i].weights, parameters_[i].dtype};
+}
+
+/// piece ← the weights of a segment, rounded to the nearest.
 void ShardedOptimizer::Impl::round_piece(const runtime::Bucket& bucket, const runtime::Segment& s,
-                                         void* piece) {
-  const auto p = static_cast<std::size_t>(s.parameter);
+                                         const WholeWeights& whole, void* piece) {
   const Region& r = s.region;
   const runtime::WeightFormat& format = bucket.weights;
   if (plan_.group(s.parameter).residual == Residual::mantissa) {
@@ -280,21 +286,21 @@ void ShardedOptimizer::Impl::round_piece(const runtime::Bucket& bucket, const ru
     const auto n = static_cast<std::size_t>(s.size());
     const kernels::DeviceBuffer wide(*backend_, n * sizeof(float));
     const kernels::DeviceBuffer low(*backend_, n * bytes_of(DType::bf16));
-    runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, r,
-                  {wide.data(), s.size(), DType::f32}, *backend_);
+    runtime::pack(*whole.shape, whole.data, whole.dtype, r, {wide.data(), s.size(), DType::f32},
+                  *backend_);
     backend_->split_f32(row(wide.data(), s.size()), row(piece, s.size(), DType::bf16),
                         row(low.data(), s.size(), DType::bf16));
     return backend_->wait();  // the buffers go
   }
   if (!format.quantized()) {
-    return runtime::pack(plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, r,
-                         {piece, s.size(), format.dtype}, *backend_);
+    return runtime::pack(*whole.shape, whole.data, whole.dtype, r, {piece, s.size(), format.dtype},
+                         *backend_);
   }
   const Grid& grid = *format.grid;
   const QuantizedView codes = format.view(piece, r.rows, r.cols);
-  const MatrixView from{static_cast<std::byte*>(parameters_[p].weights) +
-                            static_cast<std::size_t>(r.first) * bytes_of(parameters_[p].dtype),
-                        r.rows, r.cols, r.distance, parameters_[p].dtype};
+  auto* const first_of = static_cast<std::byte*>(const_cast<void*>(whole.data));  // only read
+  const MatrixView from{first_of + static_cast<std::size_t>(r.first) * bytes_of(whole.dtype),
+                        r.rows, r.cols, r.distance, whole.dtype};
   const Index rows = grid.extent == Grid::Extent::tensor ? r.rows : rows_at_a_time(r.rows, r.cols);
   const kernels::DeviceBuffer buffer(*backend_,
                                      static_cast<std::size_t>(rows * r.cols) * sizeof(float));
@@ -311,39 +317,64 @@ void ShardedOptimizer::Impl::round_piece(const runtime::Bucket& bucket, const ru
   backend_->wait();  // the buffer goes
 }
 
+/// Segment s of bucket b becomes what `whole` has there, in its format: in this shard's store, or
+/// in the trainer's buffer, on every rank alike.
+void ShardedOptimizer::Impl::round_segment(std::size_t b, const runtime::Segment& s,
+                                           const WholeWeights& whole) {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  if (bucket.held || s.size() == 0) return;  // held ones are of their dtype
+  if (plan_.weights_sharded()) {
+    if (s.rank % plan_.shard != mesh_.shard.rank()) return;
+    return round_piece(bucket, s, whole, working_set_->piece(b, s));
+  }
+  const auto p = static_cast<std::size_t>(s.parameter);
+  const Parameter& parameter = parameters_[p];
+  const kernels::DeviceBuffer piece(*backend_, bucket.weights.bytes(s.region.rows, s.region.cols));
+  round_piece(bucket, s, whole, piece.data());
+  runtime::read_piece(bucket.weights, piece.data(), plan_.parameters[p], parameter.weights,
+                      parameter.dtype, s.region, *backend_);
+  if (bucket.weights.quantized() && plan_.has(bucket, s, mesh_.world.rank())) {
+    for (runtime::OwnSegment& own : segments(b)) {
+      if (own.segment.offset != s.offset || own.size() == 0) continue;
+      const QuantizedView codes = bucket.weights.view(piece.data(), own.rows, own.cols);
+      backend_->convert(scales_of(codes, *bucket.weights.grid), 1, own.scales);
+    }
+  }
+  backend_->wait();  // the buffer goes
+}
+
 /// ZeRO-3: the shards of the weights the trainer was constructed with.
 void ShardedOptimizer::Impl::store_weights() {
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
-    const runtime::Bucket& bucket = plan_.buckets[b];
-    for (const runtime::Segment& s : bucket.segments) {
-      if (bucket.held || s.size() == 0 || s.rank % plan_.shard != mesh_.shard.rank()) continue;
-      round_piece(bucket, s, working_set_->piece(b, s));
+    for (const runtime::Segment& s : plan_.buckets[b].segments) {
+      round_segment(b, s, trainers_own(static_cast<std::size_t>(s.parameter)));
     }
   }
 }
 
-/// Weights of a rounded format lie on its grid from the start, all alike on all ranks.
+/// Weights of a rounded format lie on its grid from the start.
 void ShardedOptimizer::Impl::round_weights() {
   for (std::size_t b = 0; b < plan_.buckets.size() && !plan_.weights_sharded(); ++b) {
-    const runtime::Bucket& bucket = plan_.buckets[b];
-    if (bucket.held) continue;  // of their dtype
-    for (const runtime::Segment& s : bucket.segments) {
+    const runtime::WeightFormat& format = plan_.buckets[b].weights;
+    for (const runtime::Segment& s : plan_.buckets[b].segments) {
       const auto p = static_cast<std::size_t>(s.parameter);
-      const Parameter& parameter = parameters_[p];
-      if (s.size() == 0) continue;
-      if (!bucket.weights.quantized() && parameter.dtype == bucket.weights.dtype) continue;
-      const kernels::DeviceBuffer piece(*backend_,
-                                        bucket.weights.bytes(s.region.rows, s.region.cols));
-      round_piece(bucket, s, piece.data());
-      runtime::read_piece(bucket.weights, piece.data(), plan_.parameters[p], parameter.weights,
-                          parameter.dtype, s.region, *backend_);
-      if (!bucket.weights.quantized() || !plan_.has(bucket, s, mesh_.world.rank())) continue;
-      for (runtime::OwnSegment& own : segments(b)) {
-        if (own.segment.offset != s.offset || own.size() == 0) continue;
-        const QuantizedView codes = bucket.weights.view(piece.data(), own.rows, own.cols);
-        backend_->convert(scales_of(codes, *bucket.weights.grid), 1, own.scales);
-      }
-      backend_->wait();
+      if (!format.quantized() && parameters_[p].dtype == format.dtype) continue;
+      round_segment(b, s, trainers_own(p));
+    }
+  }
+}
+
+/// Parameter i becomes `values`, dense and f32, as if the trainer had come with them.
+void ShardedOptimizer::Impl::adopt_weights(std::size_t i, const void* values) {
+  runtime::ParameterShape dense = plan_.parameters[i];
+  dense.strides.clear();
+  const WholeWeights whole{&dense, values, DType::f32};
+  for (runtime::OwnSegment& own : own_) {
+    if (own.segment.parameter == static_cast<int>(i)) keep_beside(own, whole);
+  }
+  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
+    for (const runtime::Segment& s : plan_.buckets[b].segments) {
+      if (s.parameter == static_cast<int>(i)) round_segment(b, s, whole);
     }
   }
 }

@@ -582,11 +582,122 @@ TEST_F(Checkpoints, OfAnotherFormatAreRefusedByName) {
     resumed(fp8, 1, int8, 2, 1, 1);
     ADD_FAILURE() << "loaded";
   } catch (const ConfigError& e) {
-    EXPECT_NE(
-        std::string(e.what()).find("'embed' is fp8_e4m3/row in the checkpoint, int8/row here"),
-        std::string::npos)
+    EXPECT_NE(std::string(e.what()).find(
+                  "'embed' is fp8_e4m3/row in the checkpoint, int8/row here (load can convert it)"),
+              std::string::npos)
         << e.what();
   }
+}
+
+// What is loaded is rounded as what a trainer comes with is: a new optimizer is the judge.
+TEST_F(Checkpoints, ConvertWhenAskedTo) {
+  struct Case {
+    std::string from, to;
+  };
+  const std::string eco = "{format: fp8_e4m3, rounding: stochastic, residual: momentum}";
+  const std::vector<Case> cases{
+      {"{format: f32}", eco},
+      {eco, "{format: int4, residual: momentum}"},
+      {eco, "{format: fp8_e4m3, residual: master}"},
+      {"{format: fp8_e4m3, residual: master}", eco},
+      {"{format: bf16, residual: mantissa}", "{format: int8, residual: none}"},
+      {"{format: int8, block: 4, residual: momentum}", "{format: bf16, residual: mantissa}"},
+      {"{format: fp8_e5m2, residual: none}", "{format: f32}"},
+  };
+  int count = 0;
+  for (const Case& c : cases) {
+    for (const auto& [stage_from, stage_to] : {std::pair{2, 2}, {2, 3}, {3, 2}}) {
+      Config from = config_of(c.from);
+      Config to = config_of(c.to);
+      from.zero_stage = stage_from;
+      to.zero_stage = stage_to;
+      const std::string path = (directory_ / ("convert" + std::to_string(++count))).string();
+      std::vector<std::vector<float>> values;  // of the checkpoint, as exactly as it knows them
+      std::map<std::string, ShardedOptimizer::StateTensor> state;
+      run_thread_ranks(2, [&](Communicator& comm) {
+        Model model;
+        for (Parameter& p : model.parameters) p.gradient_state = GradientState::averaged;
+        ShardedOptimizer optimizer{from, comm.duplicate("job"), model.parameters};
+        for (std::int64_t s = 1; s <= 2; ++s) {
+          model.backward(s, 0);
+          optimizer.step();
+        }
+        optimizer.save(path);
+        std::vector<int> ids;
+        for (int i = 0; i < std::ssize(model.parameters); ++i) ids.push_back(i);
+        optimizer.gather(ids);
+        auto all = optimizer.gather_state();
+        if (comm.rank() != 0) return;
+        for (std::size_t i = 0; i < model.weights.size(); ++i) {
+          std::vector<float> w(model.weights[i].size());
+          optimizer.copy_weights(static_cast<int>(i), w.data());
+          const auto master = all.find("state/" + model.parameters[i].name + "/master");
+          values.push_back(master == all.end() ? w : master->second.values);
+        }
+        state = std::move(all);
+      });
+      run_thread_ranks(3, [&](Communicator& comm) {
+        Model model;
+        ShardedOptimizer optimizer{to, comm.duplicate("job"), model.parameters};
+        EXPECT_THROW(optimizer.load(path), ConfigError) << c.from << " without being asked";
+        optimizer.load(path, /*convert=*/true);
+        EXPECT_EQ(optimizer.steps(), 2);
+        std::vector<int> ids;
+        for (int i = 0; i < std::ssize(model.parameters); ++i) ids.push_back(i);
+        const auto weights_of = [&](ShardedOptimizer& o) {
+          o.gather(ids);
+          std::vector<std::vector<float>> all;
+          for (std::size_t i = 0; i < model.weights.size(); ++i) {
+            all.emplace_back(model.weights[i].size());
+            o.copy_weights(static_cast<int>(i), all.back().data());
+          }
+          o.release(ids);
+          return all;
+        };
+        const auto found = weights_of(optimizer);
+        const auto momenta = optimizer.gather_state();
+        Model fresh;
+        const bool missing_bits = c.from.find("mantissa") != std::string::npos;
+        if (!missing_bits) fresh.weights = values;
+        for (std::size_t i = 0; i < fresh.parameters.size(); ++i) {
+          fresh.parameters[i].weights = fresh.weights[i].data();
+        }
+        ShardedOptimizer judge{to, comm.duplicate("judge"), fresh.parameters};
+        if (!missing_bits) {
+          EXPECT_EQ(found, weights_of(judge)) << c.from << " to " << c.to;
+        }
+        if (comm.rank() != 0) return;
+        for (const auto& [name, tensor] : momenta) {
+          if (name.ends_with("/master") || name.ends_with("/step")) continue;
+          EXPECT_EQ(tensor.values, state.at(name).values) << name;
+        }
+      });
+    }
+  }
+}
+
+// Of bf16 and its missing bits nothing is lost on the way to f32.
+TEST_F(Checkpoints, ConvertMissingBitsExactly) {
+  const std::string path = (directory_ / "bits").string();
+  const auto config = [](const std::string& weights) {
+    return parse_config(
+        "schema: 1\ngroups:\n  - match: \"*\"\n    rule: {name: sgd, lr: 0.125}\n"
+        "    weights: " +
+        weights + "\n");
+  };
+  run_thread_ranks(2, [&](Communicator& comm) {
+    Model model;
+    for (Parameter& p : model.parameters) p.gradient_state = GradientState::averaged;
+    const auto start = model.weights;
+    ShardedOptimizer kept{config("{format: bf16, residual: mantissa}"), comm.duplicate("a"),
+                          model.parameters};
+    kept.save(path);
+    Model other;
+    for (auto& w : other.weights) std::fill(w.begin(), w.end(), 0.0F);
+    ShardedOptimizer exact{config("{format: f32}"), comm.duplicate("b"), other.parameters};
+    exact.load(path, /*convert=*/true);
+    EXPECT_EQ(other.weights, start);
+  });
 }
 
 TEST_F(Checkpoints, AScaleThatIsNoNumberIsRefusedByName) {

@@ -200,9 +200,12 @@ class ShardedOptimizer {
   /// of ranks. `user` is kept in the manifest (data cursor, …).
   void save(const std::string& directory, const std::map<std::string, std::string>& user = {});
   /// Restores weights, state and step. @return what `save` was given as `user`.
+  /// @param convert  Weights of another format or `weights.residual` are taken, too: the most exact
+  /// that the checkpoint has of them (masters, missing bits, else codes · scales), rounded to the
+  /// nearest as the constructor does. The rule and its state must be the same.
   /// @throws DataError damaged; ConfigError all differences between the checkpoint's model and this
   /// one.
-  std::map<std::string, std::string> load(const std::string& directory);
+  std::map<std::string, std::string> load(const std::string& directory, bool convert = false);
 
   [[nodiscard]] MemoryPlan memory() const;
   [[nodiscard]] std::string plan_hash() const;
