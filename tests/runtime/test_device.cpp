@@ -118,7 +118,7 @@ class DeviceTrainer {
     device_.wait();
   }
 
-  const Run& run_;
+  Run run_;
   int rank_;
   FarBackend device_;
   std::vector<kernels::DeviceBuffer> weights_, gradients_;
