@@ -53,10 +53,6 @@ class GradientBuckets {
   /// After `finish`: this rank's part of bucket b, the mean gradient in f32, in the bucket's
   /// layout.
   [[nodiscard]] float* part(std::size_t bucket) { return parts_[bucket]; }
-  /// How bucket b is cut at a level, seen from this rank.
-  [[nodiscard]] const Plan::Cut& cut(std::size_t bucket, std::size_t level) const {
-    return own_[bucket].cuts[level];
-  }
   [[nodiscard]] double copy_ms() const { return copy_ms_; }
   [[nodiscard]] double wait_ms() const { return wait_ms_; }
 

@@ -561,7 +561,8 @@ std::map<std::string, ShardedOptimizer::CodesTensor> ShardedOptimizer::Impl::gat
   std::vector<std::byte> bytes;
   for (int r = 0; r < plan_.ranks; ++r) {
     if (me != 0 && me != r) continue;
-    for (const runtime::OwnSegment& own : r == me ? own_ : segments_of(r)) {
+    const auto theirs = r == me ? std::vector<runtime::OwnSegment>() : segments_of(r);
+    for (const runtime::OwnSegment& own : r == me ? own_ : theirs) {
       const runtime::WeightFormat& format = plan_.buckets[own.bucket].weights;
       if (!format.quantized() || own.size() == 0) continue;
       bytes.resize(format.bytes(own.rows, own.cols));

@@ -68,8 +68,6 @@ WorkingSet::WorkingSet(const Plan& plan, int rank, std::span<Communicator> level
   last_order_.reserve(4 * plan.parameters.size());
 }
 
-std::size_t WorkingSet::bytes_at_rest(std::size_t i) const { return plan_.at_rest[i]; }
-
 /// Sends off as many of `ids` as one staging buffer holds. @return how many.
 std::size_t WorkingSet::start(std::span<const int> ids, Flight& flight) {
   flight.ids.clear();
@@ -78,8 +76,8 @@ std::size_t WorkingSet::start(std::span<const int> ids, Flight& flight) {
   for (const int id : ids) {
     const auto i = static_cast<std::size_t>(id);
     if (!resident_[i] && !under_way_[i] && sizes_[i] > 0) {
-      if (!flight.ids.empty() && total + bytes_at_rest(i) > flight.staging.size()) break;
-      total += bytes_at_rest(i);
+      if (!flight.ids.empty() && total + plan_.at_rest[i] > flight.staging.size()) break;
+      total += plan_.at_rest[i];
       flight.ids.push_back(id);
       under_way_[i] = true;
     }
@@ -215,11 +213,11 @@ void WorkingSet::fetch_ahead() {
     const auto i = static_cast<std::size_t>(last_order_[k]);
     if (resident_[i] || under_way_[i]) break;  // still in use: it comes later
     if (static_cast<std::int64_t>(sizes_[i]) > room ||
-        total + bytes_at_rest(i) > flights_[1].staging.size()) {
+        total + plan_.at_rest[i] > flights_[1].staging.size()) {
       break;
     }
     room -= static_cast<std::int64_t>(sizes_[i]);
-    total += bytes_at_rest(i);
+    total += plan_.at_rest[i];
     resident_bytes_ += static_cast<std::int64_t>(sizes_[i]);
   }
   if (count > 0) static_cast<void>(start(std::span(last_order_).subspan(n, count), flights_[1]));

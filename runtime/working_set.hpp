@@ -89,7 +89,6 @@ class WorkingSet {
     const Segment* segment;
   };
 
-  [[nodiscard]] std::size_t bytes_at_rest(std::size_t i) const;
   /// What the ranks that share this one's coordinates below `level` bring, by coordinate at
   /// `level`: in `cut_`.
   void find_cut(const Flight& flight, std::size_t level);

@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <initializer_list>
 #include <type_traits>
-#include <utility>
 
 #include "kernels/adamw_constants.hpp"
+#include "kernels/bf16.hpp"
 #include "kernels/code_format.hpp"
 #include "kernels/cuda/elementwise.hpp"
+#include "kernels/cuda/launch.hpp"
 #include "kernels/cuda/status.hpp"
 #include "kernels/norm.hpp"
 #include "kernels/philox.hpp"
@@ -18,38 +19,6 @@ namespace orthrus::kernels::cuda {
 namespace {
 
 // ---- types --------------------------------------------------------------------------------------
-
-__device__ inline float to_float(BFloat16 x) {
-  return __uint_as_float(static_cast<std::uint32_t>(x.bits) << 16);
-}
-
-// These three are those of kernels/bf16.hpp, which is C++20.
-__device__ inline BFloat16 to_bf16(float x) {
-  const std::uint32_t u = __float_as_uint(x);
-  const std::uint32_t nearest = (u + 0x7fffU + ((u >> 16) & 1U)) >> 16;
-  const std::uint32_t quiet = (u >> 16) | 0x40U;
-  const bool is_nan = (u & 0x7fffffffU) > 0x7f800000U;
-  return {static_cast<std::uint16_t>(is_nan ? quiet : nearest)};
-}
-
-__device__ inline BFloat16 to_bf16(double x) {
-  constexpr std::uint64_t magnitude_bits = 0x7fffffffffffffffU;
-  const float f = __double2float_rn(x);
-  const auto magnitude = static_cast<std::uint64_t>(__double_as_longlong(x)) & magnitude_bits;
-  const auto back =
-      static_cast<std::uint64_t>(__double_as_longlong(static_cast<double>(f))) & magnitude_bits;
-  const std::uint32_t truncated = __float_as_uint(f) - (back > magnitude ? 1U : 0U);
-  const std::uint32_t odd = truncated | (back != magnitude ? 1U : 0U);
-  const bool is_nan = magnitude > 0x7ff0000000000000U;
-  return to_bf16(is_nan ? f : __uint_as_float(odd));
-}
-
-__device__ inline BFloat16 to_bf16_stochastic(float x, std::uint32_t random) {
-  const std::uint32_t u = __float_as_uint(x);
-  const std::uint32_t rounded = (u + (random & 0xffffU)) >> 16;
-  const bool is_finite = (u & 0x7fffffffU) < 0x7f800000U;
-  return is_finite ? BFloat16{static_cast<std::uint16_t>(rounded)} : to_bf16(x);
-}
 
 /// The type T is computed in.
 template <class T>
@@ -73,19 +42,6 @@ __device__ T narrow(C x) {
   }
 }
 
-template <class T>
-struct Tag {
-  using Type = T;
-};
-
-/// Calls f with the element type.
-template <class F>
-void with_type(DType dtype, F f) {
-  if (dtype == DType::f32) return f(Tag<float>{});
-  if (dtype == DType::bf16) return f(Tag<BFloat16>{});
-  f(Tag<double>{});
-}
-
 /// A view, as kernels take it.
 template <class T>
 struct Entries {
@@ -104,16 +60,6 @@ Entries<T> out(MatrixView v) {
 }
 
 // ---- launching ----------------------------------------------------------------------------------
-
-template <class... Parameters, class... Arguments>
-void launch(const char* verb, void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream,
-            Arguments&&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = static_cast<cudaStream_t>(stream.handle);
-  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), verb);
-}
 
 unsigned blocks_for(Index size, Index per_block, Index limit) {
   return static_cast<unsigned>(std::min((size + per_block - 1) / per_block, limit));

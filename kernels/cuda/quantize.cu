@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <utility>
 
 #include "kernels/bf16.hpp"
 #include "kernels/code_format.hpp"
+#include "kernels/cuda/launch.hpp"
 #include "kernels/cuda/quantize.hpp"
 #include "kernels/cuda/status.hpp"
 #include "kernels/philox.hpp"
@@ -19,16 +19,6 @@ using Bits64 = unsigned long long;
 
 constexpr int threads = 256;
 
-template <class... Parameters, class... Arguments>
-void start(const char* verb, void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream,
-           Arguments&&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = static_cast<cudaStream_t>(stream.handle);
-  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), verb);
-}
-
 Index pieces_of(Index size, Index piece) { return (size + piece - 1) / piece; }
 
 /// Columns of a row that share a scale; all of them where the rest of the matrix may, too.
@@ -38,17 +28,6 @@ Index unit_of(const Grid& grid, Index cols) {
 /// From the scales of one row to those of the next.
 Index pitch_of(const Grid& grid, ConstMatrixView scales) {
   return grid.extent == Grid::Extent::tensor ? 0 : scales.ld;
-}
-
-template <class T>
-struct Tag {
-  using Type = T;
-};
-template <class F>
-void with_type(DType dtype, F f) {
-  if (dtype == DType::f32) return f(Tag<float>{});
-  if (dtype == DType::bf16) return f(Tag<BFloat16>{});
-  f(Tag<double>{});
 }
 
 template <CodeFormat value>
@@ -97,7 +76,7 @@ void for_each_quad(const char* verb, Index rows, Index cols, Stream stream, F f)
   const dim3 block(across, threads / across);
   const dim3 grid(static_cast<unsigned>(pieces_of(quads, across)),
                   static_cast<unsigned>(std::min<Index>(pieces_of(rows, block.y), 65535)));
-  start(verb, each_quad<F>, grid, block, stream, rows, cols, f);
+  launch(verb, each_quad<F>, grid, block, stream, rows, cols, f);
 }
 
 /// The scales of consecutive columns of a row.
@@ -340,11 +319,11 @@ __global__ void __launch_bounds__(threads)
 
 void abs_maxima(ConstMatrixView w, const Grid& grid, MatrixView out, Stream stream) {
   const codes::Pieces pieces = codes::pieces_of(w, grid);
-  codes::with_type(w.dtype, [&](auto tag) {
+  with_type(w.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    codes::start("abs_maxima", codes::maxima<T>, pieces.grid(), codes::threads, stream, pieces,
-                 static_cast<const T*>(w.data), w.ld, static_cast<unsigned*>(out.data),
-                 codes::pitch_of(grid, out));
+    launch("abs_maxima", codes::maxima<T>, pieces.grid(), codes::threads, stream, pieces,
+           static_cast<const T*>(w.data), w.ld, static_cast<unsigned*>(out.data),
+           codes::pitch_of(grid, out));
   });
 }
 
@@ -382,7 +361,7 @@ void quantize(MatrixView w, const Grid& grid, const Rounding& rounding, std::uin
 
 void dequantize(ConstQuantizedView q, const Grid& grid, MatrixView to, Stream stream) {
   codes::with_format(grid.format, [&](auto format) {
-    codes::with_type(to.dtype, [&](auto tag) {
+    with_type(to.dtype, [&](auto tag) {
       using T = typename decltype(tag)::Type;
       codes::for_each_quad("dequantize", to.rows, to.cols, stream,
                            codes::Dequantize<decltype(format)::value, T>{
@@ -400,12 +379,11 @@ void count_beyond(ConstMatrixView w, const Grid& grid, ConstMatrixView scales, d
   check_cuda(cudaMemsetAsync(out, 0, sizeof(double), static_cast<cudaStream_t>(stream.handle)),
              "cudaMemsetAsync");
   const codes::Pieces pieces = codes::pieces_of(w, grid);
-  codes::with_type(w.dtype, [&](auto tag) {
+  with_type(w.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    codes::start("count_beyond", codes::larger<T>, pieces.grid(), codes::threads, stream, pieces,
-                 static_cast<const T*>(w.data), w.ld, grid.format,
-                 static_cast<const float*>(scales.data), codes::pitch_of(grid, scales),
-                 reinterpret_cast<codes::Bits64*>(out));
+    launch("count_beyond", codes::larger<T>, pieces.grid(), codes::threads, stream, pieces,
+           static_cast<const T*>(w.data), w.ld, grid.format, static_cast<const float*>(scales.data),
+           codes::pitch_of(grid, scales), reinterpret_cast<codes::Bits64*>(out));
   });
 }
 

@@ -82,6 +82,15 @@ void expect_same(const Outcome& a, const Outcome& b, const std::string& what) {
   }
 }
 
+Parameter parameter_of(zoo::Dense<float>& w, zoo::Dense<float>& g) {
+  Parameter p;
+  p.name = "w";
+  p.shape = {w.rows, w.cols};
+  p.weights = w.data.data();
+  p.gradient = g.data.data();
+  return p;
+}
+
 /// Into the buffer that the optimizer was told of.
 void put(const zoo::Matrix& from, zoo::Dense<float>& to) {
   std::transform(from.data.begin(), from.data.end(), to.data.begin(),
@@ -273,11 +282,7 @@ double phi_gap(const Sgd& s, int steps) {
     const zoo::Matrix start = zoo::gaussian(rows, cols, 1);
     zoo::Dense<float> w = zoo::cast<float>(start);
     zoo::Dense<float> g(rows, cols);
-    Parameter p;
-    p.name = "w";
-    p.shape = {rows, cols};
-    p.weights = w.data.data();
-    p.gradient = g.data.data();
+    const Parameter p = parameter_of(w, g);
     ShardedOptimizer optimizer{config, comm.duplicate("job"), {p}};
     const optim::MomentumGain gain{s.nesterov ? s.beta * s.beta : s.beta, s.beta};
     const ScheduleConfig& schedule = config.groups[0].schedule;
@@ -378,11 +383,7 @@ double toy_loss(const std::string& residual, double lr, double beta, double guar
   run_thread_ranks(1, [&](Communicator& comm) {
     zoo::Dense<float> w = zoo::cast<float>(start);
     zoo::Dense<float> g(m, n);
-    Parameter p;
-    p.name = "w";
-    p.shape = {m, n};
-    p.weights = w.data.data();
-    p.gradient = g.data.data();
+    const Parameter p = parameter_of(w, g);
     ShardedOptimizer optimizer{config, comm.duplicate("job"), {p}};
     for (int t = 0; t < steps; ++t) {
       zoo::Matrix gap = zoo::cast<double>(w);
@@ -419,11 +420,7 @@ TEST(Eco, SaysWhenItsRegimeIsLeft) {
     run_thread_ranks(2, [&](Communicator& comm) {
       zoo::Dense<float> w = zoo::cast<float>(zoo::gaussian(32, 64, 3));
       zoo::Dense<float> g(32, 64);
-      Parameter p;
-      p.name = "w";
-      p.shape = {32, 64};
-      p.weights = w.data.data();
-      p.gradient = g.data.data();
+      Parameter p = parameter_of(w, g);
       p.gradient_state = GradientState::averaged;
       ShardedOptimizer optimizer{config, comm.duplicate("job"), {p}};
       for (int t = 0; t < 20; ++t) {
