@@ -5,67 +5,16 @@
 #include <limits>
 #include <numeric>
 #include <orthrus/error.hpp>
-#include <type_traits>
 
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
+#include "kernels/commuting.hpp"
 
 namespace orthrus::kernels {
 namespace {
 
-/// The rows×cols block at (i, j).
-template <class View>
-View block(View v, Index i, Index j, Index rows, Index cols) {
-  using Byte = std::conditional_t<std::is_same_v<View, MatrixView>, std::byte, const std::byte>;
-  const Index at = (i * v.ld + j) * static_cast<Index>(bytes_of(v.dtype));
-  return {static_cast<Byte*>(v.data) + at, rows, cols, v.ld, v.dtype};
-}
-
 bool is_square_f32(ConstMatrixView v) {
   return v.rows == v.cols && v.dtype == DType::f32 && (v.rows <= 1 || v.ld >= v.cols);
-}
-
-/// Rows that are multiplied at once. More rows: better products, but more work on the diagonal and
-/// more scratch.
-constexpr Index panel_rows(Index m) { return std::min<Index>(m, m < 2048 ? 128 : 256); }
-constexpr std::size_t panel_bytes(Index m) { return piece_bytes(panel_rows(m), m, DType::f64); }
-
-/// Two panels of f64, each as long as the side.
-struct Panels {
-  MatrixView left, out;
-
-  Panels(Index m, std::span<std::byte>& work)
-      : left(carve(work, panel_rows(m), m, DType::f64)),
-        out(carve(work, panel_rows(m), m, DType::f64)) {}
-};
-
-/// The first rows and columns of a panel, taken to hold another type.
-MatrixView part(MatrixView panel, Index rows, Index cols, DType dtype) {
-  return {panel.data, rows, cols, panel.ld, dtype};
-}
-
-/// C ← α·AB + β·A in B's type, for symmetric A and B that commute: the lower triangle, mirrored. C
-/// may be A, not B: a panel of A is saved before the same rows of C are written. @par Cost  m³
-/// flops and m² times the rows of a panel.
-void commuting_product(double alpha, ConstMatrixView a, ConstMatrixView b, double beta,
-                       MatrixView c, const Panels& panels, Backend& backend) {
-  const Index m = c.rows;
-  for (Index i = 0; i < m; i += panels.left.rows) {
-    const Index rows = std::min(panels.left.rows, m - i);
-    const Index cols = i + rows;
-    const MatrixView to = block(c, i, 0, rows, cols);
-    const MatrixView out = c.dtype == b.dtype ? to : part(panels.out, rows, cols, b.dtype);
-    ConstMatrixView left = block(a, i, 0, rows, m);
-    if (out.data != left.data) backend.convert(block(left, 0, 0, rows, cols), 1, out);
-    if (a.dtype != b.dtype || a.data == c.data) {
-      const MatrixView copy = part(panels.left, rows, m, b.dtype);
-      backend.convert(left, 1, copy);
-      left = copy;
-    }
-    backend.gemm(alpha, left, Transpose::no, block(b, 0, 0, m, cols), Transpose::no, beta, out);
-    if (c.dtype != b.dtype) backend.convert(out, 1, to);
-  }
-  backend.mirror_lower(c);
 }
 
 /// One iteration on R: S ← bR + cR², Q ← unit·(QS + aQ), and unless it is the last R ← ZRZ with

@@ -21,9 +21,11 @@
 #include "kernels/carve.hpp"
 #include "kernels/device_memory.hpp"
 #include "kernels/devices.hpp"
+#include "kernels/eigh.hpp"
 #include "kernels/gram.hpp"
 #include "kernels/msign.hpp"
 #include "kernels/rational_msign.hpp"
+#include "kernels/spd_root.hpp"
 #include "kernels/triangle.hpp"
 #include "support/count_new.hpp"
 #include "support/zoo.hpp"
@@ -1527,6 +1529,62 @@ TEST_P(MatrixFunctions, SharedTermsAreThoseOfOneRank) {
   rational_sum(terms, f, m, *raw);
   rational_of_sum(terms, s2, f, shared.view(), *raw);
   EXPECT_EQ(shared.fetch().data, whole.fetch().data);
+}
+
+// What the host asks for between launches are three numbers; what it cannot reach it never follows.
+TEST_P(MatrixFunctions, SpdRootsAreTheReferences) {
+  constexpr Index m = 37;
+  const zoo::Dense<float> x = zoo::cast<float>(zoo::power_law(m, m, 3, 1.0));
+  zoo::Dense<float> p(m, m);
+  reference->syrk(1, x.view(), Transpose::no, 0, p.view());
+  const zoo::Dense<float> g = zoo::cast<float>(zoo::gaussian(m, 11, 4));
+  struct Result {
+    zoo::Dense<float> inverse, root, product;
+    int steps;
+  };
+  for (const int r : {1, 2, 4}) {
+    RootOptions options;
+    options.r = r;
+    const auto iterated = [&](Backend& on) {
+      const Placed<float> from(on, p);
+      const Placed<float> inverse(on, zoo::Dense<float>(m, m));
+      const Placed<float> root(on, zoo::Dense<float>(m, m));
+      const Placed<float> product(on, g);
+      const DeviceBuffer work(
+          on, std::max(spd_root_workspace_bytes(m, DType::f32, options),
+                       multiply_spd_root_workspace_bytes(m, 11, Side::left, DType::f32, options)));
+      const RootReport report =
+          spd_root(from.view(), 1, options, inverse.view(), root.view(), work.span(), on);
+      EXPECT_TRUE(report.ok()) << report.problem();
+      EXPECT_TRUE(
+          multiply_spd_root(from.view(), 1, options, Side::left, product.view(), work.span(), on)
+              .ok());
+      return Result{inverse.fetch(), root.fetch(), product.fetch(), report.steps};
+    };
+    const Result expected = iterated(*reference);
+    const Result actual = iterated(*raw);
+    EXPECT_EQ(actual.steps, expected.steps);
+    // test_spd_root: each of the two is as near to the eigenvectors.
+    EXPECT_LE(zoo::relative_error(actual.inverse, expected.inverse), 1e-4) << r;
+    EXPECT_LE(zoo::relative_error(actual.root, expected.root), 1e-3) << r;
+    EXPECT_LE(zoo::relative_error(actual.product, expected.product), 1e-4) << r;
+
+    const auto direct = [&](Backend& on) {
+      const Placed<float> from(on, p);
+      const Placed<float> inverse(on, zoo::Dense<float>(m, m));
+      const Placed<float> root(on, zoo::Dense<float>(m, m));
+      const DeviceBuffer work(on, spd_root_eigh_workspace_bytes(m));
+      spd_root_eigh(from.view(), 1.0 / r, {}, Eigenvalues::damp, inverse.view(), root.view(),
+                    work.span(), on);
+      return Result{inverse.fetch(), root.fetch(), {}, 0};
+    };
+    const Result judge = direct(*raw);
+    EXPECT_LE(zoo::relative_error(judge.inverse, expected.inverse), 1e-4) << r;
+    EXPECT_LE(zoo::relative_error(judge.root, expected.root), 1e-3) << r;
+    for (Index i = 0; i < m; ++i) {
+      for (Index j = 0; j < i; ++j) EXPECT_EQ(actual.inverse(i, j), actual.inverse(j, i));
+    }
+  }
 }
 
 // ---- bf16
