@@ -104,15 +104,19 @@ int whole_matrix_with_undo(const MatrixRule& rule, const Lmo& lmo, MatrixView x,
   return lmo.orthogonalizes() ? 1 : 0;
 }
 
+void invert_factors(double* factors, Index count, kernels::Backend& backend) {
+  kernels::OnHost<double> here(backend, factors, static_cast<std::size_t>(count));
+  for (double& f : here.span()) f = f > 0 ? 1 / f : 0;
+  here.put_back();
+}
+
 void undo_matrix(const MatrixRule& rule, const Lmo& lmo, const Undo& undo, MatrixView e,
                  MatrixView c, std::span<std::byte> work, kernels::Backend& backend) {
   const Lines scaled = rule.scaled_lines(e.rows, e.cols);
   if (scaled != Lines::none) {
     auto* const factors = reinterpret_cast<double*>(undo.factors.data());
     const Index n = rule.line_count(e.rows, e.cols);
-    kernels::OnHost<double> here(backend, factors, static_cast<std::size_t>(n));
-    for (double& f : here.span()) f = f > 0 ? 1 / f : 0;
-    here.put_back();
+    invert_factors(factors, n, backend);
     const bool columns = scaled == Lines::columns;
     backend.scale_lines(columns ? matrix_view(factors, 1, n) : matrix_view(factors, n, 1), columns,
                         e);

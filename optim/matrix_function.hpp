@@ -84,6 +84,8 @@ int whole_matrix_with_undo(const MatrixRule& rule, const Lmo& lmo, MatrixView x,
 /// @param e  spoiled where the rule scales lines. @param c  f32; not `e`.
 void undo_matrix(const MatrixRule& rule, const Lmo& lmo, const Undo& undo, MatrixView e,
                  MatrixView c, std::span<std::byte> work, kernels::Backend& backend);
+/// f ← 1/f of a double per line; 0 of a line that was none.
+void invert_factors(double* factors, Index count, kernels::Backend& backend);
 /// Scratch of both.
 std::size_t undo_workspace_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows, Index cols);
 
