@@ -437,7 +437,9 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
         piece.rows = region.rows;
         piece.cols = region.cols;
         piece.distance = region.distance;
-        piece.tensor = key + "/" + piece.parameter + "/" + std::to_string(region.first);
+        // Pieces that share a scale have one each.
+        const Index first = key == "scales" ? own.region().first : region.first;
+        piece.tensor = key + "/" + piece.parameter + "/" + std::to_string(first);
         piece.dtype = dtype;
         tensors.push_back({piece.tensor, dtype, {region.rows, region.cols}});
         data.push_back(view);
@@ -602,6 +604,11 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     std::vector<float> values, scales;
   };
   std::vector<Shard> shards;  // ZeRO-3
+  struct Codes {
+    std::vector<std::byte> codes;
+    std::vector<float> scales;
+  };
+  std::vector<Codes> codes_of_trainer(parameters_.size());
   std::vector<std::vector<float>> scales(own_.size());
   const auto is_new = [&](std::size_t own) {
     return converted[static_cast<std::size_t>(own_[own].segment.parameter)];
@@ -637,8 +644,9 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
       }
     };
     const auto host = kernels::open_backend("reference");
-    /// values ← codes · scales.
-    const auto read_codes = [&](const CheckpointPiece& p) {
+    std::vector<float> factors;
+    /// f(codes and scales of a piece, their grid).
+    const auto read_codes = [&](const CheckpointPiece& p, auto&& f) {
       const auto id = static_cast<std::size_t>(
           std::find_if(parameters_.begin(), parameters_.end(),
                        [&](const Parameter& q) { return q.name == p.parameter; }) -
@@ -655,19 +663,23 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                         "' is not what the manifest says, or has no scales");
       }
       read_bytes(**of, wanted.cols * static_cast<Index>(sizeof(float)));
-      std::vector<float> factors(static_cast<std::size_t>(wanted.size()));
+      factors.resize(static_cast<std::size_t>(wanted.size()));
       std::memcpy(factors.data(), bytes.data(), bytes.size());
       runtime::check_scales(file_of(p).file(), p.parameter, bytes);
       const Index pitch = code_pitch(format.grid->format, p.cols);
       read_bytes(p, pitch);
-      values.resize(static_cast<std::size_t>(region.size()));
       const bool shared = format.grid->extent == Grid::Extent::tensor;
-      host->dequantize(
-          {bytes.data(), pitch, factors.data(), shared ? 0 : wanted.cols, p.rows, p.cols},
-          *format.grid, matrix_view(values.data(), p.rows, p.cols));
+      f(ConstQuantizedView{bytes.data(), pitch, factors.data(), shared ? 0 : wanted.cols, p.rows,
+                           p.cols},
+        *format.grid);
     };
     const auto read = [&](const CheckpointPiece& p) {
-      if (p.dtype != "F32" && p.dtype != "BF16") return read_codes(p);
+      if (p.dtype != "F32" && p.dtype != "BF16") {
+        values.resize(static_cast<std::size_t>(p.rows * p.cols));
+        return read_codes(p, [&](const ConstQuantizedView& codes, const Grid& grid) {
+          host->dequantize(codes, grid, matrix_view(values.data(), p.rows, p.cols));
+        });
+      }
       const DType dtype = p.dtype == "BF16" ? DType::bf16 : DType::f32;
       read_bytes(p, p.cols * static_cast<Index>(bytes_of(dtype)));
       values.resize(static_cast<std::size_t>(p.rows * p.cols));
@@ -681,6 +693,8 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     const auto fetch = [&](const std::string& parameter, const std::string& key,
                            const Region& wanted, float* out) {
       Index copied = 0;
+      // Pieces that share scales have them all.
+      std::vector<bool> has(key == "scales" ? static_cast<std::size_t>(wanted.size()) : 0);
       for (const CheckpointPiece* p : pieces[{parameter, key}]) {
         const Region region{p->first, p->rows, p->cols, p->distance};
         bool needed = false;
@@ -689,6 +703,9 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
         read(*p);
         copied += intersect(wanted, region, [&](Index to, Index from, Index count) {
           std::copy_n(values.begin() + from, count, out + to);
+          const auto first = has.begin() + (has.empty() ? 0 : to);
+          copied -= std::count(first, first + (has.empty() ? 0 : count), true);
+          std::fill_n(first, has.empty() ? 0 : count, true);
         });
       }
       if (copied != wanted.size()) {
@@ -697,8 +714,52 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                         std::to_string(wanted.size()) + " elements");
       }
     };
+    /// Bit for bit, without their values in between.
+    const auto fetch_codes = [&](std::size_t i, Codes& to) {
+      const QuantizedView here = trainers_codes(i);
+      const std::string& name = parameters_[i].name;
+      const Grid& format = *plan_.group(static_cast<int>(i)).format.grid;
+      to.codes.resize(static_cast<std::size_t>(here.rows * here.pitch));
+      to.scales.resize(static_cast<std::size_t>(runtime::scales_of(here, format).size()));
+      const QuantizedView whole = plan_.whole_codes(i, to.codes.data(), to.scales.data());
+      Index copied = 0;
+      for (const CheckpointPiece* p : pieces[{name, "weights"}]) {
+        const Region region{p->first, p->rows, p->cols, p->distance};
+        if (region.size() == 0) continue;
+        if (!runtime::is_block(format, whole, region)) {
+          throw DataError(file_of(*p).file().string() + ": tensor '" + p->tensor +
+                          "' cuts weights that share a scale");
+        }
+        read_codes(*p, [&](const ConstQuantizedView& codes, const Grid& grid) {
+          // Shards of a trainer may begin in the middle of a byte.
+          const QuantizedView to = runtime::block(whole, grid, region);
+          for (Index r = 0; r < codes.rows; ++r) {
+            runtime::put_codes(grid.format,
+                               static_cast<const std::byte*>(codes.codes) + r * codes.pitch,
+                               codes.cols,
+                               static_cast<std::byte*>(whole.codes) +
+                                   (region.first / whole.cols + r) * whole.pitch,
+                               region.first % whole.cols);
+          }
+          for (Index r = 0; r < scale_rows(grid, codes.rows); ++r) {
+            std::copy_n(codes.scales + r * codes.scale_pitch, scale_cols(grid, codes.cols),
+                        to.scales + r * to.scale_pitch);
+          }
+        });
+        copied += region.size();
+      }
+      if (copied != whole.rows * whole.cols) {
+        throw DataError(directory + ": weights of '" + name +
+                        "' are incomplete: " + std::to_string(copied) + " of " +
+                        std::to_string(whole.rows * whole.cols) + " codes");
+      }
+    };
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       if (plan_.weights_sharded() && !plan_.parameters[i].held()) continue;
+      if (plan_.parameters[i].as_codes) {
+        if (!converted[i]) fetch_codes(i, codes_of_trainer[i]);
+        continue;
+      }
       const Region wanted = region_here(i);
       weights[i].resize(static_cast<std::size_t>(wanted.size()));
       if (wanted.size() > 0) fetch(parameters_[i].name, "weights", wanted, weights[i].data());
@@ -787,6 +848,12 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     }
     if (plan_.weights_sharded() && !plan_.parameters[i].held()) continue;
     const Parameter& p = parameters_[i];
+    if (plan_.parameters[i].as_codes) {
+      const Codes& from = codes_of_trainer[i];
+      backend_->copy(from.codes.data(), p.codes, from.codes.size());
+      backend_->copy(from.scales.data(), p.scales, from.scales.size() * sizeof(float));
+      continue;
+    }
     put(weights[i], [&](Span there) {
       if (plan_.parameters[i].held()) {
         backend_->convert(runtime::row(there.data, there.count), 1,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <orthrus/error.hpp>
 #include <orthrus/sharded_optimizer.hpp>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "runtime/meeting.hpp"
 #include "runtime/mirrors.hpp"
 #include "runtime/plan.hpp"
+#include "runtime/rounding.hpp"
 #include "runtime/working_set.hpp"
 
 namespace orthrus::runtime {
@@ -32,6 +34,9 @@ struct OwnSegment {
   Index rows = 1, cols = 0;       ///< its shape
   Index offset_in_part = 0;       ///< where its gradient is
   Index meeting_offset = 0;       ///< where it lies among what meets
+  Index kept = 0;                 ///< where its weights wait to be rounded together…
+  Index shared_scale = -1;        ///< …and its first scale among those that ranks share
+  std::size_t undo = 0;           ///< …and, of a matrix of its own, what undoes its direction
   Region here;                    ///< of held parameters: in the trainer's buffers
   Index norm_slot = 0;            ///< the first of its sums of squares among the plan's
   bool keeps_lines = false;       ///< the state per line of its matrix is here…
@@ -83,6 +88,7 @@ class Carver {
  public:
   explicit Carver(std::span<std::byte> scratch) : rest_(scratch) {}
   std::span<std::byte> take(std::size_t bytes) {
+    expects(bytes <= rest_.size(), "the plan has measured less scratch than is used");
     const auto piece = rest_.first(bytes);
     rest_ = rest_.subspan(std::min(rest_.size(), Arena::rounded(bytes)));
     return piece;
@@ -95,6 +101,36 @@ class Carver {
  private:
   std::span<std::byte> rest_;
 };
+
+/// f(panel) for runs of lines of `own`, each of at most `elements` elements.
+template <class F>
+void for_each_panel(const OwnSegment& own, bool columns, Index elements, F&& f) {
+  const Index lines = columns ? own.cols : own.rows;
+  const Index width =
+      std::max<Index>(1, elements / std::max<Index>(1, columns ? own.rows : own.cols));
+  for (Index at = 0; at < lines; at += width) {
+    const Index n = std::min(width, lines - at);
+    f(columns ? Panel{0, own.rows, at, n} : Panel{at, n, 0, own.cols});
+  }
+}
+
+constexpr Panel whole(const OwnSegment& own) { return {0, own.rows, 0, own.cols}; }
+
+/// The block of a matrix that a region of its parameter is.
+inline MatrixView place_of(const Region& piece, const MatrixPlan& m, MatrixView whole) {
+  const Index from = piece.first - m.region.first;
+  return block(whole, {from / m.region.distance, piece.rows, from % m.region.distance, piece.cols});
+}
+
+// Of a meeting's buffers.
+inline MatrixView dense(std::span<std::byte> bytes, Index offset, Index rows, Index cols,
+                        DType dtype) {
+  return {bytes.data() + static_cast<std::size_t>(offset) * bytes_of(dtype), rows, cols, cols,
+          dtype};
+}
+inline float* floats(std::span<std::byte> bytes, Index offset) {
+  return reinterpret_cast<float*>(bytes.data()) + offset;
+}
 
 /// The per-line state of a parameter puts its matrices' lines one after the other: how many come
 /// before matrix `matrix`, for state `spec`.
@@ -120,6 +156,8 @@ struct ShardedOptimizer::Impl {
   void gather_weights(std::span<const int> ids);
   void release_weights(std::span<const int> ids);
   void copy_weights(int id, void* to);
+  [[nodiscard]] QuantizedView codes(int id) const;
+  void copy_values(const QuantizedView& codes, std::size_t parameter, void* to);
 
   /// The segments of one rank, without state.
   [[nodiscard]] std::vector<runtime::OwnSegment> segments_of(int world_rank) const;
@@ -131,7 +169,7 @@ struct ShardedOptimizer::Impl {
   /// Numbers of the host travel between the same ranks and the same replicas: over these where the
   /// mesh's communicators do not carry them.
   struct Numbers {
-    Communicator world, replicate;
+    Communicator world, shard, replicate;
   };
   std::optional<Numbers> numbers_;
   /// For what happens between steps (save, load, gather_state): it never meets a bucket on its way,
@@ -144,7 +182,10 @@ struct ShardedOptimizer::Impl {
   std::vector<runtime::OwnSegment> own_;  ///< ascending bucket, then offset
   std::vector<std::size_t> first_own_;    ///< of each bucket, and the end
   std::span<std::byte> scratch_, widened_, narrowed_;
-  std::unique_ptr<double[]> control_;  ///< what the control messages carry: the host's
+  std::vector<runtime::Rounding> roundings_;  ///< per bucket; empty where nothing is shared
+  std::span<std::byte> rounding_;             ///< of the bucket that is being completed
+  std::vector<double> norms_;                 ///< ‖C‖², ‖M‖² of its matrices
+  std::unique_ptr<double[]> control_;         ///< what the control messages carry: the host's
   struct WeightSlot {
     std::span<std::byte> bytes;
     Request request;
@@ -155,6 +196,7 @@ struct ShardedOptimizer::Impl {
   /// A bucket's meeting on its way.
   struct MeetingState {
     std::span<std::byte> mine, theirs, back;  ///< back: where what comes back is
+    std::span<std::byte> undo;                ///< ECO: of the directions it made
     Request request;
     std::size_t computed = 0;  ///< of its matrices, those this rank has done or need not do
     double scale = 0;          ///< of shared terms: `Lmo::gram_terms`
@@ -205,6 +247,7 @@ struct ShardedOptimizer::Impl {
   void check_buffers_apart() const;
   void allocate();
   void place_meetings(std::span<std::byte> arena);
+  void place_rounding(std::size_t bucket);
   /// All calls that may be on their way.
   template <class F>
   void for_each_request(F&& f) {
@@ -287,6 +330,9 @@ struct ShardedOptimizer::Impl {
   // weights.cpp
   [[nodiscard]] MatrixView weights_of(const runtime::OwnSegment& own);
   [[nodiscard]] QuantizedView codes_of(const runtime::OwnSegment& own);
+  [[nodiscard]] QuantizedView trainers_codes(std::size_t parameter) const;
+  [[nodiscard]] QuantizedView trainers_codes(std::size_t parameter, const Region& region) const;
+  void check_trainers_codes(std::size_t parameter);
   [[nodiscard]] MatrixView trainers_weights(const runtime::OwnSegment& own,
                                             const runtime::Panel& panel);
   void read_trainer(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView to);
@@ -298,30 +344,61 @@ struct ShardedOptimizer::Impl {
                            MatrixView wide);
   MatrixView close_codes(const runtime::OwnSegment& own, const runtime::Panel& panel,
                          MatrixView wide);
+  void find_scales(const runtime::OwnSegment& own, const runtime::Panel& panel, ConstMatrixView w,
+                   MatrixView scales);
   [[nodiscard]] QuantizedView beside(const runtime::OwnSegment& own, const runtime::Panel& panel);
   void write_piece(const runtime::OwnSegment& own, void* piece);
   void read_weights(const runtime::OwnSegment& own, MatrixView to);
   /// All weights of a parameter, wherever they come from.
   struct WholeWeights {
     const runtime::ParameterShape* shape;
-    const void* data;
+    const void* data;  ///< null: they are codes
     DType dtype;
+    QuantizedView codes;  ///< only read
   };
   [[nodiscard]] WholeWeights trainers_own(std::size_t parameter) const;
   void keep_beside(runtime::OwnSegment& own, const WholeWeights& from);
   void round_piece(const runtime::Bucket& bucket, const runtime::Segment& s,
                    const WholeWeights& whole, void* piece);
+  void round_codes(const Grid& grid, const runtime::Segment& s, const WholeWeights& whole,
+                   QuantizedView codes);
   void round_segment(std::size_t bucket, const runtime::Segment& s, const WholeWeights& whole);
   void adopt_weights(std::size_t parameter, const void* values);
   void store_weights();
+  void round_held();
   void round_weights();
   // ECO
   void find_kappas();
+  [[nodiscard]] double kappa_of(const runtime::MatrixPlan& m) const {
+    return kappa_[static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(m.parameter)])];
+  }
   void pull_back(const runtime::OwnSegment& own, const optim::ElementwiseRule& rule,
                  const optim::Piece& piece, const optim::StepScalars& s);
   void pull_back(const runtime::OwnSegment& own, const optim::Undo& undo, MatrixView residual,
                  std::span<std::byte> work);
   static double guard(const runtime::Group& group, double correction, double momentum);
+  // Line 7 where it concerns several ranks: round.cpp
+  [[nodiscard]] bool rounds_together(const runtime::OwnSegment& own) const {
+    return plan_.buckets[own.bucket].rounds_together;
+  }
+  struct RoundingBuffers {
+    float *pieces, *scales, *triangles;
+    std::span<std::byte> undo;
+  };
+  [[nodiscard]] RoundingBuffers rounding_buffers(std::size_t bucket) const;
+  [[nodiscard]] MatrixView kept(const runtime::OwnSegment& own) const;
+  [[nodiscard]] MatrixView shared_scales(const runtime::OwnSegment& own) const;
+  [[nodiscard]] std::span<std::byte> own_undo(const runtime::OwnSegment& own) const;
+  void round_together(std::size_t bucket);
+  void share_scales(std::size_t bucket);
+  void round_kept(const runtime::OwnSegment& own);
+  void undo_at_owners(std::size_t bucket);
+  [[nodiscard]] bool has_piece(std::size_t bucket, int matrix);
+  void undo_whole(std::size_t bucket, const runtime::Meeting::Matrix& entry);
+  void sum_roots(std::size_t bucket);
+  void undo_pieces(std::size_t bucket);
+  void undo_own(const runtime::OwnSegment& own);
+  void add_corrections(std::size_t bucket);
   [[nodiscard]] std::size_t correction_bytes(const runtime::OwnSegment& own) const;
   void measure_rounding(const runtime::OwnSegment& own, MatrixView w, const Grid& grid,
                         MatrixView scales);
@@ -336,6 +413,7 @@ struct ShardedOptimizer::Impl {
   void audit(const Traffic& before);
   void report_rounding(const double* sums);
   void compare_replicas();
+  [[nodiscard]] std::string off_grid();
   [[nodiscard]] std::uint64_t hash_of_weights(std::size_t parameter);
   [[nodiscard]] std::uint64_t hash_of_store(std::size_t bucket);
   [[nodiscard]] std::uint64_t hash_of(const void* memory, std::size_t bytes);
@@ -345,7 +423,9 @@ struct ShardedOptimizer::Impl {
   static void for_each_communicator(Self& self, F&& f) {
     f(self.mesh_.world), f(self.mesh_.shard), f(self.mesh_.replicate);
     if (self.mesh_.spans_nodes()) f(self.mesh_.node), f(self.mesh_.across);
-    if (self.numbers_) f(self.numbers_->world), f(self.numbers_->replicate);
+    if (self.numbers_) {
+      f(self.numbers_->world), f(self.numbers_->shard), f(self.numbers_->replicate);
+    }
     for (auto& level : self.weight_levels_) f(level);
   }
   /// On a device calls of all communicators have one order: what can be reduced is, first.
@@ -370,7 +450,10 @@ struct ShardedOptimizer::Impl {
 /// f(panel) for blocks of at most `panel_elements` elements: whole rows, if one fits.
 template <class F>
 void ShardedOptimizer::Impl::for_each_block(const runtime::OwnSegment& own, F&& f) {
-  const Index most = runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
+  // What is rounded by rows, whatever the panels it was updated in.
+  const Index most = rounds_together(own)
+                         ? runtime::rows_panel_elements(plan_, own.segment)
+                         : runtime::panel_elements(plan_, plan_.buckets[own.bucket], own.segment);
   const Index rows = std::max<Index>(1, std::min(own.rows, most / own.cols));
   const Index cols = std::min(own.cols, most);
   for (Index r = 0; r < own.rows; r += rows) {

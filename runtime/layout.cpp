@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "runtime/plan_steps.hpp"
+#include "runtime/rounding.hpp"
 #include "runtime/schedule.hpp"
 
 namespace orthrus::runtime {
@@ -291,7 +292,11 @@ std::vector<Region> pieces(const Plan& plan, const MatrixPlan& m, int s) {
   }
   // The long side is cut: the Gram matrix of the short one is what pieces have in common.
   const bool columns = m.rows <= m.cols;
-  const auto [begin, count] = even_share(columns ? m.cols : m.rows, s, plan.shard);
+  const Index unit = columns ? column_unit(plan.group(m.parameter).format) : 1;
+  const Index extent = columns ? m.cols : m.rows;
+  auto [begin, count] = even_share((extent + unit - 1) / unit, s, plan.shard);
+  begin = std::min(extent, begin * unit);
+  count = std::min(extent - begin, count * unit);
   if (count == 0) return {};
   if (columns) return {{m.region.first + begin, m.rows, count, m.region.distance}};
   return {{m.region.first + begin * m.region.distance, count, m.cols, m.region.distance}};
@@ -451,7 +456,15 @@ void lay_out(const Placement& placement, Plan& plan) {
       }
       for (int s = 0; s < plan.shard; ++s) {
         const Region part = p.part(s, plan.shard);
-        if (part.size() > 0) list.add(s, {id, -1, part, 0, s});
+        if (part.size() == 0) continue;
+        if (!plan.group(id).keeps_rows()) {
+          list.add(s, {id, -1, part, 0, s});
+          continue;
+        }
+        const Index row = plan.row_length[static_cast<std::size_t>(id)];
+        for (const Region& rows : intersection({0, p.size() / row, row, row}, part)) {
+          list.add(s, {id, -1, rows, 0, s});
+        }
       }
     }
     dealer.deal(elements, [&](int slot, int id, Index begin, Index size) {
@@ -466,6 +479,7 @@ void lay_out(const Placement& placement, Plan& plan) {
   for (Bucket& bucket : plan.buckets) {
     bucket.lone = bucket.mode == optim::Mode::gram && has_lone_matrix(plan);
     if (bucket.lone) bucket.shared_terms = plan.matrices.front().shared_terms;
+    bucket.rounds_together = rounds_together(plan, bucket);
   }
   plan.schedule = make_schedule(plan);
 }

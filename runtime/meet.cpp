@@ -20,44 +20,16 @@ using optim::Mode;
 using runtime::block;
 using runtime::Carver;
 using runtime::Clock;
+using runtime::dense;
+using runtime::floats;
+using runtime::for_each_panel;
 using runtime::Meeting;
 using runtime::ms_since;
 using runtime::OwnSegment;
 using runtime::Panel;
+using runtime::place_of;
 using runtime::StateViews;
-
-namespace {
-
-/// f(panel) for runs of lines of `own`, each of at most `elements` elements.
-template <class F>
-void for_each_panel(const OwnSegment& own, bool columns, Index elements, F&& f) {
-  const Index lines = columns ? own.cols : own.rows;
-  const Index width =
-      std::max<Index>(1, elements / std::max<Index>(1, columns ? own.rows : own.cols));
-  for (Index at = 0; at < lines; at += width) {
-    const Index n = std::min(width, lines - at);
-    f(columns ? Panel{0, own.rows, at, n} : Panel{at, n, 0, own.cols});
-  }
-}
-
-/// The block of a matrix that a region of its parameter is.
-MatrixView place_of(const Region& piece, const runtime::MatrixPlan& m, MatrixView whole) {
-  const Index from = piece.first - m.region.first;
-  return block(whole, {from / m.region.distance, piece.rows, from % m.region.distance, piece.cols});
-}
-
-MatrixView dense(std::span<std::byte> bytes, Index offset, Index rows, Index cols, DType dtype) {
-  return {bytes.data() + static_cast<std::size_t>(offset) * bytes_of(dtype), rows, cols, cols,
-          dtype};
-}
-
-float* floats(std::span<std::byte> bytes, Index offset) {
-  return reinterpret_cast<float*>(bytes.data()) + offset;
-}
-
-constexpr Panel whole(const OwnSegment& own) { return {0, own.rows, 0, own.cols}; }
-
-}  // namespace
+using runtime::whole;
 
 bool ShardedOptimizer::Impl::meets(std::size_t b) const {
   return !meetings_[b].matrices.empty() && plan_.buckets[b].meets(updates_);
@@ -78,12 +50,14 @@ void ShardedOptimizer::Impl::wait_for(std::size_t b, bool brief, const char* wha
   try {
     wait_ahead(meeting_states_[b].request, brief);
   } catch (const CommError& e) {
-    const int first = plan_.buckets[b].matrices.front();
-    throw CommError(std::string(e.what()) + "; " + what + " of matrix '" +
-                        plan_.matrices[static_cast<std::size_t>(first)].name + "' (bucket " +
-                        std::to_string(b) + ", " +
-                        std::to_string(plan_.buckets[b].matrices.size()) + " matrices, mode " +
-                        std::string(name_of(plan_.buckets[b].mode)) + ")",
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    const std::string& first =
+        bucket.matrices.empty()
+            ? plan_.parameters[static_cast<std::size_t>(bucket.parameters.front())].name
+            : plan_.matrices[static_cast<std::size_t>(bucket.matrices.front())].name;
+    throw CommError(std::string(e.what()) + "; " + what + " of matrix '" + first + "' (bucket " +
+                        std::to_string(b) + ", " + std::to_string(bucket.matrices.size()) +
+                        " matrices, mode " + std::string(name_of(bucket.mode)) + ")",
                     e.exit_code());
   }
   std::erase(under_way_, b);
@@ -246,7 +220,13 @@ void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix&
   for (std::size_t i = entry.first; i < entry.last; ++i) {
     backend_->convert(arrival(i), 1, place_of(meeting.arrivals[i].region, m, x));
   }
-  whole_matrix(group, x, lines_of(b, entry.matrix), nullptr, carver.rest());
+  const bool feeds_back = kappa_of(m) != 0;
+  optim::Undo undo;
+  if (feeds_back) {
+    std::span<std::byte> room = buffers.undo.subspan(entry.undo);
+    undo = optim::carve_undo(group.matrix_rule(), *group.lmo, m.rows, m.cols, room);
+  }
+  whole_matrix(group, x, lines_of(b, entry.matrix), feeds_back ? &undo : nullptr, carver.rest());
   if (bucket.mode == Mode::gather) {
     for (const OwnSegment& own : segments(b)) {
       if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
@@ -317,6 +297,7 @@ double ShardedOptimizer::Impl::finish_piece(OwnSegment& own) {
 /// X is taken times 2^-e where its squares might leave f32; e follows from the bound on ‖X‖, which
 /// all ranks know.
 int ShardedOptimizer::Impl::gram_exponent(const runtime::MatrixPlan& m) const {
+  if (m.bound_slot < 0) return 0;  // block_cyclic squares nothing
   const double bound = 2 * bounds_[static_cast<std::size_t>(m.bound_slot)];
   if (bound == 0 || !std::isfinite(bound)) return 0;
   const int e = std::ilogb(bound) + 1;
@@ -433,6 +414,11 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
       reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
       static_cast<std::size_t>(lines));
   backend_->unpack_triangle(floats(here, entry.back - run), r);
+  MatrixView before;  // R, which is spoiled
+  if (kappa_of(m) != 0) {
+    before = carver.matrix(side, side);
+    backend_->convert(r, 1, before);
+  }
   try {
     group.lmo->gram(r, std::ldexp(group.lmo->options().eps, -gram_exponent(m)), q, squares,
                     carver.rest(), *backend_);
@@ -442,6 +428,10 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
     backend_->fill(nan, matrix_view(squares.data(), 1, lines));
   }
   backend_->pack_triangle(q, floats(here, entry.back - run));
+  if (kappa_of(m) != 0) {  // R^½ = QR
+    backend_->gemm(1, q, Transpose::no, before, Transpose::no, 0, r);
+    backend_->pack_triangle(r, floats(here, entry.root - run));
+  }
   if (lines > 0) {
     optim::scale_factors(group.matrix_rule(), lines_of(b, entry.matrix),
                          m.gram_of_rows ? m.cols : m.rows, squares, *backend_);

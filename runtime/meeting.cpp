@@ -8,6 +8,7 @@
 #include "optim/block_cyclic_msign.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/rounding.hpp"
 #include "runtime/schedule.hpp"
 
 namespace orthrus::runtime {
@@ -26,26 +27,53 @@ Index line_factors(const Plan& plan, const MatrixPlan& m) {
 
 Index triangle(const MatrixPlan& m) { return kernels::packed_size(m.gram_side()); }
 
+/// Triangles that come back for each that leaves: Q, and with ECO what undoes it.
+Index triangles_back(const Plan& plan, const Bucket& b) {
+  return b.mode == Mode::gram && plan.group(b.parameters.front()).feeds_back() ? 2 : 1;
+}
+
+/// Of the direction of a whole matrix, on whoever makes it.
+std::size_t undo_of(const Plan& plan, const Bucket& b, const MatrixPlan& m) {
+  const Group& g = plan.group(m.parameter);
+  const bool whole = b.mode == Mode::exchange || b.mode == Mode::gather || b.mode == Mode::periodic;
+  if (!whole || !g.feeds_back()) return 0;
+  return Arena::rounded(optim::undo_bytes(g.matrix_rule(), *g.lmo, m.rows, m.cols));
+}
+
 }  // namespace
 
 bool sums_grams_in_f64(const optim::Lmo& lmo, Mode mode) {
   return mode == Mode::gram && lmo.iterations().size() > 5;
 }
 
-Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
-  // 4 MiB of f32: large enough for products at full speed, small beside any matrix that matters.
-  constexpr Index panel = Index{1} << 20;
-  if (plan.group(s.parameter).keeps_rows()) {
-    // Whole rows; on processors so few that what is done to them, one thing after the other, finds
-    // them in cache.
-    const bool shared = b.weights.quantized() && b.weights.grid->extent == Grid::Extent::tensor;
-    if (shared) return s.size();
-    return std::min(s.size(), std::max(s.region.cols, plan.on_host ? Index{1} << 15 : panel));
-  }
-  if (s.matrix < 0 || !is_panelled(b.mode)) return std::min(s.size(), panel);
-  const MatrixPlan& m = matrix_of(plan, s.matrix);
+namespace {
+
+/// 4 MiB of f32: large enough for products at full speed, small beside any matrix that matters.
+constexpr Index panel_of = Index{1} << 20;
+
+}  // namespace
+
+Index lines_panel_elements(const Plan& plan, const MatrixPlan& m, const Segment& s) {
   const Index lines = m.gram_of_rows ? s.region.cols : s.region.rows;
-  return std::min(lines, std::max<Index>(64, panel / m.gram_side())) * m.gram_side();
+  const Index unit = m.gram_of_rows ? column_unit(plan.group(m.parameter).format) : 1;
+  const Index most = std::max<Index>(64, panel_of / m.gram_side());
+  return std::min(lines, (most + unit - 1) / unit * unit) * m.gram_side();
+}
+
+Index rows_panel_elements(const Plan& plan, const Segment& s) {
+  // On processors so few that what is done to them, one thing after the other, finds them in cache.
+  return std::min(s.size(), std::max(s.region.cols, plan.on_host ? Index{1} << 15 : panel_of));
+}
+
+Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
+  if (s.matrix >= 0 && is_panelled(b.mode)) {
+    return lines_panel_elements(plan, matrix_of(plan, s.matrix), s);
+  }
+  if (plan.group(s.parameter).keeps_rows()) {
+    const bool shared = b.weights.quantized() && b.weights.grid->extent == Grid::Extent::tensor;
+    return shared && !b.rounds_together ? s.size() : rows_panel_elements(plan, s);
+  }
+  return std::min(s.size(), panel_of);
 }
 
 bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s) {
@@ -110,7 +138,8 @@ std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
   for (const int index : b.matrices) {
     const MatrixPlan& m = matrix_of(plan, index);
     const Index tri = uses_gram(b.mode) ? triangle(m) : 0;
-    Index back = tri + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
+    Index back = triangles_back(plan, b) * tri + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
+    const std::size_t undo = undo_of(plan, b, m);
     if (b.shared_terms > 0) back = tri * b.shared_terms;
     for (int k = 0; k < replicas; ++k) {
       if (!b.held && m.owner / plan.shard != k) continue;
@@ -122,6 +151,7 @@ std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
         add_grid_traffic(plan, m, k * plan.shard, sizes);
       } else if (b.mode == Mode::gather) {
         all.theirs += m.rows * m.cols;
+        all.undo += undo;
       } else if (uses_gram(b.mode)) {
         all.mine += tri;
         all.back += back;
@@ -134,6 +164,7 @@ std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
         if (b.shared_terms == 0) owner.own_back += back;
       } else {
         owner.theirs += m.rows * m.cols;
+        owner.undo += undo;
       }
     }
   }
@@ -154,7 +185,10 @@ std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b) {
     MeetingSize& size = sizes[static_cast<std::size_t>(w)];
     const MeetingSize& all = replica[static_cast<std::size_t>(w / plan.shard)];
     size.matrices = all.matrices;
-    if (b.mode == Mode::gather) size.theirs = all.theirs;
+    if (b.mode == Mode::gather) {
+      size.theirs = all.theirs;
+      size.undo = all.undo;
+    }
     if (uses_gram(b.mode)) {
       size.mine = all.mine;
       size.back = all.back;
@@ -190,9 +224,11 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
       entry.triangle = at;
       at += triangle(m);
       meeting.counts[owner] += triangle(m);
-      meeting.back[owner] += triangle(m) + (b.mode == Mode::gram ? line_factors(plan, m) : 0);
+      meeting.back[owner] += triangles_back(plan, b) * triangle(m) +
+                             (b.mode == Mode::gram ? line_factors(plan, m) : 0);
     }
-    // Of every owner its Q's, in the places of its triangles, then the factors of their lines.
+    // Of every owner its Q's, in the places of its triangles, then their roots, then the factors of
+    // their lines.
     std::vector<Index> triangles(shard + 1, 0);
     std::vector<Index> runs(shard + 1, 0);
     for (std::size_t r = 0; r < shard; ++r) {
@@ -200,11 +236,14 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
       runs[r + 1] = runs[r] + meeting.back[r];
     }
     std::vector<Index> factors(shard);
-    for (std::size_t r = 0; r < shard; ++r) factors[r] = runs[r] + meeting.counts[r];
+    for (std::size_t r = 0; r < shard; ++r) {
+      factors[r] = runs[r] + triangles_back(plan, b) * meeting.counts[r];
+    }
     for (Meeting::Matrix& entry : meeting.matrices) {
       const MatrixPlan& m = matrix_of(plan, entry.matrix);
       const auto owner = static_cast<std::size_t>(m.owner % plan.shard);
       entry.back = runs[owner] + entry.triangle - triangles[owner];
+      entry.root = entry.back + meeting.counts[owner];
       entry.factors = factors[owner];
       factors[owner] += line_factors(plan, m);
     }
@@ -256,8 +295,11 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
   // What arrives lies rank after rank, and in the order of matrices within a rank's run.
   std::vector<Index> at(shard, 0);
   for (std::size_t r = 1; r < shard; ++r) at[r] = at[r - 1] + meeting.theirs[r - 1];
+  std::size_t undo = 0;
   for (Meeting::Matrix& entry : meeting.matrices) {
     if (b.mode != Mode::gather && !entry.mine) continue;
+    entry.undo = undo;
+    undo += undo_of(plan, b, matrix_of(plan, entry.matrix));
     entry.first = meeting.arrivals.size();
     for (const auto& [rank, s] : pieces_of[entry.matrix]) {
       meeting.arrivals.push_back({s->region, at[static_cast<std::size_t>(rank)]});
@@ -328,9 +370,12 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
     case Mode::gram: {
       const std::size_t lines = Arena::rounded(
           static_cast<std::size_t>(rule.line_count(m.rows, m.cols)) * sizeof(double));
-      // Shared terms are packed as they are made: no Q beside R.
-      return (m.shared_terms > 0 ? 1 : 2) * square + lines +
-             g.lmo->gram_workspace_bytes(m.gram_side());
+      // Shared terms are packed as they are made: no Q beside R. ECO: R once more.
+      return (m.shared_terms > 0 ? 1
+              : g.feeds_back()   ? 3
+                                 : 2) *
+                 square +
+             lines + g.lmo->gram_workspace_bytes(m.gram_side());
     }
     case Mode::gram_steps:
       return 3 * square;
@@ -344,21 +389,36 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
       }
       return most;
     }
-    default:
-      return Arena::rounded(static_cast<std::size_t>(m.rows * m.cols) * 4) +
-             optim::whole_matrix_workspace_bytes(rule, *g.lmo, m.rows, m.cols);
+    default: {
+      const std::size_t whole = Arena::rounded(static_cast<std::size_t>(m.rows * m.cols) * 4);
+      const std::size_t lmo = optim::whole_matrix_workspace_bytes(rule, *g.lmo, m.rows, m.cols);
+      if (!g.feeds_back() || !optim::is_sharded(m.mode)) return whole + lmo;
+      // E and C of it, when the direction has gone.
+      return std::max(whole + lmo,
+                      2 * whole + optim::undo_workspace_bytes(rule, *g.lmo, m.rows, m.cols));
+    }
   }
 }
 
 std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment& s) {
   const MatrixPlan& m = matrix_of(plan, s.matrix);
   const auto panel = Arena::rounded(static_cast<std::size_t>(panel_elements(plan, b, s)) * 4);
+  // ECO where roots are summed over pieces: a square, and two panels.
+  const auto lines_panel =
+      Arena::rounded(static_cast<std::size_t>(lines_panel_elements(plan, m, s)) * 4);
+  const bool sums_roots = plan.group(s.parameter).feeds_back() &&
+                          (b.mode == Mode::gram_steps || b.mode == Mode::block_cyclic);
+  const std::size_t roots =
+      sums_roots ? Arena::rounded(static_cast<std::size_t>(m.gram_side() * m.gram_side()) * 4) +
+                       2 * lines_panel
+                 : 0;
   if (!uses_gram(b.mode)) {
-    return b.wire == DType::f32 ? 0 : Arena::rounded(static_cast<std::size_t>(s.size()) * 4);
+    return std::max(
+        roots, b.wire == DType::f32 ? 0 : Arena::rounded(static_cast<std::size_t>(s.size()) * 4));
   }
   const auto side = static_cast<std::size_t>(m.gram_side());
   const std::size_t square = Arena::rounded(side * side * 4);
-  if (b.mode == Mode::gram_steps) return square;
+  if (b.mode == Mode::gram_steps) return std::max(square, roots);
   const std::size_t sums = sums_grams_in_f64(*plan.group(m.parameter).lmo, b.mode)
                                ? kernels::gram_accumulate_workspace_bytes(m.gram_side())
                                : 0;

@@ -8,9 +8,10 @@
 ///   r owns, from rank 0, 1, …, replaced by what they become; `back` r's pieces of that.
 /// - gather: `mine` is r's pieces, `theirs` all ranks'; `mine` takes the result.
 /// - gram: `mine` is the packed triangle of every matrix, summed into the owners' `theirs`, where
-///   their Q's replace them, followed by a factor per line where the rule scales lines; `back` is
-///   all of that, owner by owner. A lone matrix is summed on all ranks instead, and its Q replaces
-///   it in `mine`; where they share its terms, those do, in their order.
+///   their Q's replace them, followed with ECO by the roots that undo them, and by a factor per
+///   line where the rule scales lines; `back` is all of that, owner by owner. A lone matrix is
+///   summed on all ranks instead, and its Q replaces it in `mine`; where they share its terms,
+///   those do, in their order.
 /// - gram_steps: `mine` is the packed triangles, summed on all ranks; `theirs` r's pieces, in f32.
 /// - block_cyclic: `mine` is r's pieces; they go to the grid and come back matrix by matrix.
 
@@ -26,6 +27,10 @@ constexpr bool is_panelled(optim::Mode mode) { return mode == optim::Mode::gram;
 inline bool is_brief(const Segment& s) { return s.matrix < 0 && s.size() <= Index{1} << 20; }
 /// Elements of a panel of this segment: what its rank keeps of it in f32 beside the state.
 Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s);
+/// The same of panels of whole rows, in which a segment is rounded after its update.
+Index rows_panel_elements(const Plan& plan, const Segment& s);
+/// The same of panels of whole lines across the side that no piece cuts, whatever the mode.
+Index lines_panel_elements(const Plan& plan, const MatrixPlan& m, const Segment& s);
 
 /// Does the rank of `s` keep the numbers per line of its matrix?
 bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s);
@@ -37,6 +42,7 @@ struct MeetingSize {
   Index own = 0;     ///< exchange: its pieces of what it owns
   Index back = 0, own_back = 0;  ///< gram: all Q's (or shared terms) of its replica, and its own
   Index pieces = 0;              ///< gram_steps: its pieces
+  std::size_t undo = 0;          ///< ECO: bytes of what undoes the directions it makes
   Traffic grid;                  ///< block_cyclic: what its matrices' iterations send
   Index largest_piece = 0;
   int matrices = 0;  ///< that meet in its replica
@@ -53,7 +59,9 @@ struct Meeting {
     bool mine = false;      ///< this rank computes it
     Index triangle = 0;     ///< gram: its place among the triangles…
     Index back = 0;         ///< …its Q's in `back`…
-    Index factors = 0;      ///< …and its line factors' there
+    Index factors = 0;      ///< …and its line factors' there…
+    Index root = 0;         ///< …and, with ECO, the root's
+    std::size_t undo = 0;   ///< exchange, gather: of its direction, in bytes
     std::size_t first = 0;  ///< exchange, gather: its pieces among `arrivals`
     std::size_t last = 0;
   };

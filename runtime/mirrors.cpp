@@ -16,7 +16,7 @@ Mirrors::Mirrors(std::vector<Parameter>& parameters, std::vector<ParameterShape>
     t.weights = {p.weights, p.dtype, {}};
     t.gradient = {const_cast<void*>(p.gradient), p.gradient_dtype, {}};  // only read
     if (t.size == 0) continue;
-    const bool weights = !backend.reaches(p.weights);
+    const bool weights = p.weights != nullptr && !backend.reaches(p.weights);
     const bool gradient = !backend.reaches(p.gradient);
     if (!weights && !gradient) continue;
     if (!is_contiguous(shapes[i])) {

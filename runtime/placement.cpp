@@ -14,6 +14,7 @@
 #include "optim/block_cyclic_msign.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/rounding.hpp"
 
 namespace orthrus::runtime {
 namespace {
@@ -32,6 +33,14 @@ struct Class {
   Mode mode = Mode::owner;
 };
 
+/// ECO where P⁻¹ is applied to pieces: of the long side it has not full rank, and loses of E what
+/// is outside the rows of X.
+std::string long_root(const MatrixPlan& m, bool of_rows) {
+  if ((of_rows ? m.rows : m.cols) <= std::min(m.rows, m.cols)) return "";
+  return "its shards cut the short side, whose root weights.residual momentum needs: exchange or "
+         "gather";
+}
+
 /// What keeps a matrix from `mode`; empty: nothing.
 std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
   const Group& g = plan.group(m.parameter);
@@ -39,12 +48,6 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
   const MatrixConfig& config = g.config->matrix;
   if (mode == Mode::owner && p.held() && plan.shard > 1) {
     return "the trainer holds it in shards, and owner needs it whole on one rank";
-  }
-  if (mode != Mode::owner && (g.format.quantized() || g.feeds_back())) {
-    return "weights.format " + g.config->weights.format + " with residual " +
-           g.config->weights.residual +
-           " is rounded whole, with the error of the whole matrix at "
-           "hand: mode owner";
   }
   if (config.accuracy == "bitwise" && !optim::is_bitwise(mode)) {
     return "matrix.accuracy bitwise allows owner, exchange and gather";
@@ -79,7 +82,12 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
     if (!g.lmo->orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " needs no grid";
     if (g.config->lmo.dtype != "f32") return "ScaLAPACK iterates in f32: lmo.dtype f32";
     if (config.wire != "f32") return "ScaLAPACK takes f32 pieces: matrix.wire f32";
-    return "";
+    bool of_rows = true;
+    if (g.feeds_back() && !cut_along_lines(plan, m, of_rows)) {
+      return "its shards begin or end inside a row: weights.residual momentum needs whole rows or "
+             "columns there";
+    }
+    return g.feeds_back() ? long_root(m, of_rows) : "";
   }
   if (!optim::uses_gram(mode)) return "";
   if (!g.lmo->orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " has no Gram form";
@@ -87,6 +95,7 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
   if (!cut_along_lines(plan, m, of_rows)) {
     return "its shards begin or end inside a row: the Gram matrix needs whole rows or columns";
   }
+  if (g.feeds_back() && !long_root(m, of_rows).empty()) return long_root(m, of_rows);
   if (mode == Mode::gram_steps) return "";
   if (!g.lmo->has_gram_form(m.gram_side())) {
     return "lmo.coefficients " + g.config->lmo.coefficients + " with " +
@@ -290,12 +299,14 @@ class Planner {
     const double others = 1 - 1.0 / plan_.shard;
     const double wire = g.config->matrix.wire == "bf16" ? 2 : 4;
     const auto gram = static_cast<double>(kernels::packed_size(m.gram_side())) * 4;
+    const int ways = g.feeds_back() ? 2 : 1;  // E goes where X went
     switch (mode) {
       case Mode::exchange:
-        cost.wire = seconds(Collective::all_to_all, 2 * others * elements * wire / plan_.shard);
+        cost.wire =
+            seconds(Collective::all_to_all, ways * 2 * others * elements * wire / plan_.shard);
         break;
       case Mode::gather:
-        cost.wire = seconds(Collective::all_gather, others * elements * wire);
+        cost.wire = seconds(Collective::all_gather, ways * others * elements * wire);
         cost.every += cost.owner;
         cost.owner = 0;
         break;
@@ -306,7 +317,7 @@ class Planner {
           cost.owner = 0;
         } else {
           cost.wire = seconds(Collective::reduce_scatter, others * gram) +
-                      seconds(Collective::all_gather, others * gram);
+                      seconds(Collective::all_gather, ways * others * gram);
         }
         break;
       case Mode::block_cyclic:  // every iteration's panels travel once along rows and columns
@@ -538,10 +549,13 @@ bool keeps_lines(const Group& g) {
 }
 
 bool has_lone_matrix(const Plan& plan) {
-  return plan.matrices.size() == 1 && !keeps_lines(plan.group(plan.matrices.front().parameter));
+  if (plan.matrices.size() != 1) return false;
+  const Group& g = plan.group(plan.matrices.front().parameter);
+  return !keeps_lines(g) && !g.feeds_back();
 }
 
 double feedback_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols) {
+  if (!g.feeds_back() || !g.lmo->orthogonalizes()) return 0;
   const Index side = std::min(rows, cols);
   const Index length = std::max(rows, cols);
   const double undo = gemm_seconds(profile, iteration_dtype(g), side, length, side);
@@ -562,16 +576,35 @@ double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, In
                        kernels::msign_gram_products(rows, cols, iterations, g.lmo->options()));
 }
 
+double undo_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m,
+                    const Segment& piece) {
+  const Group& g = plan.group(m.parameter);
+  if (!g.feeds_back() || m.mode == Mode::owner) return 0;
+  const double elements = static_cast<double>(piece.size());
+  const bool by_pieces = optim::uses_gram(m.mode) || m.mode == Mode::block_cyclic;
+  if (m.mode == Mode::block_local) {
+    return feedback_seconds(profile, g, piece.region.rows, piece.region.cols);
+  }
+  if (!by_pieces) return pass_seconds(profile, 16 * elements);
+  const Index lines = m.gram_of_rows ? piece.region.cols : piece.region.rows;
+  const double product = gemm_seconds(profile, DType::f32, m.gram_side(), lines, m.gram_side());
+  return product * (m.mode == Mode::gram ? 1 : 2) + pass_seconds(profile, 16 * elements);
+}
+
 double compute_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m) {
   const Group& g = plan.group(m.parameter);
   const auto iterations = static_cast<Index>(g.lmo->iterations().size());
   const double elements = static_cast<double>(m.rows) * static_cast<double>(m.cols);
   const Index side = m.gram_side();
+  const double root = g.feeds_back() ? gemm_seconds(profile, DType::f32, side, side, side) : 0;
   switch (m.mode) {
     case Mode::gram:
-      if (const auto* f = g.lmo->rational(side)) return inverse_seconds(profile, side) * f->r;
+      if (const auto* f = g.lmo->rational(side)) {
+        return inverse_seconds(profile, side) * f->r + root;
+      }
       return gram_polynomial_seconds(profile, side, iterations,
-                                     kernels::gram_f64_iterations(g.lmo->iterations()));
+                                     kernels::gram_f64_iterations(g.lmo->iterations())) +
+             root;
     case Mode::gram_steps:
       return static_cast<double>(iterations) * syrk_seconds(profile, DType::f32, side, side);
     case Mode::block_local:
@@ -581,7 +614,8 @@ double compute_seconds(const Plan& plan, const MachineProfile& profile, const Ma
     case Mode::owner:
       return lmo_seconds(profile, g, m.rows, m.cols);
     default:  // the whole matrix is put together and taken apart again
-      return lmo_seconds(profile, g, m.rows, m.cols) + pass_seconds(profile, 16 * elements);
+      return lmo_seconds(profile, g, m.rows, m.cols) +
+             feedback_seconds(profile, g, m.rows, m.cols) + pass_seconds(profile, 16 * elements);
   }
 }
 
@@ -596,7 +630,8 @@ double piece_seconds(const Plan& plan, const MachineProfile& profile, const Matr
   const Index rows = piece.region.rows;
   const Index cols = piece.region.cols;
   const double elements = static_cast<double>(rows) * static_cast<double>(cols);
-  const double update = pass_seconds(profile, pass_bytes(g) * elements);
+  const double update =
+      pass_seconds(profile, pass_bytes(g) * elements) + undo_seconds(plan, profile, m, piece);
   const auto iterations = static_cast<double>(g.lmo->iterations().size());
   const Index side = m.gram_side();
   const Index lines = m.gram_of_rows ? cols : rows;
@@ -631,7 +666,9 @@ Placement place(const MachineProfile& profile, Preference preference, Plan& plan
     for (const int index : c.matrices) {
       MatrixPlan& m = plan.matrices[static_cast<std::size_t>(index)];
       m.mode = c.mode;
-      if (optim::uses_gram(m.mode)) static_cast<void>(cut_along_lines(plan, m, m.gram_of_rows));
+      if (optim::uses_gram(m.mode) || m.mode == Mode::block_cyclic) {
+        static_cast<void>(cut_along_lines(plan, m, m.gram_of_rows));
+      }
       if (m.mode == Mode::gram) {
         m.flops = plan.group(m.parameter).lmo->gram_flops(m.gram_side());
         const bool room = preference != Preference::leanest && plan.depth > 0;

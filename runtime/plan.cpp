@@ -229,6 +229,10 @@ void assign_groups(const Config& config, Plan& plan) {
              "its weights are bf16, but its group says weights.format: f32 (say format: bf16, "
              "with residual: master to keep f32 weights beside them)");
     }
+    if (p.as_codes && !g.format.quantized()) {
+      refuse(p, "the trainer gives codes and scales of it, but its group says weights.format: " +
+                    g.config->weights.format);
+    }
   }
 }
 
@@ -249,11 +253,13 @@ void check_held(const Plan& plan) {
              "(train.micro_batches: 1)");
     }
     const Group& g = plan.group(static_cast<int>(i));
-    if (g.format != WeightFormat{p.dtype, std::nullopt}) {
+    if (!g.format.quantized() && g.format != WeightFormat{p.dtype, std::nullopt}) {
       refuse(p, "its shards rest in the trainer's buffers as " + std::string(name_of(p.dtype)) +
                     ", but its group says weights.format: " + g.config->weights.format);
     }
-    if (g.keeps_rows() && !g.rule->is_matrix_rule() && p.sharding.along != Sharding::Along::rows) {
+    if (p.as_codes) refuse(p, "shards that the trainer holds are values: not codes and scales");
+    if (g.feeds_back() && g.max_correction > 0 && !g.rule->is_matrix_rule() &&
+        (p.sharding.along != Sharding::Along::rows || p.shape.size() < 2)) {
       refuse(p,
              "its shards cut rows, whose corrections are bounded row by row "
              "(weights.eco.max_rel_correction: 0 bounds none)");
@@ -299,6 +305,20 @@ void check_grids(Plan& plan) {
         (plan.row_length[i] % grid.block != 0 || grid.block % 2 != 0)) {
       refuse(p, "int4 packs two weights into a byte: weights.block " + std::to_string(grid.block) +
                     " must be even and divide its rows of " + std::to_string(plan.row_length[i]));
+    }
+  }
+  // Of shards that the trainer cuts, too.
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
+    const ParameterShape& p = plan.parameters[i];
+    const WeightFormat& format = plan.group(static_cast<int>(i)).format;
+    if (!p.held() || !format.quantized() || format.grid->extent != Grid::Extent::block) continue;
+    for (int s = 0; s < plan.shard; ++s) {
+      const Region part = p.part(s, plan.shard);
+      const Index col = part.first % plan.row_length[i];
+      if (part.size() == 0 || col % format.grid->block == 0) continue;
+      refuse(p, "the shard of rank " + std::to_string(s) + " begins in column " +
+                    std::to_string(col) + ", inside a block of " +
+                    std::to_string(format.grid->block) + " (weights.block)");
     }
   }
   for (const MatrixPlan& m : plan.matrices) {
@@ -433,8 +453,9 @@ int effective_group(const Config& config, const ParameterShape& p, bool* passed_
 }
 
 ParameterShape shape_of(const Parameter& p) {
-  return {p.name,           p.shape, p.strides,  p.dtype,   p.gradient_dtype,
-          p.gradient_state, p.views, p.sharding, p.f32_only};
+  return {
+      p.name,           p.shape, p.strides,  p.dtype,    p.gradient_dtype,
+      p.gradient_state, p.views, p.sharding, p.f32_only, p.codes != nullptr || p.scales != nullptr};
 }
 
 std::string describe(const ParameterShape& p) {
@@ -444,6 +465,7 @@ std::string describe(const ParameterShape& p) {
                       : p.gradient_state == GradientState::averaged ? " averaged"
                                                                     : " shard");
   if (p.f32_only) text += ", f32 only";
+  if (p.as_codes) text += ", as codes";
   if (p.held()) {
     constexpr const char* along[] = {"", "rows", "columns", "elements"};
     text += std::string(", cut along ") + along[static_cast<std::size_t>(p.sharding.along)];
@@ -454,6 +476,32 @@ std::string describe(const ParameterShape& p) {
             std::to_string(v.col0) + "+" + std::to_string(v.cols) + ")";
   }
   return text;
+}
+
+QuantizedView Plan::whole_codes(std::size_t i, void* codes, float* scales) const {
+  const Index line = row_length[i];
+  return group(static_cast<int>(i)).format.view(codes, scales, parameters[i].size() / line, line);
+}
+QuantizedView Plan::whole_codes(std::size_t i, void* both) const {
+  const Index line = row_length[i];
+  return group(static_cast<int>(i)).format.view(both, parameters[i].size() / line, line);
+}
+
+std::size_t Plan::trainers_bytes(std::size_t i) const {
+  const ParameterShape& p = parameters[i];
+  if (!p.as_codes) return static_cast<std::size_t>(p.size()) * bytes_of(p.dtype);
+  const WeightFormat& format = group(static_cast<int>(i)).format;
+  const Index line = row_length[i];
+  const Index rows = p.size() / line;
+  return static_cast<std::size_t>(rows * code_pitch(format.grid->format, line)) +
+         static_cast<std::size_t>(format.scale_count(rows, line)) * sizeof(float);
+}
+
+std::size_t Plan::gathered_bytes(std::size_t i) const {
+  const ParameterShape& p = parameters[i];
+  if (!p.as_codes) return pages(trainers_bytes(i));
+  const Index line = row_length[i];
+  return pages(group(static_cast<int>(i)).format.bytes(p.size() / line, line));
 }
 
 Leaves Plan::leaves_of(int world_rank) const { return leaf_run(virtual_shards, ranks, world_rank); }
@@ -515,8 +563,8 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
       if (g.feeds_back() && g.lmo->orthogonalizes()) {
         const auto side = static_cast<double>(std::min(m.rows, m.cols));
         m.flops += 2 * side * static_cast<double>(m.rows * m.cols);
-        m.seconds += feedback_seconds(profile, g, m.rows, m.cols);
       }
+      m.seconds += feedback_seconds(profile, g, m.rows, m.cols);
       plan.matrices.push_back(std::move(m));
     }
   }

@@ -33,6 +33,7 @@ struct ParameterShape {
   std::vector<LogicalMatrix> views;
   Sharding sharding;
   bool f32_only = false;
+  bool as_codes = false;  ///< the trainer has codes and scales of it, no weights
 
   [[nodiscard]] Index size() const;
   [[nodiscard]] Index rows() const;  ///< shape[0]
@@ -127,6 +128,7 @@ struct Bucket {
   DType wire = DType::f32;  ///< of what meets
   bool lone = false;        ///< gram: holds the model's only matrix, which every rank computes…
   int shared_terms = 0;     ///< …or its share of so many terms
+  bool rounds_together = false;  ///< line 7 concerns several ranks (rounding.hpp)
 
   /// First element at or after slot `slot`.
   [[nodiscard]] Index offset_of(int slot) const;
@@ -165,11 +167,12 @@ struct WorkSizes {
   std::size_t rule = 0;     ///< LMO and rule scratch
   std::size_t widened = 0;  ///< a panel of weights in f32…
   std::size_t narrowed = 0;  ///< …and rounded, on its way to the trainer
+  std::size_t rounding = 0;  ///< pieces of a bucket that ranks round together
   std::size_t control = 0;
   [[nodiscard]] std::int64_t total() const {
     return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
                                      meetings + weight_slots * weight_gather + 2 * gathered + rule +
-                                     widened + narrowed + control);
+                                     widened + narrowed + rounding + control);
   }
 };
 
@@ -211,6 +214,13 @@ struct Plan {
   std::vector<Index> row_length;  ///< per parameter: elements of a row, where rows have scales
   std::vector<std::size_t>
       at_rest;  ///< per parameter: bytes of its pieces, as stage 3 gathers them
+  /// Codes and scales of parameter i, whole: an address each, or one after the other.
+  /// @pre its trainer has it as codes; `both` is a multiple of 4
+  [[nodiscard]] QuantizedView whole_codes(std::size_t i, void* codes, float* scales) const;
+  [[nodiscard]] QuantizedView whole_codes(std::size_t i, void* both) const;
+  /// Bytes of parameter i as its trainer has it, whole; and as stage 3 makes it whole.
+  [[nodiscard]] std::size_t trainers_bytes(std::size_t i) const;
+  [[nodiscard]] std::size_t gathered_bytes(std::size_t i) const;
   /// Stage 3: every piece in a message begins at a multiple of so many bytes.
   std::size_t piece_alignment = 1;
   /// Bytes of a segment's weights in such a message.

@@ -39,8 +39,13 @@ std::size_t state_bytes_per_element(const Group& g);
 double pass_bytes(const Group& g);
 /// The LMO of a whole rows×cols matrix on one rank.
 double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols);
-/// ECO, of a spectral LMO: its root, and the products with it.
+/// ECO, of a spectral LMO of a whole matrix: its root, and the products with it. Else 0.
 double feedback_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols);
+/// ECO: what the rank of a piece of m does to find its correction, where m does not rest on one.
+double undo_seconds(const Plan& plan, const MachineProfile& profile, const MatrixPlan& m,
+                    const Segment& piece);
+/// Do the weights of a segment rest as codes and scales, in a shard or with the trainer?
+bool rests_as_codes(const Plan& plan, const Segment& s);
 /// Do the weights of a segment lie somewhere as a matrix of their format?
 bool rests_in_place(const Plan& plan, const Bucket& b, const Segment& s);
 /// Bytes of what a panel's weights are rounded to on their way to where they rest.
@@ -55,7 +60,7 @@ double piece_seconds(const Plan& plan, const MachineProfile& profile, const Matr
 
 /// Has its rule a number per line?
 bool keeps_lines(const Group& g);
-/// Is there one matrix only, without numbers per line? In mode gram all ranks compute it.
+/// Is there one matrix only, without numbers per line or ECO? In mode gram all ranks compute it.
 bool has_lone_matrix(const Plan& plan);
 /// Of `terms` that a shard group shares in their order: how many shard rank s computes.
 constexpr int terms_of(int terms, int shard, int s) {

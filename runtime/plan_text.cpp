@@ -149,24 +149,30 @@ std::string matrix_table(const Plan& plan) {
   return out;
 }
 
-std::string rank_row(const std::string& name, const RankPlan& r) {
+/// ZeRO-3 has shards and a working set of the runtime's there.
+std::string weights_title(const Plan& plan) {
+  return plan.weights_sharded() ? "   weights" : "trainer weights";
+}
+
+std::string rank_row(const std::string& name, const RankPlan& r, std::size_t width) {
   const auto bytes = [](std::int64_t n) { return bytes_text(static_cast<double>(n)); };
-  return formatted("%12s %10s %9lld %9lld %11s %10s %10s %10s %10s %10s\n", name.c_str(),
+  return formatted("%12s %10s %9lld %9lld %11s %*s %10s %10s %10s %10s\n", name.c_str(),
                    bytes(r.traffic.bytes).c_str(), static_cast<long long>(r.traffic.messages),
                    static_cast<long long>(r.matrices), seconds_text(r.seconds).c_str(),
-                   bytes(r.memory.weights).c_str(), bytes(r.memory.gradients).c_str(),
-                   bytes(r.memory.state).c_str(), bytes(r.memory.work).c_str(),
-                   bytes(r.memory.total()).c_str());
+                   static_cast<int>(width), bytes(r.memory.weights).c_str(),
+                   bytes(r.memory.gradients).c_str(), bytes(r.memory.state).c_str(),
+                   bytes(r.memory.work).c_str(), bytes(r.memory.total()).c_str());
 }
 
 /// Every rank where there are few, else the least, the mean and the most of each column.
 std::string rank_table(const Plan& plan) {
-  std::string out = formatted("\n%12s %10s %9s %9s %11s %10s %10s %10s %10s %10s\n", "rank",
-                              "sent/step", "messages", "matrices", "compute", "weights",
+  const std::string weights = weights_title(plan);
+  std::string out = formatted("\n%12s %10s %9s %9s %11s %s %10s %10s %10s %10s\n", "rank",
+                              "sent/step", "messages", "matrices", "compute", weights.c_str(),
                               "gradients", "state", "work", "memory");
   if (plan.ranks <= 16) {
     for (std::size_t w = 0; w < plan.per_rank.size(); ++w) {
-      out += rank_row(std::to_string(w), plan.per_rank[w]);
+      out += rank_row(std::to_string(w), plan.per_rank[w], weights.size());
     }
     return out;
   }
@@ -192,7 +198,10 @@ std::string rank_table(const Plan& plan) {
   for (std::size_t i = 0; i < names.size(); ++i) {
     out += formatted("%12s %10s %9.0f %9.4g %11s", names[i], bytes_text(bytes[i]).c_str(),
                      messages[i], matrices[i], seconds_text(seconds[i]).c_str());
-    for (const auto& m : memory) out += formatted(" %10s", bytes_text(m[i]).c_str());
+    for (std::size_t k = 0; k < memory.size(); ++k) {
+      const std::size_t width = k == 0 ? weights.size() : 10;
+      out += formatted(" %*s", static_cast<int>(width), bytes_text(memory[k][i]).c_str());
+    }
     out += "\n";
   }
   return out;

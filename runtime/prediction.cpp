@@ -8,6 +8,7 @@
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
 #include "runtime/region.hpp"
+#include "runtime/rounding.hpp"
 #include "runtime/schedule.hpp"
 #include "runtime/working_set.hpp"
 
@@ -51,12 +52,15 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
   const bool rests = rests_in_place(plan, b, s);
   if ((!g.master && !(rests && b.weights.dtype == DType::f32)) || b.weights.quantized()) {
     at_least(r.work.widened, room(panel, 4));
+    // They are rounded, and leave, by rows.
+    if (b.rounds_together) at_least(r.work.widened, room(rows_panel_elements(plan, s), 4));
   }
   at_least(r.work.narrowed, static_cast<std::int64_t>(Arena::rounded(narrowed_bytes(plan, b, s))));
   std::int64_t scratch = static_cast<std::int64_t>(g.rule->workspace_bytes(1, panel));
   Index rows = s.region.rows;
   Index cols = s.region.cols;
-  if (g.feeds_back()) scratch += feedback_bytes(g, s, panel);
+  // Where pieces meet, what is needed meets, too.
+  if (g.feeds_back() && (s.matrix < 0 || b.stays_apart())) scratch += feedback_bytes(g, s, panel);
   if (s.matrix >= 0) {
     const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
     rows = m.rows;
@@ -76,6 +80,7 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
       r.flops += g.lmo->flops(s.region.rows, s.region.cols);
       r.matrices += g.lmo->orthogonalizes() ? 1 : 0;
       r.seconds += lmo_seconds(profile, g, s.region.rows, s.region.cols) +
+                   feedback_seconds(profile, g, s.region.rows, s.region.cols) +
                    pass_seconds(profile, pass_bytes(g) * static_cast<double>(size));
     }
   } else {
@@ -98,7 +103,7 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
   if (g.master) r.memory.state += room(size, 4);
   if (g.residual == Residual::mantissa) r.memory.state += room(size, 2);
   // Where weights rest as codes, their scales do with them.
-  if (b.weights.quantized() && !plan.weights_sharded()) {
+  if (b.weights.quantized() && !rests_as_codes(plan, s)) {
     r.memory.state += room(b.weights.scale_count(s.region.rows, s.region.cols), 4);
   }
 }
@@ -254,8 +259,7 @@ void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
     if (p.held()) continue;
     largest = std::max(largest, at_rest(i));
     all += at_rest(i);
-    whole += static_cast<std::int64_t>(
-        plan.pages(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
+    whole += static_cast<std::int64_t>(plan.gathered_bytes(i));
   }
   const std::size_t staging =
       Arena::rounded(std::max(largest, std::min(all, static_cast<std::size_t>(plan.bucket_bytes))));
@@ -321,6 +325,22 @@ void add_gathers(const Plan& plan, std::vector<RankPlan>& ranks) {
   }
 }
 
+/// What ranks tell one another to round bucket b together.
+void add_rounding(const Plan& plan, const Bucket& b, const std::vector<MeetingSize>& meetings,
+                  std::vector<RankPlan>& ranks) {
+  const std::vector<RoundingSize> sizes = rounding_sizes(plan, b);
+  for (int w = 0; w < plan.ranks; ++w) {
+    const auto i = static_cast<std::size_t>(w);
+    RankPlan& r = ranks[i];
+    r.traffic += rounding_traffic(plan, b, w, sizes[i], meetings[i]);
+    at_least(r.work.rounding, static_cast<std::int64_t>(sizes[i].bytes()));
+    if (b.mode == optim::Mode::periodic) {
+      periodic_of(r, b.period).traffic +=
+          rounding_traffic_of_meeting(plan, b, w, sizes[i], meetings[i]);
+    }
+  }
+}
+
 /// Pieces of bucket b that meet: bytes, messages, scratch and flops of all ranks.
 void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profile,
                  std::vector<RankPlan>& ranks) {
@@ -333,6 +353,7 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
     r.traffic += sent;
     if (b.mode == optim::Mode::periodic) periodic_of(r, b.period).traffic += sent;
   }
+  if (b.rounds_together) add_rounding(plan, b, sizes, ranks);
   for (const int index : b.matrices) {
     const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(index)];
     const Group& g = plan.group(m.parameter);
@@ -385,6 +406,12 @@ void find_meeting_room(const Plan& plan, std::vector<RankPlan>& ranks) {
 
 }  // namespace
 
+bool rests_as_codes(const Plan& plan, const Segment& s) {
+  const ParameterShape& p = plan.parameters[static_cast<std::size_t>(s.parameter)];
+  return plan.group(s.parameter).format.quantized() &&
+         (p.as_codes || (plan.weights_sharded() && !p.held()));
+}
+
 bool rests_in_place(const Plan& plan, const Bucket& b, const Segment& s) {
   const ParameterShape& p = plan.parameters[static_cast<std::size_t>(s.parameter)];
   if (b.weights.quantized()) return false;
@@ -392,11 +419,12 @@ bool rests_in_place(const Plan& plan, const Bucket& b, const Segment& s) {
 }
 
 std::size_t narrowed_bytes(const Plan& plan, const Bucket& b, const Segment& s) {
-  const auto panel = static_cast<std::size_t>(panel_elements(plan, b, s));
   const Group& g = plan.group(s.parameter);
+  const auto panel = static_cast<std::size_t>(b.rounds_together ? rows_panel_elements(plan, s)
+                                                                : panel_elements(plan, b, s));
   if (b.weights.quantized()) {
     // Codes are where they rest, or on their way to the trainer.
-    return plan.weights_sharded() ? 0 : panel;
+    return rests_as_codes(plan, s) ? 0 : panel;
   }
   // ECO: what the weights were rounded to, in f32 again.
   const std::size_t again = g.feeds_back() ? Arena::rounded(panel * 4) : 0;
@@ -427,7 +455,7 @@ void predict(const MachineProfile& profile, Plan& plan) {
     if (p.held()) {
       held.push_back(static_cast<int>(i));
     } else {
-      whole_weights += p.size() * static_cast<Index>(bytes_of(p.dtype));
+      whole_weights += static_cast<std::int64_t>(plan.trainers_bytes(i));
     }
   }
   plan.per_rank.assign(static_cast<std::size_t>(plan.ranks), {});
@@ -461,7 +489,11 @@ void predict(const MachineProfile& profile, Plan& plan) {
     }
   }
   for (const Bucket& b : plan.buckets) {
-    if (!b.matrices.empty()) add_meeting(plan, b, profile, plan.per_rank);
+    if (!b.matrices.empty()) {
+      add_meeting(plan, b, profile, plan.per_rank);
+    } else if (b.rounds_together) {
+      add_rounding(plan, b, std::vector<MeetingSize>(plan.per_rank.size()), plan.per_rank);
+    }
     if (b.held) continue;
     if (b.reduced) add_reductions(plan, b, plan.per_rank);
     add_weights(plan, b, plan.per_rank);

@@ -122,4 +122,20 @@ void read_piece(const WeightFormat& format, const void* piece, const ParameterSh
                      {element(to, r.first, dtype), r.rows, r.cols, r.distance, dtype});
 }
 
+void copy_codes(ConstQuantizedView from, const Grid& grid, QuantizedView to,
+                kernels::Backend& backend) {
+  const Index row = code_pitch(grid.format, to.cols);
+  const bool dense = to.rows <= 1 || (from.pitch == row && to.pitch == row);
+  const Index times = dense ? 1 : to.rows;
+  const auto bytes = static_cast<std::size_t>(dense ? to.rows * row : row);
+  for (Index i = 0; i < times; ++i) {
+    backend.copy(static_cast<const std::byte*>(from.codes) + i * from.pitch,
+                 static_cast<std::byte*>(to.codes) + i * to.pitch, bytes);
+  }
+  const Index rows = scale_rows(grid, to.rows);
+  const Index cols = scale_cols(grid, to.cols);
+  backend.convert({from.scales, rows, cols, rows == 1 ? cols : from.scale_pitch, DType::f32}, 1,
+                  {to.scales, rows, cols, rows == 1 ? cols : to.scale_pitch, DType::f32});
+}
+
 }  // namespace orthrus::runtime

@@ -29,4 +29,9 @@ void unpack(ConstSpan from, const ParameterShape& parameter, void* to, DType to_
 void read_piece(const WeightFormat& format, const void* piece, const ParameterShape& parameter,
                 void* to, DType to_dtype, const Region& region, kernels::Backend& backend);
 
+/// to ← from, bit for bit: codes and scales of equally many rows and columns.
+/// @par Cost  one copy where both are dense, else one per row
+void copy_codes(ConstQuantizedView from, const Grid& grid, QuantizedView to,
+                kernels::Backend& backend);
+
 }  // namespace orthrus::runtime

@@ -130,6 +130,7 @@ MeetingArena::Places MeetingArena::take_turn(const Bucket& b, Turn turn, const M
     const auto until = moves_on ? Turn::Kind::arrive : Turn::Kind::complete;
     places.mine = take(turn.bucket, until, mine_bytes(b, size));
     places.theirs = take(turn.bucket, Turn::Kind::complete, theirs_bytes(b, size));
+    places.undo = take(turn.bucket, Turn::Kind::complete, size.undo);
   } else if (turn.kind == Turn::Kind::send_back) {
     places.back = take(turn.bucket, Turn::Kind::complete, back_bytes(b, size));
   }

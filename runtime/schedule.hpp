@@ -34,8 +34,8 @@ class MeetingArena {
   static constexpr std::size_t nowhere = std::numeric_limits<std::size_t>::max();
   /// What a turn gives room to: offsets in bytes.
   struct Places {
-    std::size_t mine = nowhere, theirs = nowhere;  ///< at `depart`
-    std::size_t back = nowhere;                    ///< at `send_back`
+    std::size_t mine = nowhere, theirs = nowhere, undo = nowhere;  ///< at `depart`
+    std::size_t back = nowhere;                                    ///< at `send_back`
   };
   /// Does this turn give room to anything? (Only then is its size looked at.)
   static bool takes(Turn turn) {

@@ -6,6 +6,7 @@
 
 #include "runtime/agree.hpp"
 #include "runtime/engine.hpp"
+#include "runtime/plan_steps.hpp"
 #include "runtime/schedule.hpp"
 
 namespace orthrus {
@@ -104,6 +105,7 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
   mesh_ = make_mesh(std::move(comm), static_cast<int>(config_.mesh.shard),
                     static_cast<int>(config_.mesh.replicate), static_cast<int>(config_.mesh.node));
   if (numbers_) {
+    numbers_->shard = numbers_->world.split(mesh_.replicate.rank(), mesh_.shard.rank(), "shard");
     numbers_->replicate =
         numbers_->world.split(mesh_.shard.rank(), mesh_.replicate.rank(), "replicate");
   }
@@ -139,22 +141,44 @@ ShardedOptimizer::Impl::Impl(const Config& config, Communicator comm,
         throw ConfigError("parameter '" + p.name + "': it is not dense: weights.format " +
                           group.config->weights.format + " needs rows one after the other");
       }
-      if (p.weights == nullptr || p.gradient == nullptr) {
-        throw ConfigError("parameter '" + p.name + "': its " +
-                          (p.weights == nullptr ? "weights" : "gradient") + " pointer is null");
+      const auto refuse = [&](const std::string& why) {
+        throw ConfigError("parameter '" + p.name + "': " + why);
+      };
+      if (shape.as_codes && p.weights != nullptr) {
+        refuse("it has weights, and codes or scales beside them: a trainer computes with either");
       }
-      if (!aligned(p.weights, p.dtype) || !aligned(p.gradient, p.gradient_dtype)) {
+      if (shape.as_codes && (p.codes == nullptr || p.scales == nullptr)) {
+        refuse(std::string("its ") + (p.codes == nullptr ? "codes" : "scales") +
+               " pointer is null");
+      }
+      if ((p.weights == nullptr && !shape.as_codes) || p.gradient == nullptr) {
+        refuse(std::string("its ") + (p.gradient != nullptr ? "weights" : "gradient") +
+               " pointer is null");
+      }
+      if (shape.as_codes && (!backend_->reaches(p.codes) || !backend_->reaches(p.scales))) {
+        refuse("its codes are on the host, and device " + config_.device +
+               " does not reach them: no copies are kept of codes");
+      }
+      if (!aligned(p.weights, p.dtype) || !aligned(p.gradient, p.gradient_dtype) ||
+          !aligned(p.scales, DType::f32)) {
         throw ConfigError("parameter '" + p.name + "': a pointer is not aligned to its elements");
       }
     }
     std::vector<Index> sizes(parameters_.size());
     for (std::size_t i = 0; i < sizes.size(); ++i) sizes[i] = size_here(i);
+    for (std::size_t i = 0; i < sizes.size(); ++i) check_trainers_codes(i);
     mirrors_ = std::make_unique<runtime::Mirrors>(parameters_, plan_.parameters, sizes, *backend_);
     allocate();
     mirrors_->deliver_weights();  // rounded
     backend_->wait();
   });
   open_grid();
+  {
+    const TrafficScope scope(mesh_.shard, TrafficClass::setup);
+    round_held();
+    mirrors_->deliver_weights();
+    backend_->wait();
+  }
   if (config_.cuda.graph && !backend_->keep_replays(true)) {
     notice_ = "cuda.graph is ignored: device " + config_.device + " has no graphs";
   }
@@ -227,15 +251,27 @@ void ShardedOptimizer::Impl::check_buffers_apart() const {
   };
   std::vector<Extent> extents;
   for (const Parameter& p : parameters_) {
-    if (p.weights == nullptr || p.gradient == nullptr || !p.strides.empty()) continue;
     const runtime::ParameterShape shape = runtime::shape_of(p);
+    if ((p.weights == nullptr) != shape.as_codes || p.gradient == nullptr || !p.strides.empty()) {
+      continue;
+    }
     const auto n = static_cast<std::size_t>(
         shape.held() ? shape.part(mesh_.shard.rank(), plan_.shard).size() : shape.size());
     if (n == 0) continue;
-    const auto w = reinterpret_cast<std::uintptr_t>(p.weights);
-    const auto g = reinterpret_cast<std::uintptr_t>(p.gradient);
-    extents.push_back({w, w + n * bytes_of(p.dtype), "the weights of '" + p.name + "'"});
-    extents.push_back({g, g + n * bytes_of(p.gradient_dtype), "the gradient of '" + p.name + "'"});
+    const auto add = [&](const void* data, std::size_t bytes, const char* what) {
+      const auto begin = reinterpret_cast<std::uintptr_t>(data);
+      if (data != nullptr) {
+        extents.push_back({begin, begin + bytes, std::string(what) + " of '" + p.name + "'"});
+      }
+    };
+    add(p.gradient, n * bytes_of(p.gradient_dtype), "the gradient");
+    add(p.weights, n * bytes_of(p.dtype), "the weights");
+    if (!shape.as_codes) continue;
+    const auto i = static_cast<std::size_t>(&p - parameters_.data());
+    const QuantizedView whole = trainers_codes(i);
+    const auto codes = static_cast<std::size_t>(whole.rows * whole.pitch);
+    add(p.codes, codes, "the codes");
+    add(p.scales, plan_.trainers_bytes(i) - codes, "the scales");
   }
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
@@ -291,6 +327,7 @@ void ShardedOptimizer::Impl::copy_weights(int id, void* to) {
   const Parameter& p = parameters_[i];
   const Index n = size_here(i);
   const std::size_t bytes = static_cast<std::size_t>(n) * bytes_of(p.dtype);
+  if (shape.as_codes) return copy_values(codes(id), i, to);
   const bool gathered = working_set_ && !shape.held();
   if (gathered || runtime::is_contiguous(shape)) {
     backend_->copy(gathered ? working_set_->weights(i) : p.weights, to, bytes);
@@ -300,6 +337,38 @@ void ShardedOptimizer::Impl::copy_weights(int id, void* to) {
   runtime::pack(shape, p.weights, p.dtype, {0, 1, n, n}, {dense.data(), n, p.dtype}, *backend_);
   backend_->copy(dense.data(), to, bytes);
   backend_->wait();
+}
+
+/// to ← codes · scales, in the dtype of copies of parameter i.
+void ShardedOptimizer::Impl::copy_values(const QuantizedView& codes, std::size_t i, void* to) {
+  const Grid& grid = *plan_.group(static_cast<int>(i)).format.grid;
+  const DType dtype = parameters_[i].dtype;
+  if (backend_->reaches(to)) {
+    backend_->dequantize(codes, grid, {to, codes.rows, codes.cols, codes.cols, dtype});
+    return backend_->wait();
+  }
+  // Row by row of the grid, in a panel on the device.
+  constexpr Index panel = Index{1} << 20;
+  const Index most = std::clamp<Index>(panel / codes.cols, 1, codes.rows);
+  const auto row = static_cast<std::size_t>(codes.cols) * bytes_of(dtype);
+  const kernels::DeviceBuffer values(*backend_, static_cast<std::size_t>(most) * row);
+  for (Index first = 0; first < codes.rows; first += most) {
+    const Index rows = std::min(most, codes.rows - first);
+    backend_->dequantize(runtime::block(codes, grid, first, rows, 0, codes.cols), grid,
+                         {values.data(), rows, codes.cols, codes.cols, dtype});
+    backend_->copy(values.data(),
+                   static_cast<std::byte*>(to) + static_cast<std::size_t>(first) * row,
+                   static_cast<std::size_t>(rows) * row);
+    backend_->wait();
+  }
+}
+
+QuantizedView ShardedOptimizer::Impl::codes(int id) const {
+  const auto i = static_cast<std::size_t>(id);
+  if (working_set_ && plan_.parameters[i].as_codes) {
+    return plan_.whole_codes(i, working_set_->weights(i));
+  }
+  return trainers_codes(i);
 }
 
 void ShardedOptimizer::Impl::gather_weights(std::span<const int> ids) {
@@ -346,8 +415,21 @@ void ShardedOptimizer::Impl::place_meetings(std::span<std::byte> arena) {
     if (at.theirs != nowhere) {
       state.theirs = arena.subspan(at.theirs, runtime::theirs_bytes(bucket, size));
     }
+    if (at.undo != nowhere) state.undo = arena.subspan(at.undo, size.undo);
     if (at.back != nowhere) state.back = arena.subspan(at.back, runtime::back_bytes(bucket, size));
     if (!runtime::computed_by_owners(bucket) || bucket.lone) state.back = state.mine;
+  }
+}
+
+void ShardedOptimizer::Impl::place_rounding(std::size_t b) {
+  runtime::Rounding& r = roundings_[b];
+  r = runtime::make_rounding(plan_, plan_.buckets[b], mesh_.world.rank());
+  norms_.resize(std::max(norms_.size(), static_cast<std::size_t>(r.size.norms)));
+  const auto list = segments(b);
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    list[i].kept = r.pieces[i];
+    list[i].shared_scale = r.scales[i];
+    list[i].undo = r.undo[i];
   }
 }
 
@@ -367,7 +449,7 @@ void ShardedOptimizer::Impl::allocate() {
   };
   const auto beside = [this](const runtime::Group& g, const runtime::OwnSegment& own) {
     const auto n = static_cast<std::size_t>(own.size());
-    const bool scales = !plan_.weights_sharded();  // else they rest with the codes
+    const bool scales = !runtime::rests_as_codes(plan_, own.segment);  // else they rest there
     return Beside{
         g.master ? n * sizeof(float) : 0,
         g.residual == runtime::Residual::mantissa ? n * bytes_of(DType::bf16) : 0,
@@ -420,6 +502,7 @@ void ShardedOptimizer::Impl::allocate() {
   work_arena_ =
       Arena(*backend_, Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
                            Arena::rounded(sizes.narrowed) + Arena::rounded(sizes.meetings) +
+                           Arena::rounded(sizes.rounding) +
                            weight_slots_.size() * Arena::rounded(sizes.weight_gather));
   scratch_ = work_arena_.take(sizes.rule);
   widened_ = work_arena_.take(sizes.widened);
@@ -427,9 +510,12 @@ void ShardedOptimizer::Impl::allocate() {
   control_ = std::make_unique<double[]>(sizes.control / sizeof(double));
   for (WeightSlot& slot : weight_slots_) slot.bytes = work_arena_.take(sizes.weight_gather);
   place_meetings(work_arena_.take(sizes.meetings));
+  rounding_ = work_arena_.take(sizes.rounding);
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
     const runtime::Bucket& bucket = plan_.buckets[b];
     meetings_.emplace_back();
+    roundings_.emplace_back();
+    if (bucket.rounds_together) place_rounding(b);
     grid_first_.push_back(grid_matrices_.size());
     if (bucket.matrices.empty()) continue;
     meetings_.back() = runtime::make_meeting(plan_, bucket, mesh_.world.rank());
@@ -591,9 +677,9 @@ std::map<std::string, ShardedOptimizer::CodesTensor> ShardedOptimizer::Impl::gat
       const QuantizedView codes = format.view(bytes.data(), own.rows, own.cols);
       const Index first = own.region().first;
       for (Index row = 0; row < own.rows; ++row) {
-        std::copy_n(static_cast<const std::byte*>(codes.codes) + row * codes.pitch, codes.pitch,
-                    whole.codes.data() + (first / line + row) * pitch +
-                        code_pitch(grid.format, first % line));
+        runtime::put_codes(grid.format,
+                           static_cast<const std::byte*>(codes.codes) + row * codes.pitch, own.cols,
+                           whole.codes.data() + (first / line + row) * pitch, first % line);
       }
       const Region to = format.scale_region(own.region(), line);
       for (Index row = 0; row < to.rows; ++row) {
@@ -624,8 +710,10 @@ const StepReport& ShardedOptimizer::step() { return impl_->step(); }
 void ShardedOptimizer::parameter_wait(int) {}  // `step` returns with every weight in place
 void ShardedOptimizer::gather(std::span<const int> ids) { impl_->gather_weights(ids); }
 void ShardedOptimizer::release(std::span<const int> ids) { impl_->release_weights(ids); }
+QuantizedView ShardedOptimizer::codes(int id) const { return impl_->codes(id); }
 void* ShardedOptimizer::weights(int id) const {
   const auto i = static_cast<std::size_t>(id);
+  if (impl_->plan_.parameters[i].as_codes) return nullptr;
   const bool gathered = impl_->working_set_ && !impl_->plan_.parameters[i].held();
   return gathered ? impl_->working_set_->weights(i) : impl_->mirrors_->trainers_weights(i);
 }

@@ -2,6 +2,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <orthrus/error.hpp>
 
@@ -257,6 +258,7 @@ void ShardedOptimizer::Impl::complete(std::size_t b) {
     // In the plan's order, whatever the order of updates: the same bits in every run.
     if (counts(own)) sums[own.group] += own.update_squares;
   }
+  if (bucket.rounds_together) round_together(b);
   if (poisons_ && met) {
     poison(meeting_states_[b].theirs);
     poison(meeting_states_[b].back);
@@ -289,7 +291,7 @@ bool ShardedOptimizer::Impl::run_ahead(bool brief) {
     if (compute_next(owed_[first_owed_])) return true;
   }
   const auto done = [this](const runtime::OwnSegment& own) {
-    return own.updated || own.size() == 0 || meets(own.bucket);
+    return own.updated || own.size() == 0 || meets(own.bucket) || rounds_together(own);
   };
   while (ahead_ < own_.size() && done(own_[ahead_])) ++ahead_;
   for (std::size_t i = ahead_; i < own_.size(); ++i) {
@@ -324,15 +326,20 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
     rule->accumulate({{}, x, own.state, {}}, scalars, *backend_);  // 3
     const auto start = Clock::now();
     const bool feeds_back = kappa_[static_cast<std::size_t>(own.group)] != 0;
+    const bool together = rounds_together(own);
     std::span<std::byte> work = carver.rest();
     optim::Undo undo;
-    if (feeds_back) undo = optim::carve_undo(*rule, *group.lmo, own.rows, own.cols, work);
+    if (feeds_back) {
+      std::span<std::byte> kept = together ? own_undo(own) : work;
+      undo = optim::carve_undo(*rule, *group.lmo, own.rows, own.cols, kept);
+      if (!together) work = kept;
+    }
     const bool made =
         whole_matrix(group, x, lines_of(own), feeds_back ? &undo : nullptr, work);  // 4, 5
     report_.ms.lmo += ms_since(start);
     progress();
     const double sum = apply(own, x);  // 6, 7
-    if (feeds_back && made) pull_back(own, undo, x, work);
+    if (feeds_back && made && !together) pull_back(own, undo, x, work);
     return sum;
   }
   const auto& rule = static_cast<const optim::ElementwiseRule&>(*group.rule);
@@ -343,6 +350,7 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
     const runtime::StateViews state(own, p);
     const MatrixView w = open_weights(own, p);
     sum += rule.update({w, g, state.views(), carver.rest()}, scalars, *backend_);
+    if (rounds_together(own)) return backend_->convert(w, 1, runtime::block(kept(own), p));
     const MatrixView residual = close_weights(own, p, w);
     if (kappa_[static_cast<std::size_t>(own.group)] != 0) {
       pull_back(own, rule, {residual, g, state.views(), carver.rest()}, scalars);
@@ -388,7 +396,8 @@ void ShardedOptimizer::Impl::load_gradient(const runtime::OwnSegment& own,
                     clip_[static_cast<std::size_t>(own.group)], to);
 }
 
-/// Lines 6 and 7 of a panel, given lmo(X) of it. With ECO what rounding took takes its place.
+/// Lines 6 and 7 of a panel, given lmo(X) of it; 7 later where ranks round together. With ECO what
+/// rounding took takes its place.
 /// @return Σ U².
 double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runtime::Panel& panel,
                                      MatrixView direction) {
@@ -399,6 +408,10 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
   const double sum =
       group.matrix_rule().apply({w, direction, state.views(), {}}, group.lmo->scale(m.rows, m.cols),
                                 scalars_of(own), *backend_);
+  if (rounds_together(own)) {
+    backend_->convert(w, 1, runtime::block(kept(own), panel));
+    return sum;
+  }
   const MatrixView residual = close_weights(own, panel, w);
   if (group.feeds_back()) backend_->convert(residual, 1, direction);
   return sum;
@@ -407,7 +420,7 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
 /// Waits for a call, and works meanwhile.
 void ShardedOptimizer::Impl::wait_ahead(Request& request, bool brief) {
   while (!request.test()) {
-    if (!run_ahead(brief)) return request.wait();
+    if (!in_step_ || !run_ahead(brief)) return request.wait();
   }
 }
 
@@ -474,10 +487,15 @@ void ShardedOptimizer::Impl::deliver(WeightSlot& slot) {
     // Its own it has made where they are.
     if (s.size() == 0 || s.rank == mesh_.world.rank()) continue;
     const auto p = static_cast<std::size_t>(s.parameter);
-    runtime::read_piece(
-        bucket.weights,
-        slot.bytes.data() + static_cast<std::size_t>(s.place) * bytes_of(bucket.weights.unit()),
-        plan_.parameters[p], parameters_[p].weights, parameters_[p].dtype, s.region, *backend_);
+    std::byte* const piece =
+        slot.bytes.data() + static_cast<std::size_t>(s.place) * bytes_of(bucket.weights.unit());
+    if (const QuantizedView codes = trainers_codes(p, s.region); codes.codes != nullptr) {
+      runtime::copy_codes(bucket.weights.view(piece, codes.rows, codes.cols), *bucket.weights.grid,
+                          codes, *backend_);
+      continue;
+    }
+    runtime::read_piece(bucket.weights, piece, plan_.parameters[p], parameters_[p].weights,
+                        parameters_[p].dtype, s.region, *backend_);
   }
   report_.ms.copy += ms_since(copying);
   slot.bucket = -1;
@@ -529,7 +547,7 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
 }
 
 /// Replicated weights must be the same bits everywhere; shards that rest on several replicas,
-/// there.
+/// there. Where a trainer has the values of codes, they must be that still.
 /// @throws NumericError naming parameter and rank.
 void ShardedOptimizer::Impl::compare_replicas() {
   const bool sharded = plan_.weights_sharded();
@@ -553,12 +571,21 @@ void ShardedOptimizer::Impl::compare_replicas() {
                  (sharded ? " (bucket " + std::to_string(i) + ") differ from the first replica's"
                           : " differ from rank 0's");
   }
+  if (difference.empty()) difference = off_grid();
   runtime::agree(all_ranks(), difference, ExitCode::numeric);
 }
 
 std::uint64_t ShardedOptimizer::Impl::hash_of_weights(std::size_t p) {
   const runtime::ParameterShape& shape = plan_.parameters[p];
   if (shape.held()) return 0;  // not replicated, or by the trainer
+  if (const QuantizedView codes = trainers_codes(p); codes.codes != nullptr) {
+    const Grid& grid = *plan_.group(static_cast<int>(p)).format.grid;
+    const auto scales = static_cast<std::size_t>(runtime::scales_of(codes, grid).size());
+    const std::array<std::uint64_t, 2> both{
+        hash_of(codes.codes, static_cast<std::size_t>(codes.rows * codes.pitch)),
+        hash_of(codes.scales, scales * sizeof(float))};
+    return XXH3_64bits(both.data(), sizeof both);
+  }
   if (shape.strides.empty()) {
     return hash_of(parameters_[p].weights,
                    static_cast<std::size_t>(shape.size()) * bytes_of(shape.dtype));
@@ -569,6 +596,29 @@ std::uint64_t ShardedOptimizer::Impl::hash_of_weights(std::size_t p) {
   runtime::pack(shape, parameters_[p].weights, shape.dtype, {0, 1, shape.size(), shape.size()},
                 {dense.data(), shape.size(), shape.dtype}, *backend_);
   return hash_of(dense.data(), dense.bytes());
+}
+
+/// What a rank updates it has the scales of: the nearest code · scale of every value must be the
+/// value. @return the first parameter of which that is not so, in words; else empty.
+std::string ShardedOptimizer::Impl::off_grid() {
+  for (const runtime::OwnSegment& own : own_) {
+    if (own.scales.data == nullptr || own.size() == 0) continue;
+    const Grid& grid = *plan_.buckets[own.bucket].weights.grid;
+    double squares = 0;
+    for_each_block(own, [&](const runtime::Panel& p) {
+      const MatrixView w{widened_.data(), p.rows, p.cols, p.cols, DType::f32};
+      backend_->convert(trainers_weights(own, p), 1, w);
+      backend_->quantize(w, grid, {}, beside(own, p));
+      squares += backend_->sum_squares(w);
+    });
+    if (squares == 0) continue;
+    return "step " + std::to_string(steps_) + ": the weights of '" +
+           plan_.parameters[static_cast<std::size_t>(own.segment.parameter)].name + "' on rank " +
+           std::to_string(mesh_.world.rank()) +
+           " are not what the last step left there: they lie off the grid of " +
+           plan_.buckets[own.bucket].weights.name();
+  }
+  return {};
 }
 
 /// Of this shard's part of bucket b.

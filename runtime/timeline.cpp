@@ -11,6 +11,7 @@
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
 #include "runtime/region.hpp"
+#include "runtime/rounding.hpp"
 #include "runtime/schedule.hpp"
 #include "runtime/timeline_clocks.hpp"
 
@@ -403,17 +404,21 @@ class Walk {
   void find_tasks() {
     ahead_.resize(slot_of_.size());
     for (int b = 0; b < std::ssize(plan_.buckets); ++b) {
-      if (meets(b)) continue;
+      if (meets(b) || bucket(b).rounds_together) continue;
       for (const Segment& s : bucket(b).segments) {
         if (s.size() == 0) continue;
-        const Group& group = plan_.group(s.parameter);
-        const Task task{b, s.matrix < 0 ? 0 : of_whole(group, s.region.rows, s.region.cols),
-                        pass(pass_bytes(group) * real(s.size())), copy_seconds(bucket(b), s)};
+        const Task task = task_alone(b, s);
         for_each_rank(bucket(b), s, [&](int w) {
           (is_brief(s) ? ahead_[at(w)].brief : ahead_[at(w)].longer).push(task);
         });
       }
     }
+  }
+  /// A segment that meets nobody.
+  Task task_alone(int b, const Segment& s) {
+    const Group& group = plan_.group(s.parameter);
+    return {b, s.matrix < 0 ? 0 : of_whole(group, s.region.rows, s.region.cols),
+            pass(pass_bytes(group) * real(s.size())), copy_seconds(bucket(b), s)};
   }
   void take(int rank, const Task& task) {
     clocks_.compute(rank, Phase::lmo, task.bucket, task.lmo);
@@ -449,6 +454,11 @@ class Walk {
     if (!b.held) deliver(slot);
     for (const Segment& s : b.segments) {
       if (s.size() == 0) continue;
+      if (!met && b.rounds_together) {
+        const Task task = task_alone(index, s);
+        for_each_rank(b, s, [&](int w) { take(w, task); });
+        continue;
+      }
       if (!met) {
         for_each_rank(b, s, [&](int w) {
           Ahead& ahead = ahead_[at(w)];
@@ -469,9 +479,51 @@ class Walk {
     clocks_.compute(Phase::lmo, index, lmo_);
     clocks_.compute(Phase::update, index, work_);
     clocks_.compute(Phase::pack, index, copies_);
+    if (b.rounds_together) round_together(index);
     if (b.held) return;
     gather(index, slot);
     ++gathered_;
+  }
+
+  /// As in round.cpp; what it computes is of its pieces' updates, and of the matrices.
+  void round_together(int index) {
+    const Bucket& b = bucket(index);
+    const std::vector<RoundingSize> sizes = rounding_sizes(plan_, b);
+    const auto all_reduce = [&](Index RoundingSize::*count, int bytes) {
+      const auto sent = [&](int w) {
+        return cost::all_reduce(sizes[at(w)].*count, plan_.shard, w % plan_.shard,
+                                static_cast<std::size_t>(bytes), plan_.max_chunk)
+            .bytes;
+      };
+      Flight& flight = flight_of(index);
+      clocks_.start(
+          flight, Phase::meet, index, {1, plan_.shard},
+          [&](int first) {
+            const Index n = sizes[at(first)].*count;
+            Call c{.made = n > 0, .kind = Collective::all_reduce};
+            c.messages = real(cost::chunks(n, plan_.max_chunk));
+            for (int w = first; w < first + plan_.shard && c.made; ++w) {
+              c.most = std::max(c.most, real(sent(w)));
+              c.all += sent(w);
+            }
+            return c;
+          },
+          sent);
+      wait_ahead(flight);
+    };
+    all_reduce(&RoundingSize::scales, 4);
+    if (!meets(index) || !plan_.group(b.parameters.front()).feeds_back()) return;
+    if (b.mode == Mode::gram_steps || b.mode == Mode::block_cyclic) {
+      all_reduce(&RoundingSize::triangles, 4);
+    } else if (b.mode != Mode::gram) {
+      send_pieces(index);
+      wait_ahead(flight_of(index));
+      if (b.mode != Mode::gather) {
+        send_back(index);
+        wait_ahead(flight_of(index));
+      }
+    }
+    all_reduce(&RoundingSize::norms, 8);
   }
 
   /// The weights of a segment into f32 and out of it, where they do not rest in it.
@@ -772,7 +824,9 @@ class Walk {
 
   double of_whole(const Group& group, Index rows, Index cols) {
     if (&group != last_whole_.group || rows != last_whole_.rows || cols != last_whole_.cols) {
-      last_whole_ = {&group, rows, cols, lmo_seconds(profile_, group, rows, cols)};
+      last_whole_ = {
+          &group, rows, cols,
+          lmo_seconds(profile_, group, rows, cols) + feedback_seconds(profile_, group, rows, cols)};
     }
     return last_whole_.seconds;
   }
@@ -789,7 +843,8 @@ class Walk {
     const Group& group = plan_.group(m.parameter);
     const double state = pass_bytes(group) - 8;  // and the gradient
     const auto iterations = static_cast<double>(group.lmo->iterations().size());
-    const double all = piece_seconds(plan_, profile_, m, s);
+    const double undo = undo_seconds(plan_, profile_, m, s);
+    const double all = piece_seconds(plan_, profile_, m, s) - undo;
     PieceSeconds piece;
     double copied = 4;   // bytes per element beside them, before what meets has met…
     double finish = 12;  // …and all that come after
@@ -814,7 +869,7 @@ class Walk {
     }
     passes = std::max(passes, (state + copied + finish) * real(s.size()) / cold_rate_);
     piece.begin_update = passes * (state + copied) / (state + copied + finish);
-    piece.finish_update = passes - piece.begin_update;
+    piece.finish_update = passes - piece.begin_update + undo;
     last_piece_ = {s.matrix, rows, cols, piece};
     return last_piece_.seconds;
   }

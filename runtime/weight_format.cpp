@@ -1,5 +1,6 @@
 #include "runtime/weight_format.hpp"
 
+#include <algorithm>
 #include <charconv>
 
 namespace orthrus::runtime {
@@ -20,7 +21,11 @@ Index WeightFormat::units(Index rows, Index cols) const noexcept {
 
 QuantizedView WeightFormat::view(void* piece, Index rows, Index cols) const noexcept {
   auto* const codes = static_cast<std::byte*>(piece);
-  auto* const scales = reinterpret_cast<float*>(codes + padded_codes(*grid, rows, cols));
+  return view(codes, reinterpret_cast<float*>(codes + padded_codes(*grid, rows, cols)), rows, cols);
+}
+
+QuantizedView WeightFormat::view(void* codes, float* scales, Index rows,
+                                 Index cols) const noexcept {
   const Index pitch = grid->extent == Grid::Extent::tensor ? 0 : scale_cols(*grid, cols);
   return {codes, code_pitch(grid->format, cols), scales, pitch, rows, cols};
 }
@@ -107,6 +112,43 @@ QuantizedView block(const QuantizedView& v, const Grid& grid, Index row, Index r
   float* const scales =
       v.scales + row * v.scale_pitch + (grid.extent == Grid::Extent::block ? col / grid.block : 0);
   return {codes, v.pitch, scales, v.scale_pitch, rows, cols};
+}
+
+bool is_block(const Grid& grid, const QuantizedView& whole, const Region& r) noexcept {
+  const Index col = r.first % whole.cols;
+  const Index end = col + r.cols;
+  // Where a run of columns may begin, or end before the row does.
+  const Index unit = grid.extent == Grid::Extent::block ? grid.block : 1;
+  return r.first >= 0 && r.rows >= 0 && r.cols >= 0 && end <= whole.cols &&
+         r.first / whole.cols + r.rows <= whole.rows && (r.rows < 2 || r.distance == whole.cols) &&
+         col % unit == 0 && (end % unit == 0 || end == whole.cols);
+}
+
+bool are_numbers(CodeFormat format, std::uint8_t byte) noexcept {
+  switch (format) {
+    case CodeFormat::fp8_e4m3:
+      return (byte & 0x7fU) != 0x7fU;
+    case CodeFormat::fp8_e5m2:
+      return (byte & 0x7fU) < 0x7cU;
+    case CodeFormat::int8:
+      return byte != 0x80U;
+    case CodeFormat::int4:
+      return (byte & 0xfU) != 0x8U && (byte >> 4) != 0x8U;
+  }
+  return false;
+}
+
+void put_codes(CodeFormat format, const std::byte* from, Index count, std::byte* to,
+               Index col) noexcept {
+  if (format != CodeFormat::int4) {
+    std::copy_n(from, count, to + col);
+    return;
+  }
+  for (Index i = 0; i < count; ++i) {  // the low half is the even column
+    const std::byte code = (i % 2 == 0 ? from[i / 2] : from[i / 2] >> 4) & std::byte{0x0f};
+    std::byte& at = to[(col + i) / 2];
+    at = (col + i) % 2 == 0 ? (at & std::byte{0xf0}) | code : (at & std::byte{0x0f}) | (code << 4);
+  }
 }
 
 }  // namespace orthrus::runtime

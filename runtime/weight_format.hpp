@@ -36,6 +36,9 @@ struct WeightFormat {
   [[nodiscard]] std::size_t bytes(Index rows, Index cols) const noexcept {
     return static_cast<std::size_t>(units(rows, cols)) * bytes_of(unit());
   }
+  /// Codes row after row, and their scales. @pre quantized
+  [[nodiscard]] QuantizedView view(void* codes, float* scales, Index rows,
+                                   Index cols) const noexcept;
   /// Such a piece. @pre quantized, `piece` is a multiple of 4
   [[nodiscard]] QuantizedView view(void* piece, Index rows, Index cols) const noexcept;
   [[nodiscard]] Index scale_count(Index rows, Index cols) const noexcept {
@@ -59,6 +62,21 @@ Residual residual_of(const WeightsConfig& config);
 /// A block of a quantized matrix; with Extent::block `col` begins a block.
 QuantizedView block(const QuantizedView& v, const Grid& grid, Index row, Index rows, Index col,
                     Index cols) noexcept;
+/// Does every code in a byte stand for a number that rounding makes? Not NaN, Inf, int8's −128,
+/// int4's −8.
+bool are_numbers(CodeFormat format, std::uint8_t byte) noexcept;
+/// Of a parameter's codes and scales, those of a region of it: whole rows, or columns of them that
+/// begin a byte and, with Extent::block, a block.
+inline QuantizedView block(const QuantizedView& whole, const Grid& grid, const Region& r) noexcept {
+  return block(whole, grid, r.first / whole.cols, r.rows, r.first % whole.cols, r.cols);
+}
+/// Does a region lie in a matrix, and share no scale with what is left and right of it in another
+/// block? (What comes from a file may be anything inside its tensor.)
+bool is_block(const Grid& grid, const QuantizedView& whole, const Region& r) noexcept;
+/// `count` codes of a row on the host, from its first on, become those of another from column `col`
+/// on: also where that is in the middle of a byte.
+void put_codes(CodeFormat format, const std::byte* from, Index count, std::byte* to,
+               Index col) noexcept;
 /// The scales of a quantized matrix as a matrix.
 inline MatrixView scales_of(const QuantizedView& v, const Grid& grid) noexcept {
   const Index rows = scale_rows(grid, v.rows);

@@ -47,21 +47,75 @@ MatrixView ShardedOptimizer::Impl::weights_of(const runtime::OwnSegment& own) {
   return place(p.weights, own.region().first, own.region().distance);
 }
 
-/// The codes of a segment, where they rest.
+/// The codes of a segment, where they rest: in a shard, or with the trainer. Empty where the
+/// trainer has their values.
 QuantizedView ShardedOptimizer::Impl::codes_of(const runtime::OwnSegment& own) {
-  const runtime::WeightFormat& format = plan_.buckets[own.bucket].weights;
-  if (!format.quantized() || !plan_.weights_sharded()) return {};
+  const runtime::Bucket& bucket = plan_.buckets[own.bucket];
+  const runtime::WeightFormat& format = bucket.weights;
+  if (!format.quantized()) return {};
+  if (bucket.held || !plan_.weights_sharded()) {
+    return trainers_codes(static_cast<std::size_t>(own.segment.parameter), own.region());
+  }
   return format.view(working_set_->piece(own.bucket, own.segment), own.rows, own.cols);
 }
 
-/// Where the trainer has the weights of a panel, densely.
+/// Codes and scales of parameter i, or of a region of it, in the trainer's buffers. Empty where it
+/// gave weights.
+QuantizedView ShardedOptimizer::Impl::trainers_codes(std::size_t i) const {
+  if (!plan_.parameters[i].as_codes) return {};
+  return plan_.whole_codes(i, parameters_[i].codes, parameters_[i].scales);
+}
+QuantizedView ShardedOptimizer::Impl::trainers_codes(std::size_t i, const Region& region) const {
+  if (!plan_.parameters[i].as_codes) return {};
+  return block(trainers_codes(i), *plan_.group(static_cast<int>(i)).format.grid, region);
+}
+
+/// @throws DataError  a code stands for no number, a scale is not positive or not of its format
+void ShardedOptimizer::Impl::check_trainers_codes(std::size_t i) {
+  const QuantizedView whole = trainers_codes(i);
+  if (whole.codes == nullptr) return;
+  const Grid& grid = *plan_.group(static_cast<int>(i)).format.grid;
+  const auto refuse = [&](const std::string& what) {
+    throw DataError("parameter '" + parameters_[i].name + "': " + what);
+  };
+  const auto scales = static_cast<std::size_t>(scales_of(whole, grid).size());
+  kernels::OnHost<const float> factors(*backend_, whole.scales, scales);
+  for (std::size_t k = 0; k < scales; ++k) {
+    const float scale = factors.data()[k];
+    int exponent = 0;
+    if (!std::isfinite(scale) || scale <= 0) {
+      refuse("scale " + std::to_string(k) + " is " + std::to_string(scale) +
+             ", not a positive number");
+    }
+    if (grid.power_of_two && std::frexp(scale, &exponent) != 0.5F) {
+      refuse("scale " + std::to_string(k) + " is " + std::to_string(scale) +
+             ", not a power of two (weights.scale_format)");
+    }
+  }
+  kernels::OnHost<const std::uint8_t> codes(*backend_,
+                                            static_cast<const std::uint8_t*>(whole.codes),
+                                            static_cast<std::size_t>(whole.rows * whole.pitch));
+  const std::span<const std::uint8_t> bytes = codes.span();
+  const auto bad = std::find_if(bytes.begin(), bytes.end(), [&](std::uint8_t byte) {
+    return !runtime::are_numbers(grid.format, byte);
+  });
+  if (bad != bytes.end()) {
+    const auto at = static_cast<Index>(bad - bytes.begin());
+    refuse("a code in row " + std::to_string(at / whole.pitch) + ", byte " +
+           std::to_string(at % whole.pitch) + ", is no number of " +
+           std::string(name_of(grid.format)));
+  }
+}
+
+/// Where the trainer has the weights of a panel, in dense rows.
 MatrixView ShardedOptimizer::Impl::trainers_weights(const runtime::OwnSegment& own,
                                                     const runtime::Panel& panel) {
   const Parameter& p = parameter_of(own);
-  const Region r = region_of(own, panel);
-  return {
-      static_cast<std::byte*>(p.weights) + static_cast<std::size_t>(r.first) * bytes_of(p.dtype),
-      r.rows, r.cols, r.distance, p.dtype};
+  const Region& all = plan_.buckets[own.bucket].held ? own.here : own.region();
+  const MatrixView segment{
+      static_cast<std::byte*>(p.weights) + static_cast<std::size_t>(all.first) * bytes_of(p.dtype),
+      own.rows, own.cols, all.distance, p.dtype};
+  return runtime::block(segment, panel);
 }
 
 /// A panel as a region of its parameter.
@@ -104,6 +158,9 @@ MatrixView ShardedOptimizer::Impl::open_weights(const runtime::OwnSegment& own,
 /// to ← a panel of the trainer's weights. @param to  dense
 void ShardedOptimizer::Impl::read_trainer(const runtime::OwnSegment& own,
                                           const runtime::Panel& panel, MatrixView to) {
+  if (plan_.buckets[own.bucket].held) {
+    return backend_->convert(trainers_weights(own, panel), 1, to);
+  }
   runtime::pack(plan_.parameters[static_cast<std::size_t>(own.segment.parameter)],
                 parameter_of(own).weights, parameter_of(own).dtype, region_of(own, panel),
                 {to.data, to.size(), to.dtype}, *backend_);
@@ -175,7 +232,7 @@ MatrixView ShardedOptimizer::Impl::close_codes(const runtime::OwnSegment& own,
   const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
   const Grid& grid = *group.format.grid;
   MatrixView w = wide;
-  if (group.master) {
+  if (group.master && !rounds_together(own)) {
     w = {widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
     backend_->convert(wide, 1, w);
   }
@@ -187,13 +244,26 @@ MatrixView ShardedOptimizer::Impl::close_codes(const runtime::OwnSegment& own,
     codes = beside(own, panel);
   }
   const MatrixView scales = scales_of(codes, grid);
-  backend_->abs_maxima(w, grid, scales);
-  backend_->scales_from_maxima(grid, scales);
+  find_scales(own, panel, w, scales);
   if (measures_) measure_rounding(own, w, grid, scales);
   backend_->quantize(w, grid, rounding_of(own, panel), codes);
   if (measures_) measured(own).residual += backend_->sum_squares(w);
   if (!rest_as_codes) backend_->dequantize(codes, grid, trainers_weights(own, panel));
   return w;
+}
+
+/// The scales of a panel of weights: found with other ranks, or its own.
+void ShardedOptimizer::Impl::find_scales(const runtime::OwnSegment& own,
+                                         const runtime::Panel& panel, ConstMatrixView w,
+                                         MatrixView scales) {
+  const Grid& grid = *plan_.buckets[own.bucket].weights.grid;
+  if (const MatrixView shared = shared_scales(own); shared.data != nullptr) {
+    const bool tensor = grid.extent == Grid::Extent::tensor;
+    return backend_->convert(
+        tensor ? shared : runtime::block(shared, {panel.row, panel.rows, 0, 1}), 1, scales);
+  }
+  backend_->abs_maxima(w, grid, scales);
+  backend_->scales_from_maxima(grid, scales);
 }
 
 /// Codes of a panel on their way, with the scales that are kept of them.
@@ -222,11 +292,10 @@ void ShardedOptimizer::Impl::write_piece(const runtime::OwnSegment& own, void* p
     return read_weights(own, {piece, own.rows, own.cols, own.cols, format.dtype});
   }
   if (own.size() == 0) return;
-  if (plan_.weights_sharded()) {
-    return backend_->copy(working_set_->piece(own.bucket, own.segment), piece,
-                          format.bytes(own.rows, own.cols));
-  }
   const QuantizedView codes = format.view(piece, own.rows, own.cols);
+  if (const QuantizedView rest = codes_of(own); rest.codes != nullptr) {
+    return runtime::copy_codes(rest, *format.grid, codes, *backend_);
+  }
   backend_->convert(own.scales, 1, scales_of(codes, *format.grid));
   for_each_block(own, [&](const runtime::Panel& p) {
     const MatrixView w{widened_.data(), p.rows, p.cols, p.cols, DType::f32};
@@ -241,8 +310,8 @@ void ShardedOptimizer::Impl::read_weights(const runtime::OwnSegment& own, Matrix
   if (const QuantizedView codes = codes_of(own); codes.codes != nullptr) {
     return backend_->dequantize(codes, *plan_.buckets[own.bucket].weights.grid, to);
   }
-  if (rests(plan_.buckets[own.bucket])) {
-    backend_->convert(weights_of(own), 1, to);
+  if (const MatrixView rest = weights_of(own); rest.data != nullptr) {
+    backend_->convert(rest, 1, to);
   } else {
     read_trainer(own, {0, own.rows, 0, own.cols}, to);
   }
@@ -251,9 +320,12 @@ void ShardedOptimizer::Impl::read_weights(const runtime::OwnSegment& own, Matrix
 /// What is kept beside rounded weights, from those the trainer was constructed with.
 void ShardedOptimizer::Impl::keep_beside(runtime::OwnSegment& own, const WholeWeights& from) {
   const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
-  const bool held = plan_.buckets[own.bucket].held;
   const auto read = [&](MatrixView to) {
-    if (held) return read_weights(own, to);
+    if (plan_.buckets[own.bucket].held) return read_weights(own, to);
+    if (from.data == nullptr) {
+      const Grid& grid = *group.format.grid;
+      return backend_->dequantize(block(from.codes, grid, own.region()), grid, to);
+    }
     runtime::pack(*from.shape, from.data, from.dtype, own.region(), {to.data, to.size(), to.dtype},
                   *backend_);
   };
@@ -273,7 +345,7 @@ void ShardedOptimizer::Impl::keep_beside(runtime::OwnSegment& own, const WholeWe
 
 /// What the trainer was constructed with.
 ShardedOptimizer::Impl::WholeWeights ShardedOptimizer::Impl::trainers_own(std::size_t i) const {
-  return {&plan_.parameters[i], parameters_[i].weights, parameters_[i].dtype};
+  return {&plan_.parameters[i], parameters_[i].weights, parameters_[i].dtype, trainers_codes(i)};
 }
 
 /// piece ← the weights of a segment, rounded to the nearest.
@@ -296,24 +368,56 @@ void ShardedOptimizer::Impl::round_piece(const runtime::Bucket& bucket, const ru
     return runtime::pack(*whole.shape, whole.data, whole.dtype, r, {piece, s.size(), format.dtype},
                          *backend_);
   }
-  const Grid& grid = *format.grid;
-  const QuantizedView codes = format.view(piece, r.rows, r.cols);
-  auto* const first_of = static_cast<std::byte*>(const_cast<void*>(whole.data));  // only read
-  const MatrixView from{first_of + static_cast<std::size_t>(r.first) * bytes_of(whole.dtype),
-                        r.rows, r.cols, r.distance, whole.dtype};
-  const Index rows = grid.extent == Grid::Extent::tensor ? r.rows : rows_at_a_time(r.rows, r.cols);
-  const kernels::DeviceBuffer buffer(*backend_,
-                                     static_cast<std::size_t>(rows * r.cols) * sizeof(float));
-  for (Index first = 0; first < r.rows; first += rows) {
-    const runtime::Panel panel{first, std::min(rows, r.rows - first), 0, r.cols};
-    const MatrixView w = matrix_view(static_cast<float*>(buffer.data()), panel.rows, panel.cols);
-    const QuantizedView part = block(codes, grid, panel.row, panel.rows, 0, panel.cols);
-    const MatrixView scales = scales_of(part, grid);
-    backend_->convert(runtime::block(from, panel), 1, w);
-    backend_->abs_maxima(w, grid, scales);
-    backend_->scales_from_maxima(grid, scales);
-    backend_->quantize(w, grid, {}, part);
+  round_codes(*format.grid, s, whole, format.view(piece, r.rows, r.cols));
+}
+
+/// The same to codes and scales, wherever they are. Those of such a whole stay what they are.
+void ShardedOptimizer::Impl::round_codes(const Grid& grid, const runtime::Segment& s,
+                                         const WholeWeights& whole, QuantizedView codes) {
+  const Region& r = s.region;
+  if (whole.data == nullptr) {
+    return runtime::copy_codes(block(whole.codes, grid, r), grid, codes, *backend_);
   }
+  auto* const first_of = static_cast<std::byte*>(const_cast<void*>(whole.data));  // only read
+  // Scales are of all that shares them: whole rows, also of those that are cut.
+  Region sharing = r;
+  const runtime::MatrixPlan* m =
+      s.matrix < 0 ? nullptr : &plan_.matrices[static_cast<std::size_t>(s.matrix)];
+  if (m != nullptr && runtime::shared_scales(plan_, s.parameter, m) > 0) {
+    sharing = m->region;
+    if (grid.extent == Grid::Extent::row) {
+      sharing.first += (r.first - sharing.first) / r.distance * r.distance;
+      sharing.rows = r.rows;
+    }
+  }
+  const Index rows = rows_at_a_time(sharing.rows, sharing.cols);
+  const kernels::DeviceBuffer buffer(*backend_,
+                                     static_cast<std::size_t>(rows * sharing.cols) * sizeof(float));
+  const auto panels = [&](const Region& of, auto&& f) {
+    const MatrixView all{first_of + static_cast<std::size_t>(of.first) * bytes_of(whole.dtype),
+                         of.rows, of.cols, of.distance, whole.dtype};
+    for (Index first = 0; first < of.rows; first += rows) {
+      const runtime::Panel panel{first, std::min(rows, of.rows - first), 0, of.cols};
+      const MatrixView w = matrix_view(static_cast<float*>(buffer.data()), panel.rows, panel.cols);
+      backend_->convert(runtime::block(all, panel), 1, w);
+      f(panel, w);
+    }
+  };
+  const MatrixView scales = scales_of(codes, grid);
+  double largest = 0;
+  panels(sharing, [&](const runtime::Panel& panel, MatrixView w) {
+    if (grid.extent == Grid::Extent::tensor) {
+      largest = std::max(largest, backend_->abs_max(w));
+    } else {
+      backend_->abs_maxima(w, grid,
+                           runtime::block(scales, {panel.row, panel.rows, 0, scales.cols}));
+    }
+  });
+  if (grid.extent == Grid::Extent::tensor) backend_->fill(largest, scales);
+  backend_->scales_from_maxima(grid, scales);
+  panels(r, [&](const runtime::Panel& panel, MatrixView w) {
+    backend_->quantize(w, grid, {}, block(codes, grid, panel.row, panel.rows, 0, panel.cols));
+  });
   backend_->wait();  // the buffer goes
 }
 
@@ -322,13 +426,16 @@ void ShardedOptimizer::Impl::round_piece(const runtime::Bucket& bucket, const ru
 void ShardedOptimizer::Impl::round_segment(std::size_t b, const runtime::Segment& s,
                                            const WholeWeights& whole) {
   const runtime::Bucket& bucket = plan_.buckets[b];
-  if (bucket.held || s.size() == 0) return;  // held ones are of their dtype
+  if (bucket.held || s.size() == 0) return;  // no rank has all of it: round_held
   if (plan_.weights_sharded()) {
     if (s.rank % plan_.shard != mesh_.shard.rank()) return;
     return round_piece(bucket, s, whole, working_set_->piece(b, s));
   }
   const auto p = static_cast<std::size_t>(s.parameter);
   const Parameter& parameter = parameters_[p];
+  if (const QuantizedView codes = trainers_codes(p, s.region); codes.codes != nullptr) {
+    return round_codes(*bucket.weights.grid, s, whole, codes);
+  }
   const kernels::DeviceBuffer piece(*backend_, bucket.weights.bytes(s.region.rows, s.region.cols));
   round_piece(bucket, s, whole, piece.data());
   runtime::read_piece(bucket.weights, piece.data(), plan_.parameters[p], parameter.weights,
@@ -352,12 +459,40 @@ void ShardedOptimizer::Impl::store_weights() {
   }
 }
 
-/// Weights of a rounded format lie on its grid from the start.
+/// The same of shards that the trainer holds.
+void ShardedOptimizer::Impl::round_held() {
+  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
+    const runtime::Bucket& bucket = plan_.buckets[b];
+    if (!bucket.held || !bucket.weights.quantized()) continue;
+    const Grid& grid = *bucket.weights.grid;
+    if (bucket.rounds_together) {
+      for (const runtime::OwnSegment& own : segments(b)) {
+        if (own.size() > 0) read_trainer(own, {0, own.rows, 0, own.cols}, kept(own));
+      }
+      share_scales(b);
+    }
+    for (const runtime::OwnSegment& own : segments(b)) {
+      if (own.size() == 0) continue;
+      for_each_block(own, [&](const runtime::Panel& panel) {
+        const MatrixView w{widened_.data(), panel.rows, panel.cols, panel.cols, DType::f32};
+        read_trainer(own, panel, w);
+        const QuantizedView codes = beside(own, panel);
+        find_scales(own, panel, w, scales_of(codes, grid));
+        backend_->quantize(w, grid, {}, codes);
+        backend_->dequantize(codes, grid, trainers_weights(own, panel));
+      });
+    }
+  }
+  backend_->wait();
+}
+
+/// Weights of a rounded format lie on its grid from the start. (Codes do.)
 void ShardedOptimizer::Impl::round_weights() {
   for (std::size_t b = 0; b < plan_.buckets.size() && !plan_.weights_sharded(); ++b) {
     const runtime::WeightFormat& format = plan_.buckets[b].weights;
     for (const runtime::Segment& s : plan_.buckets[b].segments) {
       const auto p = static_cast<std::size_t>(s.parameter);
+      if (plan_.parameters[p].as_codes) continue;
       if (!format.quantized() && parameters_[p].dtype == format.dtype) continue;
       round_segment(b, s, trainers_own(p));
     }
@@ -368,7 +503,7 @@ void ShardedOptimizer::Impl::round_weights() {
 void ShardedOptimizer::Impl::adopt_weights(std::size_t i, const void* values) {
   runtime::ParameterShape dense = plan_.parameters[i];
   dense.strides.clear();
-  const WholeWeights whole{&dense, values, DType::f32};
+  const WholeWeights whole{&dense, values, DType::f32, {}};
   for (runtime::OwnSegment& own : own_) {
     if (own.segment.parameter == static_cast<int>(i)) keep_beside(own, whole);
   }
@@ -462,11 +597,15 @@ void ShardedOptimizer::Impl::pull_back(const runtime::OwnSegment& own, const opt
   backend_->axpby(factor, correction, 1, momentum);
 }
 
-/// What a correction is multiplied by, so that it stays within its share of the momentum.
+/// What a correction is multiplied by, so that it stays within its share of the momentum. In 16
+/// bits: norms summed over pieces end in other bits than those of whole matrices.
 double ShardedOptimizer::Impl::guard(const runtime::Group& group, double correction,
                                      double momentum) {
   const double most = group.max_correction * momentum;
-  return group.max_correction > 0 && correction > most ? most / correction : 1;
+  if (group.max_correction <= 0 || correction <= most) return 1;
+  int exponent = 0;
+  const double mantissa = std::frexp(most / correction, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(mantissa, 16)), exponent - 16);
 }
 
 /// Bytes at the end of the scratch where the correction of a panel of an element-wise rule is.

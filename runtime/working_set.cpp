@@ -56,10 +56,9 @@ WorkingSet::WorkingSet(const Plan& plan, int rank, std::span<Communicator> level
   }
   for (ParameterShape& p : dense_) p.strides.clear();
   std::size_t at = 0;
-  for (const ParameterShape& p : plan.parameters) {
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
     places_.push_back(at);
-    sizes_.push_back(p.held() ? 0
-                              : plan.pages(static_cast<std::size_t>(p.size()) * bytes_of(p.dtype)));
+    sizes_.push_back(plan.parameters[i].held() ? 0 : plan.gathered_bytes(i));
     at += sizes_.back();
   }
   reserve_ = std::make_unique<Reserve>(backend, at);
@@ -149,8 +148,7 @@ void WorkingSet::land(Flight& flight) {
       const auto i = static_cast<std::size_t>(id);
       for (const Piece& p : pieces_[i][static_cast<std::size_t>(slot)]) {
         const Bucket& bucket = plan_.buckets[p.bucket];
-        read_piece(bucket.weights, flight.staging.data() + at, dense_[i], weights(i),
-                   dense_[i].dtype, p.segment->region, backend_);
+        put(bucket.weights, flight.staging.data() + at, i, p.segment->region);
         at += plan_.piece_bytes(bucket, *p.segment);
       }
     }
@@ -161,6 +159,15 @@ void WorkingSet::land(Flight& flight) {
     resident_[i] = true;
   }
   flight.ids.clear();
+}
+
+/// A piece of parameter i goes where it is whole.
+void WorkingSet::put(const WeightFormat& format, void* piece, std::size_t i, const Region& region) {
+  if (!dense_[i].as_codes) {
+    return read_piece(format, piece, dense_[i], weights(i), dense_[i].dtype, region, backend_);
+  }
+  copy_codes(format.view(piece, region.rows, region.cols), *format.grid,
+             block(plan_.whole_codes(i, weights(i)), *format.grid, region), backend_);
 }
 
 void WorkingSet::gather(std::span<const int> ids) {

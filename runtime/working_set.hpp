@@ -53,8 +53,8 @@ class WorkingSet {
     return store_[bucket] +
            static_cast<std::size_t>(s.place) * bytes_of(plan_.buckets[bucket].weights.unit());
   }
-  /// Whole weights of parameter i, dense and of its dtype: the same address for ever, with the
-  /// weights there from `gather` to `release`.
+  /// Whole weights of parameter i, dense and of its dtype, or its codes and then scales: the same
+  /// address for ever, with the weights there from `gather` to `release`.
   [[nodiscard]] void* weights(std::size_t i) const { return reserve_->data() + places_[i]; }
 
   /// Collective over the shard group. What was gathered next in the step before is fetched ahead.
@@ -95,6 +95,7 @@ class WorkingSet {
   std::size_t start(std::span<const int> ids, Flight& flight);
   void advance(Flight& flight);
   void land(Flight& flight);
+  void put(const WeightFormat& format, void* piece, std::size_t parameter, const Region& region);
   void fetch_ahead();
 
   const Plan& plan_;

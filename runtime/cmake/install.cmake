@@ -52,4 +52,5 @@ install(FILES ${orthrus_pc_out} DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
 if(ORTHRUS_BUILD_EXAMPLES)
   add_subdirectory(${PROJECT_SOURCE_DIR}/runtime/examples/cpp_trainer)
+  add_subdirectory(${PROJECT_SOURCE_DIR}/runtime/examples/codes_trainer)
 endif()

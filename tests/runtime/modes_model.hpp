@@ -467,4 +467,25 @@ inline Model held_model(DType dtype = DType::f32, DType gradient_dtype = DType::
   return model;
 }
 
+/// Every group of the recipe with these weights.
+inline Config with_weights(Config config, const std::string& weights) {
+  const Config parsed = parse_config(
+      "schema: 1\ngroups:\n  - {match: \"*\", rule: {name: sgd}, weights: " + weights + "}\n");
+  for (GroupConfig& g : config.groups) g.weights = parsed.groups[0].weights;
+  config.telemetry.every_steps = 1;
+  return config;
+}
+
+/// The model without what the format cannot have: matrices that share rows share no scale.
+inline Model model_for(const std::string& weights) {
+  Model model = held_model();
+  if (weights.find("block") != std::string::npos || weights.find("bf16") != std::string::npos) {
+    return model;
+  }
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (model.tensors[i].name == "muon.gates") model.tensors[i].views.clear();
+  }
+  return model;
+}
+
 }  // namespace orthrus::modes

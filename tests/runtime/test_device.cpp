@@ -16,6 +16,7 @@
 #include "modes_model.hpp"
 #include "runtime/engine.hpp"
 #include "support/far_backend.hpp"
+#include "toy_model.hpp"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/lsan_interface.h>
@@ -225,6 +226,105 @@ Config in_bf16(Config config) {
   return config;
 }
 
+// ---- codes --------------------------------------------------------------------------------------
+
+/// Codes of all parameters after some steps, of a trainer that has them; saved and loaded on the
+/// way.
+std::vector<std::vector<std::byte>> train_codes(const Config& config, int ranks, bool far,
+                                                bool codes_on_host = false) {
+  std::vector<std::vector<std::byte>> outcome;
+  const auto directory =
+      std::filesystem::temp_directory_path() / ("orthrus_far_codes_" + std::to_string(::getpid()));
+  std::filesystem::remove_all(directory);
+  run_thread_ranks(ranks, [&](Communicator& comm) {
+    toy::Model model;
+    FarBackend device;
+    std::vector<std::vector<std::byte>> codes;
+    std::vector<std::vector<float>> scales;
+    std::vector<kernels::DeviceBuffer> there;
+    const Grid grid = *grid_of(config.groups[0].weights);
+    for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+      Parameter& p = model.parameters[i];
+      p.gradient_state = GradientState::averaged;
+      const Index rows = p.shape.size() < 2 ? 1 : p.shape[0];
+      const Index cols = std::ssize(model.weights[i]) / rows;
+      auto& c = codes.emplace_back(static_cast<std::size_t>(code_bytes(grid, rows, cols)));
+      auto& s = scales.emplace_back(static_cast<std::size_t>(scale_count(grid, rows, cols)));
+      quantize(matrix_view(std::as_const(model.weights[i]).data(), rows, cols), grid,
+               quantized_view(c.data(), s.data(), grid, rows, cols));
+      p.weights = nullptr;
+      p.codes = c.data();
+      p.scales = s.data();
+      if (!far || codes_on_host) continue;
+      p.codes = there.emplace_back(device, c.size()).data();
+      device.copy(c.data(), p.codes, c.size());
+      p.scales = static_cast<float*>(there.emplace_back(device, s.size() * 4).data());
+      device.copy(s.data(), p.scales, s.size() * 4);
+    }
+    device.wait();
+    ShardedOptimizer optimizer =
+        far ? ShardedOptimizer(std::make_unique<ShardedOptimizer::Impl>(
+                  config, comm.duplicate("job"), model.parameters, DeviceChoice{}, far_seat()))
+            : ShardedOptimizer(config, comm.duplicate("job"), model.parameters);
+    const auto step = [&](std::int64_t s) {
+      model.backward(s, 0);
+      optimizer.step();
+    };
+    step(1), step(2);
+    optimizer.save(directory);
+    step(7);
+    optimizer.load(directory);
+    step(3);
+    for (int id = 0; id < std::ssize(model.parameters); ++id) {
+      const auto i = static_cast<std::size_t>(id);
+      optimizer.gather({&id, 1});
+      std::vector<float> values(model.weights[i].size());
+      optimizer.copy_weights(id, values.data());
+      if (comm.rank() == 0) {
+        const auto bytes = std::as_bytes(std::span(values));
+        outcome.emplace_back(bytes.begin(), bytes.end());
+      }
+      optimizer.release({&id, 1});
+    }
+    for (auto& [name, tensor] : optimizer.gather_codes()) {
+      const auto bytes = std::as_bytes(std::span(tensor.scales));
+      outcome.push_back(tensor.codes);
+      outcome.emplace_back(bytes.begin(), bytes.end());
+    }
+  });
+  std::filesystem::remove_all(directory);
+  return outcome;
+}
+
+TEST(Device, ATrainerWithCodesThereIsAsOnTheCpu) {
+  for (const char* weights :
+       {"{format: fp8_e4m3, rounding: stochastic, residual: momentum}",
+        "{format: int8, block: 4, residual: master}", "{format: int4, residual: none}"}) {
+    for (const char* extra : {"checks: collective\n", "zero: {stage: 3}\n"}) {
+      const Config config =
+          parse_config("schema: 1\n" + std::string(extra) +
+                       "groups:\n  - {match: '*.weight', rule: {name: muon}, weights: " + weights +
+                       "}\n  - {match: '*', rule: {name: adamw}, weights: " + weights + "}\n");
+      for (const int ranks : {1, 3}) {
+        EXPECT_TRUE(train_codes(config, ranks, true) == train_codes(config, ranks, false))
+            << weights << " " << extra;
+      }
+      EXPECT_THROW(
+          {
+            try {
+              train_codes(config, 2, true, /*codes_on_host=*/true);
+            } catch (const ConfigError& e) {
+              EXPECT_NE(std::string(e.what()).find("'embed': its codes are on the host"),
+                        std::string::npos)
+                  << e.what();
+              throw;
+            }
+          },
+          ConfigError);
+    }
+  }
+}
+
 class DeviceInMode : public testing::TestWithParam<ModeCase> {};
 INSTANTIATE_TEST_SUITE_P(Modes, DeviceInMode, testing::ValuesIn(modes::all),
                          [](const auto& info) { return modes::label(info.param); });
@@ -251,6 +351,35 @@ TEST_P(DeviceInMode, IsAsOnTheCpuForShardsThatTheTrainerHolds) {
   const Config config = modes::held_config(GetParam(), Along::columns, "checks: collective\n");
   expect_as_on_cpu(config, model, {.ranks = 3}, modes::label(GetParam()),
                    {Home::device, Home::both});
+}
+
+// Shards that the trainer holds on the host are rounded there, too, before the first step.
+TEST(Device, IsAsOnTheCpuForQuantizedShardsThatTheTrainerHolds) {
+  for (const std::string weights :
+       {"{format: int4, residual: none}",
+        "{format: int8, residual: momentum, eco: {max_rel_correction: 0}}"}) {
+    Model model = modes::model_for(weights);
+    modes::cut(model, {Along::columns, true}, 3);
+    const Config config = modes::with_weights(
+        modes::held_config(modes::exchange, Along::columns, "checks: collective\n"), weights);
+    expect_as_on_cpu(config, model, {.ranks = 3}, weights, {Home::device, Home::host, Home::both});
+  }
+}
+
+TEST_P(DeviceInMode, IsAsOnTheCpuForWeightsThatRanksRoundTogether) {
+  for (const std::string weights :
+       {"{format: fp8_e4m3, rounding: stochastic, residual: momentum}",
+        "{format: int8, block: 5, residual: momentum}", "{format: int4, residual: none}"}) {
+    const Model model = modes::model_for(weights);
+    Config config = modes::with_weights(
+        modes::held_config(GetParam(), Along::none, "checks: collective\n"), weights);
+    for (const int stage : {2, 3}) {
+      config.zero_stage = stage;
+      expect_as_on_cpu(config, model, {.ranks = 3},
+                       modes::label(GetParam()) + " " + weights + " stage " + std::to_string(stage),
+                       {Home::device, Home::both});
+    }
+  }
 }
 
 TEST(Device, IsAsOnTheCpuForRoundedWeightsAndWires) {

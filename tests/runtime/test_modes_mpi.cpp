@@ -153,6 +153,105 @@ TEST_P(ModesOverMpi, SendWhatThePlanSaysOfShardsTheTrainerHolds) {
   }
 }
 
+// Scales that ranks share, what rounding took, and the norms of the guard are counted, too.
+TEST_P(ModesOverMpi, SendWhatThePlanSaysOfQuantizedWeights) {
+  for (const MeshConfig& mesh : meshes()) {
+    for (const char* weights :
+         {"{format: fp8_e4m3, rounding: stochastic, residual: momentum}",
+          "{format: int4, residual: none}",
+          "{format: bf16, residual: momentum, eco: {max_rel_correction: 0}}"}) {
+      for (const Index max_chunk : {0x7fffffff, 300}) {
+        SCOPED_TRACE(std::to_string(mesh.replicate) + " replicas, node " +
+                     std::to_string(mesh.node) + " " + weights);
+        Config config = modes::with_weights(modes::toy_config(GetParam()), weights);
+        config.mesh = mesh;
+        Communicator comm = borrow(MPI_COMM_WORLD);
+        comm.set_max_chunk(max_chunk);
+        train_toy(config, std::move(comm), 1, 2);
+      }
+    }
+  }
+}
+
+TEST_P(ModesOverMpi, SendWhatThePlanSaysOfQuantizedShardsTheTrainerHolds) {
+  const std::string name = GetParam().name;
+  const int ranks = borrow(MPI_COMM_WORLD).size();
+  if (name == "owner" && ranks > 1) GTEST_SKIP() << "owner needs whole matrices";
+  const std::string weights =
+      "{format: int8, rounding: stochastic, residual: momentum, eco: {max_rel_correction: 0}}";
+  for (const modes::ShardCase& c : modes::kCuts) {
+    SCOPED_TRACE(modes::name_of(c.along) + std::string(c.ragged ? ", ragged" : ""));
+    Model model = modes::model_for(weights);
+    // What sums roots over pieces has that of the side no piece cuts: it must be the short one.
+    if (name == "gram" || name == "gram_steps" || name == "block_cyclic") {
+      if (c.along == Along::elements) continue;
+      Model few;
+      const bool wide = c.along == Along::columns;
+      modes::add_zoo(few, "muon", "gaussian", wide ? 6 : 21, wide ? 20 : 8);
+      model = few;
+    }
+    modes::cut(model, c, ranks);
+    const Config recipe = modes::with_weights(parse_config(modes::kHeldRecipe), weights);
+    train(modes::in_mode(recipe, GetParam()), borrow(MPI_COMM_WORLD), model);
+  }
+}
+
+// C of a column is P⁻¹ times what rounding took from that column: where its codes are those of one
+// rank, so is the momentum, but for the mode's own error.
+TEST_P(ModesOverMpi, GiveTheCorrectionsOfOneRankAlone) {
+  if (!GetParam().full) GTEST_SKIP() << "another update rule";
+  Model model;
+  for (const auto& [m, n] : {std::pair<Index, Index>{12, 60}, {16, 90}}) {
+    modes::add_zoo(model, "nesterov", "gaussian", m, n);
+  }
+  model.gradients.resize(1);
+  const Config recipe = modes::with_weights(
+      parse_config(kZooRecipe), "{format: int4, residual: momentum, eco: {max_rel_correction: 0}}");
+  const auto run = [&](const ModeCase& mode, Communicator comm, std::vector<float>& weights,
+                       std::vector<float>& momentum) {
+    Trainer trainer(model, 0, 1);
+    ShardedOptimizer optimizer{modes::in_mode(recipe, mode), std::move(comm), trainer.parameters};
+    trainer.backward(1);
+    optimizer.step();
+    auto all = model.weights;
+    trainer.take(all);
+    const auto state = optimizer.gather_state();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      weights.insert(weights.end(), all[i].begin(), all[i].end());
+      if (state.empty()) continue;  // on rank 0 alone
+      const auto& m = state.at("state/" + model.tensors[i].name + "/momentum").values;
+      momentum.insert(momentum.end(), m.begin(), m.end());
+    }
+  };
+  std::vector<float> expected, expected_momentum, found, momentum;
+  run(modes::owner, self_communicator(), expected, expected_momentum);
+  run(GetParam(), borrow(MPI_COMM_WORLD), found, momentum);
+  if (momentum.empty()) return;
+  std::size_t first = 0;
+  for (const modes::Tensor& t : model.tensors) {
+    int equal = 0;
+    double off = 0;
+    double norm = 0;
+    for (Index j = 0; j < t.cols(); ++j) {
+      bool same = true;
+      const auto at = [&](Index i) { return first + static_cast<std::size_t>(i * t.cols() + j); };
+      for (Index i = 0; i < t.rows(); ++i) {
+        same = same && std::abs(found[at(i)] - expected[at(i)]) < 1e-4;
+      }
+      if (!same) continue;
+      ++equal;
+      for (Index i = 0; i < t.rows(); ++i) {
+        off += std::pow(momentum[at(i)] - expected_momentum[at(i)], 2);
+        norm += std::pow(expected_momentum[at(i)], 2);
+      }
+    }
+    EXPECT_GE(equal, t.cols() / 2) << t.name;
+    const double bound = GetParam().wire == std::string("bf16") ? 3e-2 : 5e-3;
+    EXPECT_LE(std::sqrt(off), GetParam().bitwise ? 0 : bound * std::sqrt(norm)) << t.name;
+    first += static_cast<std::size_t>(t.size());
+  }
+}
+
 TEST_P(ModesOverMpi, GiveTheWeightsOfOneRankAlone) {
   if (!GetParam().full) GTEST_SKIP() << "another update rule";
   Model model;

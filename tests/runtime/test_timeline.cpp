@@ -60,6 +60,15 @@ class AnyTimeline : public testing::Test {
       add({mode, "ZeRO-3"}, 4, {mode_of(mode), "zero.stage=3", "mesh.node=2"});
     }
     add({"periodic"}, 3, {mode_of("periodic"), "groups.0.matrix.period=2"});
+    for (const char* mode :
+         {"exchange", "gather", "gram", "gram_steps", "block_local", "periodic"}) {
+      for (const int stage : {2, 3}) {
+        add({mode, "ECO"}, 4,
+            {mode_of(mode), "groups.0.weights.format=fp8_e4m3",
+             "groups.0.weights.residual=momentum", "zero.stage=" + std::to_string(stage),
+             "mesh.replicate=2"});
+      }
+    }
     add({"bf16"}, 3,
         {mode_of("exchange"), "groups.0.matrix.wire=bf16", "groups.0.matrix.accuracy=fast",
          "comm.gradient_dtype=bf16", "groups.0.weights.format=bf16"});

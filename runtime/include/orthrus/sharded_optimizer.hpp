@@ -61,6 +61,14 @@ struct DeviceChoice {
 
 /// One tensor of the trainer. The buffers stay the trainer's and must outlive the optimizer.
 ///
+/// A trainer may compute with codes: where `weights.format` of the group has them, it gives `codes`
+/// and `scales` in place of `weights`, with the initial weights in them (orthrus/codes.hpp makes
+/// them). Rows are those of the parameter seen as shape[0] × (product of the rest); with one
+/// dimension it is one row, with `split.stack` it has shape[0]·shape[1] rows. Codes and scales are
+/// replaced by a step, by nothing else; no buffer of the weights' size is kept beside them. They
+/// must be where the optimizer computes (no copies on a device are kept of them), and whole: not of
+/// a sharded parameter.
+///
 /// With `device: cuda` weights and gradient may lie on the rank's device or, each of them, on the
 /// host. What lies on the host has a copy on the device as large as itself, beside the planned
 /// memory: the gradient is copied when its bucket is packed, all weights before and after a step.
@@ -68,10 +76,14 @@ struct Parameter {
   std::string name;  ///< unique; not starting with "state/", not ending in ".codes"/".scales"
   std::vector<Index> shape;    ///< row-major order of dimensions; scalars are {1}
   std::vector<Index> strides;  ///< elements per dimension; empty: contiguous
-  DType dtype = DType::f32;    ///< of the weights: f32 or bf16
+  DType dtype = DType::f32;    ///< of the weights: f32 or bf16 (of codes: what copies of them are)
   /// The same bits on all ranks; of a sharded parameter, this rank's part. With `zero.stage: 3`
   /// only read by the constructor (`ShardedOptimizer::weights` from then on).
   void* weights = nullptr;
+  /// `code_pitch` bytes a row, one row after the other. The same bits on all ranks, and with
+  /// `zero.stage: 3` only read by the constructor, as weights are (`ShardedOptimizer::codes`).
+  void* codes = nullptr;
+  float* scales = nullptr;         ///< `scale_rows` × `scale_cols`, every one positive
   const void* gradient = nullptr;  ///< same shape and strides
   DType gradient_dtype = DType::f32;
   GradientState gradient_state = GradientState::local;
@@ -129,7 +141,8 @@ struct StepReport {
 
 /// Bytes of this rank per category, as planned and allocated.
 struct MemoryPlan {
-  std::int64_t weights = 0;  ///< the trainer's weight buffers
+  /// The trainer's: values, or codes and scales. With `zero.stage: 3` shards and the working set.
+  std::int64_t weights = 0;
   std::int64_t gradients =
       0;                   ///< gradient buffers of the runtime (the trainer's own are not counted)
   std::int64_t state = 0;  ///< optimizer state, master weights included
@@ -186,9 +199,14 @@ class ShardedOptimizer {
   void release(std::span<const int> ids);
   /// The weights of `id`: `Parameter::weights`, or with `zero.stage: 3` a dense tensor at an
   /// address that never changes, which has them while they are gathered.
+  /// Null where the trainer computes with codes.
   [[nodiscard]] void* weights(int id) const;
-  /// Copies the weights of `id` (with `zero.stage: 3` while they are gathered; of a sharded
-  /// parameter this rank's part), densely and in their dtype, to memory of the host.
+  /// Codes and scales of `id`: the trainer's, or with `zero.stage: 3` whole ones at an address that
+  /// never changes, which are there while they are gathered. Empty where the trainer has weights.
+  [[nodiscard]] QuantizedView codes(int id) const;
+  /// Copies the weights of `id`, codes · scales if they are that (with `zero.stage: 3` while they
+  /// are gathered; of a sharded parameter this rank's part), densely and in their dtype, to memory
+  /// of the host.
   void copy_weights(int id, void* to) const;
 
   /// The number of steps taken (skipped ones included).
