@@ -1,5 +1,6 @@
 #include "runtime/cli/shape_source.hpp"
 
+#include <orthrus/codes.hpp>
 #include <orthrus/error.hpp>
 
 #include "runtime/cli/model_shapes.hpp"
@@ -16,6 +17,8 @@ void add_plan_options(CLI::App& app, PlanOptions& options) {
   app.add_option("--profile", options.profile,
                  "Machine to predict for: a file of `orthrus bench --profile`, or a known name "
                  "(else the config's)");
+  app.add_flag("--codes", options.codes,
+               "The trainer computes with codes and scales, where weights.format has them");
   app.add_option("--set", options.set, "key.path=value, over the file")->allow_extra_args(false);
 }
 
@@ -49,6 +52,11 @@ PlanInput load_plan_input(const PlanOptions& o) {
   } else {
     throw ConfigError("--params FILE, --model NAME, or a config with a workload is needed",
                       ExitCode::usage);
+  }
+  for (runtime::ParameterShape& p : input.shapes) {
+    const int g = runtime::effective_group(input.config, p);
+    if (g < 0 || !o.codes) continue;
+    p.as_codes = grid_of(input.config.groups[static_cast<std::size_t>(g)].weights).has_value();
   }
   return input;
 }

@@ -17,6 +17,7 @@ namespace orthrus::cli {
 struct PlanOptions {
   std::string config, params, model, profile;
   int ranks = 1;
+  bool codes = false;  ///< the trainer computes with codes, where there are any
   std::vector<std::string> set;
 };
 void add_plan_options(CLI::App& app, PlanOptions& options);

@@ -54,6 +54,7 @@ struct Options {
   std::vector<std::string> set;
   std::string progress = "auto";
   bool resume = false;
+  bool convert = false;
   bool print_config = false;
 };
 
@@ -370,7 +371,8 @@ class Trainer {
     for (const std::int64_t step : steps) {
       const std::string directory = (run_path_ / "checkpoints" / checkpoint_name(step)).string();
       try {
-        const std::map<std::string, std::string> user = optimizer_->load(directory);
+        const std::map<std::string, std::string> user =
+            optimizer_->load(directory, options_.convert);
         first_step_ = optimizer_->steps();
         saved_step_ = first_step_;
         warn_of_changes(user);
@@ -842,7 +844,13 @@ Run add_train(CLI::App& app) {
   app.add_option("--steps", options->steps, "Instead of train.steps");
   app.add_option("--set", options->set,
                  "key.path=value, after file and environment; may be repeated");
-  app.add_flag("--resume", options->resume, "Continue from the newest checkpoint that verifies");
+  auto* const resume = app.add_flag("--resume", options->resume,
+                                    "Continue from the newest checkpoint that verifies");
+  app.add_flag(
+         "--convert", options->convert,
+         "With --resume: weights saved in another format or with another residual are rounded "
+         "anew")
+      ->needs(resume);
   app.add_option("--progress", options->progress, "auto, bar, lines or off")
       ->check(CLI::IsMember({"auto", "bar", "lines", "off"}));
   app.add_flag("--print-config", options->print_config)->group("");

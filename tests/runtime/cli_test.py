@@ -211,6 +211,15 @@ class OneProcess(Case):
         losses = [[row["loss"] for row in self.rows(run)] for run in ("cut", "whole")]
         self.assertEqual(*losses)
 
+    def test_weights_of_another_format_are_converted_when_asked_to(self):
+        self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--steps", "7")
+        other = ["--set", "groups.0.weights.format=int8", "--set", "groups.0.weights.residual=master"]
+        again = ["train", "q.yaml", "--run-dir", "r", "--resume", *other]
+        self.assertIn("load can convert it", self.run_orthrus(*again, code=78).stderr)
+        self.run_orthrus(*again, "--convert")
+        self.assertEqual((self.summary("r")["first_step"], self.summary("r")["status"]), (7, "finished"))
+        self.run_orthrus("train", "q.yaml", "--convert", code=64)
+
     def test_a_damaged_checkpoint_is_passed_over(self):
         self.run_orthrus("train", "q.yaml", "--run-dir", "r")
         whole = self.summary("r")["weights_hash"]
@@ -250,6 +259,19 @@ class OneProcess(Case):
         document = json.loads(self.run_orthrus(*args, "--json").stdout)
         self.assertEqual(len(document["matrices"]), 12 * 6)
         self.assertGreater(document["step_seconds"], max(rank["seconds"] for rank in document["per_rank"]))
+
+    def test_plan_counts_the_weights_of_a_trainer_with_codes(self):
+        (self.dir / "codes.yaml").write_text(GPT.replace("}}", "}, weights: {format: int8, residual: momentum}}"))
+        args = ["plan", "codes.yaml", "--model", "gpt2-124m", "--ranks", "4"]
+        self.assertIn("trainer weights", self.run_orthrus(*args).stdout)
+        values = json.loads(self.run_orthrus(*args, "--json").stdout)["per_rank"]
+        codes = json.loads(self.run_orthrus(*args, "--codes", "--json").stdout)["per_rank"]
+        for with_values, with_codes in zip(values, codes):
+            elements = with_values["memory"]["weights"] / 4
+            self.assertGreater(with_codes["memory"]["weights"], elements)  # a byte each, and scales of rows
+            self.assertLess(with_codes["memory"]["weights"], 1.01 * elements)
+            self.assertLess(with_codes["memory"]["state"], with_values["memory"]["state"])
+            self.assertEqual(with_codes["bytes_sent"], with_values["bytes_sent"])
 
     def test_simulate_predicts_a_step_and_draws_it(self):
         args = ["simulate", "gpt.yaml", "--model", "gpt2-124m", "--ranks", "16", "--profile", "h200-ib400"]
