@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs into a fresh prefix and builds runtime/examples/cpp_trainer against it, twice; runs both on two
-# ranks. Every promised header must compile alone.
+# Installs into a fresh prefix and builds runtime/examples/cpp_trainer against it, twice, and codes_trainer;
+# runs all on two ranks. Every promised header must compile alone.
 # consumer.sh CMAKE BUILD_DIR SOURCE_DIR LIBDIR CXX MPIRUN...
 set -euo pipefail
 cmake=$1 build=$2 source=$3 libdir=$4 cxx=$5
@@ -12,6 +12,7 @@ read -ra flags <<< "${CXXFLAGS:-}"
 
 "$cmake" --install "$build" --prefix "$prefix" > "$work/install.log"
 cp -r "$source/runtime/examples/cpp_trainer" "$work/trainer"
+cp -r "$source/runtime/examples/codes_trainer" "$work/codes"
 
 echo "== promised headers, each alone"
 export PKG_CONFIG_PATH=$prefix/$libdir/pkgconfig
@@ -26,10 +27,13 @@ for header in "$prefix"/include/orthrus/*.hpp; do
 done
 
 echo "== find_package(Orthrus CONFIG)"
-"$cmake" -S "$work/trainer" -B "$work/trainer/build" -DCMAKE_BUILD_TYPE=Release \
-  -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_PREFIX_PATH="$prefix" > "$work/configure.log"
-"$cmake" --build "$work/trainer/build" > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+for example in trainer codes; do
+  "$cmake" -S "$work/$example" -B "$work/$example/build" -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_PREFIX_PATH="$prefix" > "$work/configure.log"
+  "$cmake" --build "$work/$example/build" > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+done
 "$@" -np 2 "$work/trainer/build/cpp_trainer" "$work/trainer/muon.yaml"
+"$@" -np 2 "$work/codes/build/codes_trainer" "$work/codes/muon.yaml"
 
 echo "== pkg-config"
 answer=$(pkg-config --libs --static orthrus)
