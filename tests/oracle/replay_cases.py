@@ -291,8 +291,8 @@ FORMATS = {
 }
 
 
-def quantized_case():
-    """Every rule that feeds back with every format, and what else may become of a residual."""
+def quantized_case(mode=None):
+    """Every rule that feeds back with every format, and what else may become of a residual; matrices in `mode`."""
     # 36 and 44: blocks of 16 leave a rest, those of 4 do not, as int4 wants it; 25 is odd.
     flat = {"wide": gaussian(23, 44), "bias": gaussian(36), "conv": MATRICES["conv"]}
     matrices = {"wide": gaussian(23, 44), "tall": gaussian(44, 20)}
@@ -315,6 +315,7 @@ def quantized_case():
         group = {"rule": {**SLOW, **entries}, "weights": weights, **rest}
         if entries["name"] == "muon":
             group["lmo"] = {"scale": "match_rms_adamw"}
+            group["matrix"] = {"mode": mode} if mode else {}
         groups.append({"match": f"{variant}.*", **group})
         zoo.update(_variant(variant, shapes))
 
@@ -349,6 +350,9 @@ def quantized_case():
     odd = {"tall": gaussian(30, 25), "zero": zero(5, 7)}
     add("odd", {"name": "sgd"}, odd, {}, **{**eco, "format": "int4"})
     options = {"steps": 3, "judged_as": "codes", "far": 4.0, "head": {"bucket": "64KiB", "train_steps": 3}}
+    if mode:  # scales and errors of pieces on several ranks: the bits of whole matrices
+        bits = {"like": "quantized", "same_bits_as": "quantized"}
+        return Case(f"quantized-{mode}", groups, zoo, [1, 3], **options, **bits)
     return Case("quantized", groups, zoo, [1, 2, 3, 4], **options)
 
 
@@ -405,6 +409,8 @@ def all_cases():
         # One non-finite entry of one contribution: nobody moves in that step.
         Case("bad-step", groups, zoo, [1, 3], bad_step=2),
         quantized_case(),
+        quantized_case("exchange"),
+        quantized_case("gather"),
         phi_case(),
     ]
 
