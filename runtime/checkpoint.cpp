@@ -732,19 +732,7 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
         }
         read_codes(*p, [&](const ConstQuantizedView& codes, const Grid& grid) {
           // Shards of a trainer may begin in the middle of a byte.
-          const QuantizedView to = runtime::block(whole, grid, region);
-          for (Index r = 0; r < codes.rows; ++r) {
-            runtime::put_codes(grid.format,
-                               static_cast<const std::byte*>(codes.codes) + r * codes.pitch,
-                               codes.cols,
-                               static_cast<std::byte*>(whole.codes) +
-                                   (region.first / whole.cols + r) * whole.pitch,
-                               region.first % whole.cols);
-          }
-          for (Index r = 0; r < scale_rows(grid, codes.rows); ++r) {
-            std::copy_n(codes.scales + r * codes.scale_pitch, scale_cols(grid, codes.cols),
-                        to.scales + r * to.scale_pitch);
-          }
+          runtime::put_piece(codes, grid, region, whole);
         });
         copied += region.size();
       }

@@ -668,24 +668,13 @@ std::map<std::string, ShardedOptimizer::CodesTensor> ShardedOptimizer::Impl::gat
       const Grid& grid = *format.grid;
       const Index line = plan_.row_length[i];
       CodesTensor& whole = all[plan_.parameters[i].name];
-      const Index pitch = code_pitch(grid.format, line);
       if (whole.codes.empty()) {
         whole = {grid, plan_.parameters[i].size() / line, line, {}, {}};
-        whole.codes.resize(static_cast<std::size_t>(whole.rows * pitch));
+        whole.codes.resize(static_cast<std::size_t>(whole.rows * code_pitch(grid.format, line)));
         whole.scales.resize(static_cast<std::size_t>(format.scale_count(whole.rows, line)));
       }
-      const QuantizedView codes = format.view(bytes.data(), own.rows, own.cols);
-      const Index first = own.region().first;
-      for (Index row = 0; row < own.rows; ++row) {
-        runtime::put_codes(grid.format,
-                           static_cast<const std::byte*>(codes.codes) + row * codes.pitch, own.cols,
-                           whole.codes.data() + (first / line + row) * pitch, first % line);
-      }
-      const Region to = format.scale_region(own.region(), line);
-      for (Index row = 0; row < to.rows; ++row) {
-        std::copy_n(codes.scales + row * to.cols, to.cols,
-                    whole.scales.data() + to.first + row * to.distance);
-      }
+      runtime::put_piece(format.view(bytes.data(), own.rows, own.cols), grid, own.region(),
+                         format.view(whole.codes.data(), whole.scales.data(), whole.rows, line));
     }
   }
   return all;

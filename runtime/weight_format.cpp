@@ -10,6 +10,20 @@ constexpr Index padded_codes(const Grid& grid, Index rows, Index cols) noexcept 
   return (rows * code_pitch(grid.format, cols) + 3) / 4 * 4;
 }
 
+/// `count` codes of a row become those of another from column `col` on.
+void put_codes(CodeFormat format, const std::byte* from, Index count, std::byte* to,
+               Index col) noexcept {
+  if (format != CodeFormat::int4) {
+    std::copy_n(from, count, to + col);
+    return;
+  }
+  for (Index i = 0; i < count; ++i) {  // the low half is the even column
+    const std::byte code = (i % 2 == 0 ? from[i / 2] : from[i / 2] >> 4) & std::byte{0x0f};
+    std::byte& at = to[(col + i) / 2];
+    at = (col + i) % 2 == 0 ? (at & std::byte{0xf0}) | code : (at & std::byte{0x0f}) | (code << 4);
+  }
+}
+
 }  // namespace
 
 Index WeightFormat::units(Index rows, Index cols) const noexcept {
@@ -138,16 +152,18 @@ bool are_numbers(CodeFormat format, std::uint8_t byte) noexcept {
   return false;
 }
 
-void put_codes(CodeFormat format, const std::byte* from, Index count, std::byte* to,
-               Index col) noexcept {
-  if (format != CodeFormat::int4) {
-    std::copy_n(from, count, to + col);
-    return;
+void put_piece(const ConstQuantizedView& piece, const Grid& grid, const Region& region,
+               const QuantizedView& whole) noexcept {
+  const Index col = region.first % whole.cols;
+  for (Index r = 0; r < piece.rows; ++r) {
+    put_codes(grid.format, static_cast<const std::byte*>(piece.codes) + r * piece.pitch, piece.cols,
+              static_cast<std::byte*>(whole.codes) + (region.first / whole.cols + r) * whole.pitch,
+              col);
   }
-  for (Index i = 0; i < count; ++i) {  // the low half is the even column
-    const std::byte code = (i % 2 == 0 ? from[i / 2] : from[i / 2] >> 4) & std::byte{0x0f};
-    std::byte& at = to[(col + i) / 2];
-    at = (col + i) % 2 == 0 ? (at & std::byte{0xf0}) | code : (at & std::byte{0x0f}) | (code << 4);
+  const QuantizedView to = block(whole, grid, region);
+  for (Index r = 0; r < scale_rows(grid, piece.rows); ++r) {
+    std::copy_n(piece.scales + r * piece.scale_pitch, scale_cols(grid, piece.cols),
+                to.scales + r * to.scale_pitch);
   }
 }
 

@@ -73,10 +73,10 @@ inline QuantizedView block(const QuantizedView& whole, const Grid& grid, const R
 /// Does a region lie in a matrix, and share no scale with what is left and right of it in another
 /// block? (What comes from a file may be anything inside its tensor.)
 bool is_block(const Grid& grid, const QuantizedView& whole, const Region& r) noexcept;
-/// `count` codes of a row on the host, from its first on, become those of another from column `col`
-/// on: also where that is in the middle of a byte.
-void put_codes(CodeFormat format, const std::byte* from, Index count, std::byte* to,
-               Index col) noexcept;
+/// Codes and scales of a piece, on the host, become those of a region of a whole matrix whose rows
+/// are as long as the region's distances: also where that begins in the middle of a byte.
+void put_piece(const ConstQuantizedView& piece, const Grid& grid, const Region& region,
+               const QuantizedView& whole) noexcept;
 /// The scales of a quantized matrix as a matrix.
 inline MatrixView scales_of(const QuantizedView& v, const Grid& grid) noexcept {
   const Index rows = scale_rows(grid, v.rows);
