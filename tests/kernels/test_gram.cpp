@@ -19,6 +19,7 @@
 #include "kernels/gram.hpp"
 #include "kernels/host_backend.hpp"
 #include "support/count_new.hpp"
+#include "support/work.hpp"
 #include "support/zoo.hpp"
 
 namespace orthrus::kernels {
@@ -26,26 +27,12 @@ namespace {
 
 using zoo::Dense;
 using zoo::Matrix;
+using zoo::same_bits;
+using zoo::Work;
 
 std::vector<Quintic> table(std::string_view name, int iterations) {
   return first_iterations(*find_coefficients(name), iterations);
 }
-
-/// Bytes 0x5a that start at a cache line.
-class Work {
- public:
-  explicit Work(std::size_t bytes) : data_(bytes + 64, std::byte{0x5a}), bytes_(bytes) {}
-  std::span<std::byte> span() {
-    void* start = data_.data();
-    std::size_t space = data_.size();
-    std::align(64, bytes_, start, space);
-    return {static_cast<std::byte*>(start), bytes_};
-  }
-
- private:
-  std::vector<std::byte> data_;
-  std::size_t bytes_;
-};
 
 /// XXᵀ of a wide x.
 Dense<float> gram_of(const Dense<float>& x) {
@@ -74,11 +61,6 @@ Polynomial polynomial_of(const Dense<float>& r, std::span<const Quintic> iterati
 /// QX of a wide x.
 Matrix applied(const Dense<float>& q, const Dense<float>& x) {
   return zoo::product(zoo::cast<double>(q), zoo::cast<double>(x));
-}
-
-template <class T>
-bool same_bits(const Dense<T>& a, const Dense<T>& b) {
-  return std::memcmp(a.data.data(), b.data.data(), a.data.size() * sizeof(T)) == 0;
 }
 
 template <class T>
