@@ -1,6 +1,6 @@
 #pragma once
 /// @file
-/// Carve: matrices cut off the front of scratch.
+/// Carve: matrices cut off the front of scratch, and out of one another.
 
 #include <cstddef>
 #include <orthrus/view.hpp>
@@ -24,6 +24,13 @@ inline MatrixView carve(std::span<std::byte>& work, Index rows, Index cols, DTyp
   const MatrixView piece{work.data(), rows, cols, cols, dtype};
   work = work.subspan(piece_bytes(rows, cols, dtype));
   return piece;
+}
+
+/// A block of a matrix.
+inline MatrixView part(const MatrixView& m, Index row, Index rows, Index col, Index cols) {
+  return {static_cast<std::byte*>(m.data) +
+              static_cast<std::size_t>(row * m.ld + col) * bytes_of(m.dtype),
+          rows, cols, m.ld, m.dtype};
 }
 
 }  // namespace orthrus::kernels

@@ -58,16 +58,29 @@ std::size_t served(std::span<const Quintic> iterations, DType dtype) {
 struct Turns {
   MatrixView current, next;
   MatrixView result;  ///< what msign was given
+  Index wanted = 0;   ///< of the last product
 
-  [[nodiscard]] bool wide() const { return current.rows <= current.cols; }
+  bool is_wide;  ///< before it was narrowed
+
+  [[nodiscard]] bool wide() const { return is_wide; }
   [[nodiscard]] Transpose to_short_side() const { return wide() ? Transpose::no : Transpose::yes; }
 
   /// X ← weight·AX + aX, or weight·XA + aX from the side A is on. The last of bf16 goes straight to
   /// an f32 result, and is not rounded.
   void multiply(double weight, MatrixView factor, double a, bool last, Backend& backend) {
+    if (last) narrow();
     const MatrixView to = target(last);
     if (a != 0) backend.convert(current, 1, to);
     product(weight, factor, a, to, backend);
+  }
+  /// From here on only what is wanted.
+  void narrow() {
+    if (wanted == 0) return;
+    const auto lines = [&](const MatrixView& x, bool of_columns) {
+      return part(x, 0, of_columns ? x.rows : wanted, 0, of_columns ? wanted : x.cols);
+    };
+    const bool of_columns = wide();
+    for (MatrixView* x : {&current, &next, &result}) *x = lines(*x, of_columns);
   }
   /// Where the next product goes.
   [[nodiscard]] MatrixView target(bool last) const {
@@ -116,6 +129,8 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
   expects(is_floating(options.dtype), "msign iterates in f32, bf16 or f64");
   expects(!iterations.empty(), "msign without iterations");
   expects(safety > 0, "msign with a safety factor that is not positive");
+  expects(options.wanted >= 0 && options.wanted <= std::max(x.rows, x.cols),
+          "msign is asked for more lines than there are");
   expects(work.size() >= msign_workspace_bytes(x.rows, x.cols, x.dtype, options),
           "work is smaller than msign_workspace_bytes says");
 
@@ -126,7 +141,8 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
   // last product then ends in it.
   const bool in_place = x.dtype == options.dtype;
   Turns turns{carve(work, x.rows, x.cols, options.dtype),
-              in_place ? x : carve(work, x.rows, x.cols, options.dtype), x};
+              in_place ? x : carve(work, x.rows, x.cols, options.dtype), x, options.wanted,
+              x.rows <= x.cols};
   if (in_place && products % 2 == 0) std::swap(turns.current, turns.next);
   const NormOptions norm{safety, options.eps_mode, options.eps};
   if (!backend.normalize(x, norm, safe_exponent, turns.current)) return;  // it was 0
@@ -145,6 +161,7 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
       } else {
         // Q spans what singular values differ by. Its mean is added apart: it would round the rest.
         // And not as a multiple in the product: oneDNN compiles one for each multiple of C.
+        if (left.empty()) turns.narrow();
         const MatrixView to = turns.target(left.empty());
         backend.split_mean(q, turns.current, to);
         backend.convert(q, 1, narrow);
@@ -178,7 +195,7 @@ void msign(MatrixView x, std::span<const Quintic> iterations, double safety,
       }
     }
   }
-  if (turns.current.data != x.data) backend.convert(turns.current, 1, x);
+  if (turns.current.data != x.data) backend.convert(turns.current, 1, turns.result);
 }
 
 }  // namespace orthrus::kernels

@@ -18,6 +18,9 @@ struct MsignOptions {
   double eps = 1e-7;
   /// f32 products take about twice the time of bf16 ones, as on processors, not 15 times.
   bool fast_f32 = true;
+  /// So many lines of the long side, from the first, are all that is asked for: the last product
+  /// makes no others, and what is left of them is not defined. 0: all.
+  Index wanted = 0;
 };
 
 /// x ← x·2^exponent, exactly. In two halves: 2^-149, say, has no f32 reciprocal.

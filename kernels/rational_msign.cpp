@@ -357,7 +357,8 @@ RationalReport rational_msign(MatrixView x, const RationalSign& f, const Rationa
     backend.mirror_lower(root);  // symmetric but for rounding
     scale_by_power(root, exponent, backend);
   }
-  for_panels(DType::f32, [&](Index, MatrixView part, MatrixView copy) {
+  for_panels(DType::f32, [&](Index first, MatrixView part, MatrixView copy) {
+    if (options.wanted > 0 && first >= options.wanted) return;
     backend.convert(part, 1, copy);
     if (wide) {
       backend.gemm(1, k, Transpose::no, copy, Transpose::no, 0, part);

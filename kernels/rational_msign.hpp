@@ -94,6 +94,7 @@ struct RationalOptions {
   /// inverses and KX are f32. Its longer sums leave up to 9e-7 of ‖R‖ where f32 leaves 2e-7: for
   /// l ≥ 2e-3.
   DType gram = DType::f32;
+  Index wanted = 0;  ///< as in `MsignOptions`
 };
 
 /// Scratch `rational_msign` needs for an m×n matrix. @param at_once  as above. @return bytes, a

@@ -382,6 +382,36 @@ TEST(Msign, OfLongMatricesInBf16IsAsAccurateAsOfOthers) {
 // --------------------------------------------------------------------------------------
 
 // On a 1×1 matrix everything is a formula.
+// The lines that are asked for are those of the whole, on every path: one product or several, in
+// either type, with and without a Gram form. Rounding may differ: products are of another shape.
+TEST(Msign, MakesTheLinesThatAreWanted) {
+  const auto iterations = table("polar_express_101", 5);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const auto& [rows, cols] :
+         {std::pair<Index, Index>{24, 60}, {60, 24}, {33, 33}, {64, 300}, {300, 64}, {256, 1030}}) {
+      const Dense<float> x = zoo::cast<float>(zoo::gaussian(rows, cols, 9));
+      MsignOptions options{dtype, EpsMode::none, 1e-7};
+      const Dense<float> whole = msign_of(x, iterations, 1.01, options);
+      const bool wide = rows <= cols;
+      for (const Index wanted : {Index{1}, std::max(rows, cols) / 2, std::max(rows, cols)}) {
+        options.wanted = wanted;
+        const Dense<float> lines = msign_of(x, iterations, 1.01, options);
+        double off = 0;
+        for (Index i = 0; i < (wide ? rows : wanted); ++i) {
+          for (Index j = 0; j < (wide ? wanted : cols); ++j) {
+            off = std::max<double>(off, std::abs(lines(i, j) - whole(i, j)));
+          }
+        }
+        EXPECT_LE(off, dtype == DType::f32 ? 1e-5 : 1e-2) << rows << "x" << cols << " " << wanted;
+      }
+    }
+  }
+  MsignOptions options;
+  options.wanted = 61;
+  EXPECT_THROW(msign_of(zoo::cast<float>(zoo::gaussian(24, 60, 9)), iterations, 1, options),
+               ShapeError);
+}
+
 TEST(Msign, TreatsEpsAsDocumented) {
   const std::vector<Quintic> iterations = table("polar_express_101", 5);
   constexpr double eps = 1e-7;

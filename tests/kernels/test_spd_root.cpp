@@ -944,6 +944,78 @@ TEST_P(Eigh, DoesWithEigenvaluesAsItIsTold) {
   expect(Eigenvalues::clamp, [](double x) { return std::max(x, 0.05); });
 }
 
+/// Rows of v after so many iterations with p.
+Matrix iterated(const Dense<float>& p, Matrix v, int times, std::vector<Index>& order,
+                const char* device) {
+  const auto backend = open_backend(device);
+  order.assign(static_cast<std::size_t>(p.rows), -1);
+  for (int i = 0; i < times; ++i) {
+    Work work(orthogonal_iteration_workspace_bytes(p.rows));
+    orthogonal_iteration(p.view(), v.view(), order, work.span(), *backend);
+    EXPECT_TRUE(work.end_untouched());
+  }
+  return v;
+}
+
+TEST_P(Eigh, IteratesTowardsEigenvectorsFromAnyOthers) {
+  for (const Index m : {Index{1}, Index{2}, Index{9}, Index{40}}) {
+    const Spd spd = spd_of(m, 3, [](double i) { return std::pow(0.5, i); });
+    std::vector<Index> order;
+    const Matrix v = iterated(rounded<float>(spd.power(1)), zoo::orthonormal_columns(m, m, 8), 60,
+                              order, GetParam());
+    const Matrix gram = zoo::product(v, zoo::transposed(v));
+    for (Index i = 0; i < m; ++i) {
+      for (Index j = 0; j < m; ++j) EXPECT_NEAR(gram(i, j), i == j ? 1 : 0, 1e-13);
+    }
+    for (Index i = 0; i < std::min<Index>(m, 9); ++i) {  // the largest first, in ratios of 1/2
+      double along = 0;
+      for (Index j = 0; j < m; ++j) along += v(i, j) * spd.v(j, i);
+      EXPECT_NEAR(std::abs(along), 1, 1e-5) << i;  // P is rounded to f32
+    }
+  }
+}
+
+TEST_P(Eigh, OrdersWhatItIterates) {
+  // Eigenvectors already, in another order: they are put in order, and stay.
+  Dense<float> p(4, 4);
+  const float values[] = {2, 7, 0, 5};
+  for (Index i = 0; i < 4; ++i) p(i, i) = values[i];
+  Matrix axes(4, 4);
+  for (Index i = 0; i < 4; ++i) axes(i, i) = 1;
+  std::vector<Index> order;
+  const Matrix v = iterated(p, axes, 1, order, GetParam());
+  EXPECT_EQ(order, (std::vector<Index>{1, 3, 0, 2}));
+  for (Index i = 0; i < 4; ++i) {
+    EXPECT_NEAR(std::abs(v(i, order[static_cast<std::size_t>(i)])), 1, 1e-14);
+  }
+  iterated(p, v, 1, order, GetParam());
+  EXPECT_EQ(order, (std::vector<Index>{0, 1, 2, 3}));
+}
+
+TEST_P(Eigh, LeavesANullSpaceItsBasis) {
+  // Rank 3 of 8, rounded to f32: the other five rows stay what they were.
+  const Index m = 8;
+  const Matrix v = zoo::orthonormal_columns(m, m, 5);
+  const Matrix p = zoo::Factors{v, {4, 2, 1, 0, 0, 0, 0, 0}, v}.matrix();
+  std::vector<Index> order;
+  const Matrix after = iterated(rounded<float>(p), zoo::transposed(v), 1, order, GetParam());
+  for (Index i = 0; i < m; ++i) {
+    double along = 0;
+    for (Index j = 0; j < m; ++j) {
+      along += after(i, j) * v(j, order[static_cast<std::size_t>(i)]);
+    }
+    // Of f32 rounding, 6e-8 of the norm, a tenth of the shift at most gets in.
+    EXPECT_NEAR(std::abs(along), 1, 0.02) << i;
+  }
+}
+
+TEST_P(Eigh, IteratesNothingThatIsNotFinite) {
+  Dense<float> p(3, 3);
+  p(1, 1) = std::numeric_limits<float>::quiet_NaN();
+  std::vector<Index> order;
+  EXPECT_THROW(iterated(p, zoo::orthonormal_columns(3, 3, 1), 1, order, GetParam()), NumericError);
+}
+
 TEST_P(Eigh, SaysWhatIsWrong) {
   Dense<float> p = rounded<float>(conditioned(6, 10, 2).power(1));
   const auto message = [&](const Dense<float>& x) {
