@@ -3,7 +3,8 @@
 
 Also: promised headers (include/orthrus/) use the standard library and each other, and mpi.hpp alone adds
 mpi.h; comm takes the words of kernels, never a verb; workloads and examples use promised headers and their
-own folder; mpi.h, CUDA and yaml-cpp stay out of headers; no file includes itself by way of others.
+own folder; studies uses kernels and its own folder; mpi.h, CUDA and yaml-cpp stay out of headers; no file
+includes itself by way of others.
 
 check_includes.py [ROOT]
 """
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 ROOMS = ("kernels", "comm", "optim", "runtime")  # from the bottom up
+STUDIES = ("runtime", "studies")  # mathematics: no rank, no plan
 SUFFIXES = {".hpp", ".cpp", ".h", ".cu", ".cuh"}
 HEADERS = {".hpp", ".h", ".cuh"}
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
@@ -28,10 +30,12 @@ STANDARD = re.compile(r"^[a-z0-9_]+$|^(stdint|stddef|stdbool)\.h$")
 
 
 def place(path):
-    """@return (room, part): part is `promised`, `outside` (workloads, examples), or `inside`."""
+    """@return (room, part): part is `promised`, `studies`, `outside` (workloads, examples), or `inside`."""
     parts = path.parts
-    if parts[1:3] == ("include", "orthrus"):
+    if "include/orthrus/" in path.as_posix() and parts[1] in ("include", "studies"):
         return parts[0], "promised"
+    if parts[:2] == STUDIES:
+        return parts[0], "studies"
     if parts[0] == "runtime" and parts[1] in ("workloads", "examples"):
         return parts[0], "outside"
     return parts[0], "inside"
@@ -45,7 +49,7 @@ def main():
         for p in (root / room).rglob("*")
         if p.suffix in SUFFIXES and p.is_file() and "build" not in p.relative_to(root).parts
     )
-    promised = {f.relative_to(Path(f.parts[0]) / "include").as_posix(): f for f in files if place(f)[1] == "promised"}
+    promised = {f.as_posix().partition("/include/")[2]: f for f in files if place(f)[1] == "promised"}
     graph, problems = {}, []
 
     for path in files:
@@ -94,6 +98,8 @@ def main():
                 own = Path(*path.parts[:2] if path.parts[1] == "workloads" else path.parts[:3])
                 if other_part != "promised" and own not in target.parents:
                     refuse("workloads and examples use <orthrus/...> and their own folder only")
+            elif path.parts[:2] == STUDIES and other != "kernels" and target.parts[:2] != STUDIES:
+                refuse("studies is pure: kernels and its own folder only")
             elif ROOMS.index(other) > ROOMS.index(room):
                 refuse(f"{room} does not know {other}: includes go down the stairs only")
             elif part == "promised" and other_part != "promised":

@@ -1,0 +1,8 @@
+#pragma once
+/// @file
+/// The mathematics of studies: bounds, fits, noise scales, spectra. No MPI, no clock, no file.
+
+#include <orthrus/studies/fit.hpp>
+#include <orthrus/studies/noise.hpp>
+#include <orthrus/studies/spectrum.hpp>
+#include <orthrus/studies/theory.hpp>
