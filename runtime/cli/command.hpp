@@ -42,6 +42,7 @@ Run add_bench(CLI::App& app);
 Run add_ckpt(CLI::App& app);
 Run add_data(CLI::App& app);
 Run add_report(CLI::App& app);
+Run add_study(CLI::App& app);
 Run add_info(CLI::App& app);
 Run add_doctor(CLI::App& app);
 

@@ -45,6 +45,7 @@ constexpr std::array commands{
     Command{"ckpt", "List, verify, export and compare checkpoints", add_ckpt},
     Command{"data", "Prepare text and image data", add_data},
     Command{"report", "Lay runs side by side", add_report},
+    Command{"study", "Known results again, and laws through measurements", add_study},
     Command{"info", "Configuration keys, rules, norms, tables, workloads", add_info},
     Command{"doctor", "What this machine and this build can do", add_doctor},
 };

@@ -1,0 +1,159 @@
+// orthrus study: known results beside what comes out here, and laws through measurements.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/cli/command.hpp"
+#include "runtime/cli/run_directory.hpp"
+#include "runtime/cli/study_fit.hpp"
+#include "runtime/cli/study_reproduce.hpp"
+#include "runtime/safetensors.hpp"
+#include "runtime/yaml_tree.hpp"
+
+namespace orthrus::cli {
+namespace {
+
+/// A check of CLI11: nothing, or what is wrong. Its errors are of usage.
+template <class List>
+auto known_in(const List& list, const char* what) {
+  return [&list, what](const std::string& word) -> std::string {
+    std::vector<std::string_view> known;
+    for (const auto& entry : list) known.emplace_back(entry.name);
+    if (std::find(known.begin(), known.end(), word) != known.end()) return "";
+    return fmt::format("{} is not {}{}; known: {}", runtime::quoted_for_message(word), what,
+                       runtime::nearest_hint(word, known), fmt::join(known, ", "));
+  };
+}
+
+struct Given {
+  ReproduceOptions reproduce;
+  FitOptions fit;
+  std::string law, x, collective, out;
+  int ranks = 0;
+};
+
+std::vector<std::string> keys_of(const std::string& text) {
+  std::vector<std::string> keys{""};
+  for (const char c : text) {
+    if (c == ',') {
+      keys.emplace_back();
+    } else {
+      keys.back() += c;
+    }
+  }
+  return keys;
+}
+
+void complete(Given& given, const CLI::App& app) {
+  FitOptions& o = given.fit;
+  const auto laws = fit_laws();
+  o.law = &*std::find_if(laws.begin(), laws.end(),
+                         [&](const FitLaw& law) { return law.name == given.law; });
+  const std::string_view law = o.law->name;
+  if (given.x.empty()) given.x = o.law->x;
+  if (o.y.empty()) o.y = o.law->y;
+  if (given.x.empty() || o.y.empty()) {
+    throw CLI::ValidationError(fmt::format("--law {}: name the keys by --x and --y", law));
+  }
+  o.x = keys_of(given.x);
+  const bool losses = law == "three_term";
+  if (std::find(o.x.begin(), o.x.end(), "") != o.x.end() ||
+      (losses ? o.x.size() != 2 && o.x.size() != 3 : o.x.size() != 1)) {
+    throw CLI::ValidationError(
+        fmt::format("--x {}: the law {} takes {}", given.x, law,
+                    losses ? "BATCH,STEPS or BATCH,STEPS,PARAMETERS" : "one key"));
+  }
+  for (const char* const option : {"--bootstrap", "--seed", "--b-ref"}) {
+    if (app.count(option) > 0 && !o.law->resampled) {
+      throw CLI::ValidationError(fmt::format("{}: not for the law {}", option, law));
+    }
+  }
+  if (!given.collective.empty()) {
+    if (law != "alpha_beta") {
+      throw CLI::ValidationError(fmt::format("--collective: not for the law {}", law));
+    }
+    o.collective = ring_shape(given.collective, given.ranks);
+  }
+}
+
+int fit(Given& given, const CLI::App& app, Context& context) {
+  complete(given, app);
+  if (context.rank() != 0) return 0;
+  const FitReport report = fit_file(given.fit);
+  const std::string line =
+      report.document.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  if (!given.out.empty()) {
+    make_directories(std::filesystem::path(given.out).parent_path());
+    runtime::write_file_atomically(given.out, line);
+  }
+  std::fputs(context.json ? line.c_str() : report.text.c_str(), stdout);
+  return 0;
+}
+
+std::string laws_text() {
+  std::string out = "Laws, with their keys x and y:\n";
+  for (const FitLaw& law : fit_laws()) {
+    const std::string keys = *law.x == '\0' ? "--x, --y" : fmt::format("{}: {}", law.x, law.y);
+    out += fmt::format("  {:<15} {:<28} {}\n", law.name, keys, law.formula);
+  }
+  return out;
+}
+
+}  // namespace
+
+Run add_study(CLI::App& app) {
+  app.require_subcommand(1);
+  const auto given = std::make_shared<Given>();
+  CLI::App* known = app.add_subcommand(
+      "reproduce", "Known results beside what comes out here (exit 70 when one is not met)");
+  static const std::span<const studies::Experiment> experiments = studies::experiments();
+  known->add_option("NAME", given->reproduce.names, "Experiments; all of them unless named")
+      ->check(known_in(experiments, "an experiment"));
+  known->add_flag("--list", given->reproduce.list, "Names, and what each shows");
+  known->add_option("--out", given->reproduce.out, "Write a JSON line per row to this file");
+
+  CLI::App* laws = app.add_subcommand("fit", "A law through the records of a file, with intervals");
+  FitOptions& o = given->fit;
+  static const std::span<const FitLaw> all_laws = fit_laws();
+  laws->add_option("FILE", o.file, "JSON lines, one record per line")->required();
+  laws->add_option("--law", given->law, "See below")
+      ->required()
+      ->check(known_in(all_laws, "a law"));
+  laws->add_option("--x", given->x,
+                   "Key of the abscissa (three_term: BATCH,STEPS[,PARAMETERS]); a.b reaches into "
+                   "nested objects");
+  laws->add_option("--y", o.y, "Key of the ordinate; times of keys in _ms and _us become seconds");
+  laws->add_option("--bootstrap", o.bootstrap.resamples,
+                   "Resamples behind an interval (2000); 0: no intervals")
+      ->check(CLI::Range(0, 1000000));
+  laws->add_option("--seed", o.bootstrap.seed, "Of the resamples (0)");
+  laws->add_option("--b-ref", o.b_ref, "Reference batch of overhead20 (256)")
+      ->check(CLI::PositiveNumber);
+  CLI::Option* const collective =
+      laws->add_option("--collective", given->collective,
+                       "alpha_beta: the times are of a ring, x its whole buffer: all_gather, "
+                       "reduce_scatter or all_reduce")
+          ->check(CLI::IsMember({"all_gather", "reduce_scatter", "all_reduce"}));
+  CLI::Option* const ranks =
+      laws->add_option("--ranks", given->ranks, "Ranks of the ring")->check(CLI::Range(2, 1 << 20));
+  collective->needs(ranks);
+  ranks->needs(collective);
+  laws->add_option("--out", given->out, "Write the JSON line of the fit to this file");
+  laws->footer(laws_text());
+
+  return [given, laws](Context& context) {
+    if (laws->parsed()) return fit(*given, *laws, context);
+    if (context.rank() != 0) return 0;
+    given->reproduce.json = context.json;
+    return reproduce(experiments, given->reproduce);
+  };
+}
+
+}  // namespace orthrus::cli
