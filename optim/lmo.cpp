@@ -52,12 +52,19 @@ double inner_product_norm(ConstMatrixView x, Backend& backend) {
 }
 
 // ---- spectral ----------------------------------------------------------------------------------
-void spectral_lmo(const Lmo& self, MatrixView x, std::span<std::byte> work, Backend& backend) {
+/// @param wanted  lines of the long side; 0: all
+void spectral_lines(const Lmo& self, MatrixView x, Index wanted, std::span<std::byte> work,
+                    Backend& backend) {
   const kernels::RationalSign* rational = self.rational(std::min(x.rows, x.cols));
   if (rational == nullptr) {
-    return kernels::msign(x, self.iterations(), self.safety(), self.options(), work, backend);
+    kernels::MsignOptions options = self.options();
+    options.wanted = wanted;
+    return kernels::msign(x, self.iterations(), self.safety(), options, work, backend);
   }
-  kernels::rational_msign(x, *rational, {self.options().dtype}, work, backend);
+  kernels::rational_msign(x, *rational, {self.options().dtype, wanted}, work, backend);
+}
+void spectral_lmo(const Lmo& self, MatrixView x, std::span<std::byte> work, Backend& backend) {
+  spectral_lines(self, x, 0, work, backend);
 }
 
 std::size_t spectral_workspace(const Lmo& self, Index rows, Index cols) {
@@ -490,6 +497,12 @@ std::string Lmo::description(Index side) const {
 bool Lmo::has_gram_form(Index side) const {
   return row_->orthogonalizes &&
          (rational(side) != nullptr || kernels::gram_is_stable(iterations_));
+}
+
+void Lmo::first_lines(MatrixView x, Index wanted, std::span<std::byte> work,
+                      Backend& backend) const {
+  if (!row_->orthogonalizes) return (*this)(x, work, backend);
+  spectral_lines(*this, x, wanted, work, backend);
 }
 
 std::size_t Lmo::gram_workspace_bytes(Index m) const {

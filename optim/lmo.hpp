@@ -77,6 +77,10 @@ class Lmo {
   [[nodiscard]] std::size_t workspace_bytes(Index rows, Index cols) const {
     return row_->workspace_bytes(*this, rows, cols);
   }
+  /// The same where of the long side only the first `wanted` lines of lmo(X) are asked for; what
+  /// becomes of the others is not defined. @par Cost  spectral: a product the less of the others.
+  void first_lines(MatrixView x, Index wanted, std::span<std::byte> work,
+                   kernels::Backend& backend) const;
 
   // ECO: what undoes the LMO. A larger X is no longer step, so this is never exact.
   /// Bytes of the P⁻¹ of a rows×cols matrix.

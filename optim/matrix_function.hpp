@@ -19,6 +19,8 @@ class Backend;
 namespace orthrus::optim {
 class Lmo;
 class MatrixRule;
+struct StepScalars;
+struct Whole;
 
 /// Where the pieces of a matrix meet. Sizes and costs: runtime/README.md.
 enum class Mode : std::uint8_t {
@@ -60,16 +62,14 @@ constexpr bool is_full_update(Mode mode) noexcept {
 /// Scratch of `whole_matrix` for a rows×cols matrix, in bytes.
 std::size_t whole_matrix_workspace_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows,
                                          Index cols);
-/// X ← lmo(X), by `Backend::replay` where nothing is waited for; its lines then scaled as the rule
-/// wants them. @param x  the whole matrix, f32.
-/// @param lines  the rule's state per line; empty without.
-/// @return matrices orthogonalized here.
-int whole_matrix(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixView lines,
-                 std::span<std::byte> work, kernels::Backend& backend);
+/// X ← D, an LMO by `Backend::replay` where nothing is waited for; its lines then scaled as the
+/// rule wants them.
+void whole_matrix(const MatrixRule& rule, const Lmo& lmo, const Whole& m, const StepScalars& s,
+                  std::span<std::byte> work, kernels::Backend& backend);
 
-/// ECO: what undoes a whole matrix's direction D = F·lmo(X), F the factors of its lines.
+/// ECO: what undoes a whole matrix's direction F·D, F the factors of its lines.
 struct Undo {
-  std::span<std::byte> root;     ///< `Lmo::root_bytes`
+  std::span<std::byte> root;     ///< `Direction::root_bytes`
   std::span<std::byte> factors;  ///< a double per line that the rule scales
 };
 /// Bytes of both, each at a multiple of 256.
@@ -78,22 +78,24 @@ std::size_t undo_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows, Index
 Undo carve_undo(const MatrixRule& rule, const Lmo& lmo, Index rows, Index cols,
                 std::span<std::byte>& work);
 /// `whole_matrix`, which also leaves what undoes it. @param work  `undo_workspace_bytes`.
-int whole_matrix_with_undo(const MatrixRule& rule, const Lmo& lmo, MatrixView x, MatrixView lines,
-                           const Undo& undo, std::span<std::byte> work, kernels::Backend& backend);
-/// C ← P⁻¹F⁻¹E: the change of X that D would answer with E, but for D's being as long as it is.
-/// @param e  spoiled where the rule scales lines. @param c  f32; not `e`.
-void undo_matrix(const MatrixRule& rule, const Lmo& lmo, const Undo& undo, MatrixView e,
-                 MatrixView c, std::span<std::byte> work, kernels::Backend& backend);
+void whole_matrix_with_undo(const MatrixRule& rule, const Lmo& lmo, const Whole& m,
+                            const StepScalars& s, const Undo& undo, std::span<std::byte> work,
+                            kernels::Backend& backend);
+/// C ← P⁻¹F⁻¹E: the change of X that FD would answer with E, but for its being as long as it is.
+/// @param m  x: E, spoiled where the rule scales lines; state: as it was left. @param c  f32.
+void undo_matrix(const MatrixRule& rule, const Lmo& lmo, const Undo& undo, const Whole& m,
+                 const StepScalars& s, MatrixView c, std::span<std::byte> work,
+                 kernels::Backend& backend);
 /// f ← 1/f of a double per line; 0 of a line that was none.
 void invert_factors(double* factors, Index count, kernels::Backend& backend);
 /// Scratch of both.
 std::size_t undo_workspace_bytes(const MatrixRule& rule, const Lmo& lmo, Index rows, Index cols);
 
 /// sums: Σ D² of each line of a direction, in; what multiplies the line, out.
-/// @param lines   the rule's state per line, which takes the sums in.
+/// @param state   the rule's, of which the one per line takes the sums in.
 /// @param length  elements of a line.
 /// @par Cost  nothing beside; on a device that the host does not follow, copies there and back.
-void scale_factors(const MatrixRule& rule, MatrixView lines, Index length, std::span<double> sums,
-                   kernels::Backend& backend);
+void scale_factors(const MatrixRule& rule, std::span<const MatrixView> state, Index length,
+                   std::span<double> sums, kernels::Backend& backend);
 
 }  // namespace orthrus::optim

@@ -20,6 +20,8 @@ struct Momentum {
       : beta(c.number("momentum")),
         nesterov(c.flag("nesterov")),
         ema(c.word("momentum_form") == "ema") {}
+  /// M ← βM + (1−β)G, and X = M.
+  explicit Momentum(double decay) : beta(decay), nesterov(false) {}
 
   [[nodiscard]] double weight() const { return ema ? 1 - beta : 1; }
 

@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "optim/direction.hpp"
 #include "optim/eco.hpp"
 
 namespace orthrus::kernels {
@@ -25,19 +26,62 @@ class Backend;
 
 namespace orthrus::optim {
 
-/// A state tensor of a piece: as large as the piece, or one number per line of it.
+/// A state tensor: as large as a piece and beside it, or of a whole matrix, with whoever makes its
+/// direction. What is of a whole matrix is a column of numbers.
 struct StateSpec {
-  enum class Extent : std::uint8_t { elements, rows, short_side };
+  enum class Extent : std::uint8_t {
+    elements,      ///< of a piece
+    rows,          ///< one per row
+    short_side,    ///< one per line of the shorter side
+    left_factor,   ///< of a symmetric rows×rows matrix, as a packed triangle
+    right_factor,  ///< cols×cols
+    short_factor,  ///< of the shorter side
+    left_square,   ///< of any rows×rows matrix
+    right_square,
+    whole,  ///< one per element
+    one
+  };
   std::string_view name;
   Extent extent = Extent::elements;
+  Index longest = 0;  ///< of a factor or a square: there is none of a longer side; 0: no limit
 
-  [[nodiscard]] bool per_line() const noexcept { return extent != Extent::elements; }
-  /// Its shape for a rows×cols piece (per line: of a whole matrix).
+  [[nodiscard]] bool of_matrix() const noexcept { return extent != Extent::elements; }
+  /// Side of the symmetric matrix whose triangle it is; 0: it is none.
+  [[nodiscard]] Index triangle_of(Index r, Index c) const noexcept {
+    return extent == Extent::left_factor    ? within(r)
+           : extent == Extent::right_factor ? within(c)
+           : extent == Extent::short_factor ? within(r < c ? r : c)
+                                            : 0;
+  }
+  /// Its shape for a rows×cols piece (of a matrix: for the whole one).
   [[nodiscard]] Index rows(Index r, Index c) const noexcept {
-    return extent == Extent::short_side ? (r < c ? r : c) : r;
+    switch (extent) {
+      case Extent::short_side:
+        return r < c ? r : c;
+      case Extent::left_square:
+        return within(r) * within(r);
+      case Extent::right_square:
+        return within(c) * within(c);
+      case Extent::whole:
+        return r * c;
+      case Extent::one:
+        return 1;
+      case Extent::elements:
+      case Extent::rows:
+        return r;
+      default: {
+        const Index side = triangle_of(r, c);
+        return side * (side + 1) / 2;
+      }
+    }
   }
   [[nodiscard]] Index cols(Index, Index c) const noexcept {
     return extent == Extent::elements ? c : 1;
+  }
+
+ private:
+  [[nodiscard]] Index within(Index side) const noexcept {
+    return longest == 0 || side <= longest ? side : 0;
   }
 };
 
@@ -88,12 +132,14 @@ class ElementwiseRule : public Rule {
 /// Lines of a matrix.
 enum class Lines : std::uint8_t { none, rows, columns };
 
-/// U = s·lmo(X) of a whole matrix, its lines scaled or not. All but the LMO and the scaling of
+/// U = s·D of a whole matrix, its lines scaled or not. All but the direction and the scaling of
 /// lines works on any piece of it.
 class MatrixRule : public Rule {
  public:
   [[nodiscard]] bool is_matrix_rule() const final { return true; }
-  /// Takes G into the state and leaves in `piece.gradient` the X that the LMO is asked about.
+  /// What makes D of X. Here the LMO.
+  [[nodiscard]] virtual const Direction& direction() const { return lmo_direction(); }
+  /// Takes G into the momentum and leaves in `piece.gradient` the X that D is made of.
   virtual void accumulate(const Piece& piece, const StepScalars& s,
                           kernels::Backend& backend) const = 0;
   /// X once more, from G and the state as `accumulate` left it; neither state is changed.
@@ -101,7 +147,7 @@ class MatrixRule : public Rule {
   /// Given ‖M‖ ≤ `before` and ‖G‖ ≤ `gradient`: b with ‖M‖ ≤ b and ‖X‖ ≤ 2b after `accumulate`.
   [[nodiscard]] virtual double bound(double before, double gradient) const = 0;
 
-  /// Which lines of lmo(X) get a factor of their own (NorMuon).
+  /// Which lines of D get a factor of their own (NorMuon).
   [[nodiscard]] virtual Lines scaled_lines(Index, Index) const { return Lines::none; }
   [[nodiscard]] Index line_count(Index rows, Index cols) const {
     const Lines lines = scaled_lines(rows, cols);
@@ -113,7 +159,7 @@ class MatrixRule : public Rule {
   virtual void line_factors(MatrixView /*state*/, Index /*length*/,
                             std::span<double> /*sums*/) const {}
 
-  /// W ← (1 − ηλ)W − η·scale·D, where D lies in `piece.gradient`. @return Σ U² (with scale).
+  /// W ← (1 − ηλ)W − η·scale·D, D in `piece.gradient`. @return Σ U² (with scale).
   double apply(const Piece& piece, double scale, const StepScalars& s,
                kernels::Backend& backend) const;
 };
@@ -146,6 +192,8 @@ const RuleRow* find_rule(std::string_view name);
 std::unique_ptr<Rule> make_rule(const RuleConfig& config);
 /// `config` with every key of the rule it does not name set to its default.
 RuleConfig with_defaults(RuleConfig config);
+/// @throws ConfigError  it has a fraction.
+std::int64_t whole_number(const RuleConfig& config, std::string_view key);
 
 /// Names of all norms an LMO exists for (optim/lmo.cpp) and of all scales.
 std::vector<std::string_view> norm_names();

@@ -35,7 +35,8 @@ class Runner {
     }
     const auto* matrix = dynamic_cast<const MatrixRule*>(rule_.get());
     work_.resize(64 + (matrix != nullptr
-                           ? whole_matrix_workspace_bytes(*matrix, lmo_, w.rows, w.cols)
+                           ? std::max(whole_matrix_workspace_bytes(*matrix, lmo_, w.rows, w.cols),
+                                      lmo_.workspace_bytes(w.rows, w.cols))
                            : rule_->workspace_bytes(w.rows, w.cols)));
   }
 
@@ -48,15 +49,11 @@ class Runner {
     const Piece piece{weights.view(), g.view(), views, work};
     const StepScalars s{++t_, config_.number("lr"), config_.number("weight_decay")};
     if (const auto* m = dynamic_cast<const MatrixRule*>(rule_.get())) {
+      Dense<float> before = g;
       m->accumulate(piece, s, *backend_);
       direction = g;
       lmo_(direction.view(), work, *backend_);
-      MatrixView lines;
-      const auto specs = rule_->state();
-      for (std::size_t k = 0; k < specs.size(); ++k) {
-        if (specs[k].per_line()) lines = views[k];
-      }
-      whole_matrix(*m, lmo_, g.view(), lines, work, *backend_);
+      whole_matrix(*m, lmo_, {g.view(), before.view(), views}, s, work, *backend_);
       return m->apply(piece, lmo_.scale(g.rows, g.cols), s, *backend_);
     }
     return dynamic_cast<const ElementwiseRule&>(*rule_).update(piece, s, *backend_);
@@ -75,7 +72,7 @@ class Runner {
 
  public:
   Dense<float> weights;
-  Dense<float> direction;  ///< what the LMO answered last
+  Dense<float> direction;  ///< what the LMO answered last, about X
 };
 
 inline RuleConfig rule(std::string name, std::map<std::string, Value> values = {}) {

@@ -67,8 +67,8 @@ struct EcoConfig {
   /// exact | blog | paper | exact_schedule: optim/eco.hpp.
   std::string kappa = "exact";
   /// The correction of a matrix (of a row, where the rule is element-wise) is at most this share of
-  /// its momentum's norm; 0: not bounded; −1: 0.3 where the step's length does not depend on the
-  /// momentum's (Muon, Lion), else not bounded.
+  /// its momentum's norm; 0: not bounded; −1: 0.7·√(1 − β²) where the step's length does not depend
+  /// on the momentum's (Muon, Lion), else not bounded.
   double max_rel_correction = -1;
   /// Nothing goes into the momentum once lr is below this share of its peak.
   double lr_floor = 1e-3;
@@ -89,6 +89,14 @@ struct WeightsConfig {
   std::string scale_format = "f32";  ///< f32 | pow2
   EcoConfig eco = {};
   friend bool operator==(const WeightsConfig&, const WeightsConfig&) = default;
+};
+
+/// `state:` — how what a rule keeps rests between steps. Second moments and numbers per line stay
+/// f32.
+struct StateConfig {
+  std::string momentum = "f32";  ///< f32 | bf16 | int8, the latter two rounded stochastically
+  std::int64_t block = 128;      ///< of int8: columns of a row that share a scale
+  friend bool operator==(const StateConfig&, const StateConfig&) = default;
 };
 
 }  // namespace orthrus
