@@ -62,17 +62,21 @@ Index extent_of(const CheckpointParameter& p, const std::string& key) {
   return size;
 }
 
-std::string dtype_text(DType dtype) { return dtype == DType::bf16 ? "BF16" : "F32"; }
+std::string dtype_text(DType dtype) {
+  if (dtype == DType::u8) return safetensors_name(CodeFormat::int8);  // of a momentum
+  return dtype == DType::bf16 ? "BF16" : "F32";
+}
 std::string dtype_text(const WeightFormat& format) {
   return format.quantized() ? safetensors_name(format.grid->format) : dtype_text(format.dtype);
 }
 /// Of a piece of `key`; empty when the parameter's format is none of ours.
 std::string dtype_of(const CheckpointParameter& p, const std::string& key) {
   if (key == "mantissa") return dtype_text(DType::bf16);
-  if (key != "weights") return dtype_text(DType::f32);
-  const auto format = WeightFormat::named(p.format);
+  const auto format = format_of(p, key);
   return format ? dtype_text(*format) : "";
 }
+
+bool are_scales(const std::string& key) { return key == "scales" || key == scales_of_momentum; }
 
 void check_scales(const std::filesystem::path& file, const std::string& parameter,
                   std::span<const std::byte> bytes) {
@@ -101,19 +105,27 @@ void check_regions(const Manifest& m, const std::filesystem::path& file) {
   for (const CheckpointPiece& p : m.pieces) {
     const auto it = named.find(p.parameter);
     const Index extent = it == named.end() ? -1 : extent_of(*it->second, p.key);
+    const std::string dtype = it == named.end() ? "" : dtype_of(*it->second, p.key);
     // The element after the last one.
     const Index end =
         p.rows < 1 ? p.first
                    : checked_fused(p.rows - 1, p.distance, checked_fused(1, p.first, p.cols));
     if (p.file < 0 || static_cast<std::size_t>(p.file) >= m.files.size() || p.rows < 0 ||
         p.cols < 0 || p.first < 0 || (p.rows > 1 && p.distance < p.cols) || end < 0 ||
-        end > extent || p.dtype != dtype_of(*it->second, p.key)) {
+        end > extent || dtype.empty() || p.dtype != dtype) {
       throw DataError(file.string() + ": piece '" + p.tensor + "' does not fit its parameter");
     }
   }
 }
 
 }  // namespace
+
+std::optional<WeightFormat> format_of(const CheckpointParameter& p, const std::string& key) {
+  if (key == "weights") return WeightFormat::named(p.format);
+  if (key != "momentum") return WeightFormat{};
+  const auto format = WeightFormat::named(p.momentum);
+  return format && is_of_momentum(*format) ? format : std::nullopt;
+}
 
 std::string manifest_text(const Manifest& m) {
   Json doc;
@@ -135,6 +147,7 @@ std::string manifest_text(const Manifest& m) {
                                  {"rule", p.rule},
                                  {"keys", p.keys},
                                  {"lines", p.lines}});
+    if (p.momentum != "f32") doc["parameters"].back()["momentum"] = p.momentum;
   }
   for (const CheckpointPiece& p : m.pieces) {
     doc["pieces"].push_back({{"parameter", p.parameter},
@@ -181,11 +194,11 @@ Manifest read_manifest(const fs::path& directory) {
       m.files.push_back({f.at("name").get<std::string>(), f.at("bytes").get<std::int64_t>()});
     }
     for (const Json& p : doc.at("parameters")) {
-      m.parameters.push_back({p.at("name").get<std::string>(),
-                              p.at("shape").get<std::vector<Index>>(),
-                              p.at("format").get<std::string>(), p.at("rule").get<std::string>(),
-                              p.at("keys").get<std::vector<std::string>>(),
-                              p.at("lines").get<std::vector<std::vector<Index>>>()});
+      m.parameters.push_back(
+          {p.at("name").get<std::string>(), p.at("shape").get<std::vector<Index>>(),
+           p.at("format").get<std::string>(), p.at("rule").get<std::string>(),
+           p.at("keys").get<std::vector<std::string>>(),
+           p.at("lines").get<std::vector<std::vector<Index>>>(), p.value("momentum", "f32")});
     }
     for (const Json& p : doc.at("pieces")) {
       const auto region = p.at("region").get<std::array<Index, 4>>();
@@ -235,7 +248,7 @@ void verify_checkpoint(const fs::path& directory) {
       throw DataError(reader.file().string() + ": tensor '" + p.tensor +
                       "' is damaged (its digest differs)");
     }
-    if (p.key == "scales") check_scales(reader.file(), p.parameter, bytes);
+    if (are_scales(p.key)) check_scales(reader.file(), p.parameter, bytes);
   }
 }
 
@@ -275,9 +288,15 @@ void for_each_state(const runtime::Plan& plan, const runtime::OwnSegment& own, b
   for (std::size_t k = 0; k < specs.size(); ++k) {
     const optim::StateSpec& spec = specs[k];
     const MatrixView& view = own.state[k];
-    if (!spec.per_line() || own.segment.matrix < 0) {
+    if (k == 0 && g.momentum.quantized() && own.size() > 0) {  // before its codes
+      const QuantizedView codes = g.momentum.view(view.data, own.rows, own.cols);
+      const Index line = plan.row_length[static_cast<std::size_t>(own.segment.parameter)];
+      f(std::string(runtime::scales_of_momentum), g.momentum.scale_region(own.region(), line),
+        runtime::scales_of(codes, *g.momentum.grid));
+    }
+    if (!spec.of_matrix() || own.segment.matrix < 0) {
       if (own.size() > 0) f(std::string(spec.name), own.region(), view);
-    } else if (own.keeps_lines && (own.saves_lines || !to_save)) {
+    } else if (view.size() > 0 && own.keeps_lines && (own.saves_lines || !to_save)) {
       f(std::string(spec.name),
         Region{runtime::first_line(plan, own.segment.matrix, spec), 1, view.size(), view.size()},
         view);
@@ -302,7 +321,8 @@ std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& pla
                                    g.format.name(),
                                    g.config->rule.name,
                                    {},
-                                   {}};
+                                   {},
+                                   g.momentum.name()};
     for (const optim::StateSpec& s : g.rule->state()) {
       p.keys.emplace_back(s.name);
       p.lines.emplace_back();
@@ -319,11 +339,14 @@ std::vector<runtime::CheckpointParameter> parameters_of(const runtime::Plan& pla
       p.keys.emplace_back("mantissa");
       p.lines.emplace_back();
     }
-    if (g.format.quantized()) {
-      const Index line = plan.row_length[i];
-      p.keys.emplace_back("scales");
-      p.lines.push_back({g.format.scale_count(plan.parameters[i].size() / line, line)});
-    }
+    const Index line = plan.row_length[i];
+    const auto add_scales = [&](const char* key, const runtime::WeightFormat& format) {
+      if (!format.quantized()) return;
+      p.keys.emplace_back(key);
+      p.lines.push_back({format.scale_count(plan.parameters[i].size() / line, line)});
+    };
+    add_scales("scales", g.format);
+    add_scales(runtime::scales_of_momentum, g.momentum);
     list.push_back(std::move(p));
   }
   return list;
@@ -339,11 +362,23 @@ bool same_state(const runtime::CheckpointParameter& a, const runtime::Checkpoint
   const auto of_rule = [](const runtime::CheckpointParameter& p) {
     std::map<std::string, std::vector<Index>> state;
     for (std::size_t k = 0; k < p.keys.size(); ++k) {
-      if (!lies_beside(p.keys[k])) state[p.keys[k]] = p.lines[k];
+      if (!lies_beside(p.keys[k]) && p.keys[k] != runtime::scales_of_momentum) {
+        state[p.keys[k]] = p.lines[k];
+      }
     }
     return state;
   };
   return a.shape == b.shape && of_rule(a) == of_rule(b);
+}
+
+/// All but what depends on how the momentum rests.
+runtime::CheckpointParameter without_momentum(runtime::CheckpointParameter p) {
+  p.momentum.clear();
+  const auto at = std::find(p.keys.begin(), p.keys.end(), runtime::scales_of_momentum);
+  if (at == p.keys.end()) return p;
+  p.lines.erase(p.lines.begin() + (at - p.keys.begin()));
+  p.keys.erase(at);
+  return p;
 }
 
 std::string random_suffix() {
@@ -438,7 +473,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
         piece.cols = region.cols;
         piece.distance = region.distance;
         // Pieces that share a scale have one each.
-        const Index first = key == "scales" ? own.region().first : region.first;
+        const Index first = runtime::are_scales(key) ? own.region().first : region.first;
         piece.tensor = key + "/" + piece.parameter + "/" + std::to_string(first);
         piece.dtype = dtype;
         tensors.push_back({piece.tensor, dtype, {region.rows, region.cols}});
@@ -551,6 +586,7 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   Communicator& world = setup_;
   runtime::Manifest m;
   std::vector<bool> converted(parameters_.size(), false);
+  std::vector<bool> momentum_converted(parameters_.size(), false);
   std::map<std::string, const runtime::CheckpointParameter*> saved_as;
   runtime::agree(world, [&] {
     m = runtime::read_manifest(directory);
@@ -561,13 +597,18 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     const auto here = parameters_of(plan_);
     auto saved = saved_as;
     for (std::size_t i = 0; i < here.size(); ++i) {
-      const runtime::CheckpointParameter& p = here[i];
+      const runtime::CheckpointParameter p = without_momentum(here[i]);
       const auto it = saved.find(p.name);
       if (it == saved.end()) {
         differs("'" + p.name + "' is not in the checkpoint");
         continue;
       }
-      const runtime::CheckpointParameter& s = *it->second;
+      const runtime::CheckpointParameter s = without_momentum(*it->second);
+      momentum_converted[i] = it->second->momentum != here[i].momentum;
+      if (momentum_converted[i] && !convert) {
+        differs("'" + p.name + "' has a momentum of " + it->second->momentum +
+                " in the checkpoint, of " + here[i].momentum + " here (load can convert it)");
+      }
       if (s.shape != p.shape) differs("'" + p.name + "' has another shape in the checkpoint");
       const bool is_other = s.format != p.format || s.keys != p.keys;
       if (convert && is_other && s.rule == p.rule && same_state(s, p)) {
@@ -613,6 +654,9 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   const auto is_new = [&](std::size_t own) {
     return converted[static_cast<std::size_t>(own_[own].segment.parameter)];
   };
+  const auto has_new_momentum = [&](std::size_t own) {
+    return momentum_converted[static_cast<std::size_t>(own_[own].segment.parameter)];
+  };
   std::vector<std::vector<std::vector<float>>> states(own_.size());
   runtime::agree(world, [&] {
     std::vector<std::unique_ptr<runtime::SafetensorsReader>> files(m.files.size());
@@ -647,14 +691,16 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     std::vector<float> factors;
     /// f(codes and scales of a piece, their grid).
     const auto read_codes = [&](const CheckpointPiece& p, auto&& f) {
+      const bool of_weights = p.key == "weights";
       const auto id = static_cast<std::size_t>(
           std::find_if(parameters_.begin(), parameters_.end(),
                        [&](const Parameter& q) { return q.name == p.parameter; }) -
           parameters_.begin());
-      const auto format = *runtime::WeightFormat::named(saved_as.at(p.parameter)->format);
+      const auto format = *runtime::format_of(*saved_as.at(p.parameter), p.key);
       const Region region{p.first, p.rows, p.cols, p.distance};
       const Region wanted = format.scale_region(region, plan_.row_length[id]);
-      const auto& candidates = pieces[{p.parameter, "scales"}];
+      const auto& candidates =
+          pieces[{p.parameter, of_weights ? "scales" : runtime::scales_of_momentum}];
       const auto of = std::find_if(candidates.begin(), candidates.end(), [&](const auto* q) {
         return q->file == p.file && Region{q->first, q->rows, q->cols, q->distance} == wanted;
       });
@@ -794,6 +840,7 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
                      [&](const std::string& key, const Region& region, MatrixView view) {
                        states[i].emplace_back(static_cast<std::size_t>(view.size()));
                        if (is_new(i) && lies_beside(key)) return;
+                       if (key == runtime::scales_of_momentum && has_new_momentum(i)) return;
                        fetch(name, key, region, states[i].back().data());
                      });
       if (own_[i].scales.data == nullptr || own_[i].size() == 0 || is_new(i)) continue;
@@ -858,8 +905,16 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
     for_each_state(
         plan_, own_[i], /*to_save=*/false,
         [&](const std::string& key, const Region&, MatrixView view) {
-          const std::vector<float>& values = states[i][k++];
+          std::vector<float>& values = states[i][k++];
           if (is_new(i) && lies_beside(key)) return;
+          if (key == runtime::scales_of_momentum && has_new_momentum(i)) return;
+          if (key == "momentum" && view.dtype != DType::f32) {
+            return put(values, [&](Span there) {
+              restore_momentum(
+                  own_[i], matrix_view(static_cast<float*>(there.data), own_[i].rows, own_[i].cols),
+                  /*with_scales=*/!has_new_momentum(i));
+            });
+          }
           if (view.dtype == DType::f32) {
             return backend_->copy(values.data(), view.data, values.size() * sizeof(float));
           }

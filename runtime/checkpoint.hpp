@@ -6,9 +6,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <orthrus/dtype.hpp>
 #include <string>
 #include <vector>
+
+#include "runtime/weight_format.hpp"
 
 namespace orthrus::runtime {
 
@@ -34,7 +37,14 @@ struct CheckpointParameter {
   /// Per key: elements of each of its matrices' per-line state, in order; empty for one number per
   /// element.
   std::vector<std::vector<Index>> lines;
+  std::string momentum = "f32";  ///< how its momentum rests; said where that is not f32
 };
+
+/// Of int8 codes: the key of their scales, which is no state of a rule's.
+inline constexpr const char* scales_of_momentum = "momentum.scales";
+
+/// How key `key` of a parameter rests; nothing where the manifest names no format of ours.
+std::optional<WeightFormat> format_of(const CheckpointParameter& p, const std::string& key);
 
 /// manifest.json
 struct Manifest {

@@ -381,7 +381,8 @@ std::span<const Row<GroupConfig>> group_rows() {
       {.path = "weights.eco.max_rel_correction",
        .kind = Kind::real,
        .at = [](GroupConfig& g) -> Slot { return &g.weights.eco.max_rel_correction; },
-       .doc = "most of a correction, as a share of the momentum's norm; 0: any; -1: 0.3 where the "
+       .doc = "most of a correction, as a share of the momentum's norm; 0: any; -1: 0.7 sqrt(1 - "
+              "b^2) where the "
               "step's length does not depend on the momentum's (Muon, Lion), else any",
        .min = -1,
        .max = 1e6},
@@ -391,6 +392,21 @@ std::span<const Row<GroupConfig>> group_rows() {
        .doc = "below this share of its peak lr no more goes into the momentum",
        .min = 0,
        .max = 1},
+      {.path = "state.momentum",
+       .kind = Kind::word,
+       .at = [](GroupConfig& g) -> Slot { return &g.state.momentum; },
+       .doc =
+           "how the momentum rests between steps: bf16 and int8 are rounded stochastically, once "
+           "a step (ECO: twice), and X is made before",
+       .noun = "a format of momentum",
+       .words = {"f32", "bf16", "int8"}},
+      {.path = "state.block",
+       .kind = Kind::integer,
+       .at = [](GroupConfig& g) -> Slot { return &g.state.block; },
+       .doc = "of int8: columns of a row that share a scale, a power of two",
+       .unit = "columns",
+       .min = 32,
+       .max = 1024},
       {.path = "schedule.kind",
        .kind = Kind::word,
        .at = [](GroupConfig& g) -> Slot { return &g.schedule.kind; },

@@ -631,6 +631,14 @@ class Reader {
       weights_conflicts(g.weights, [&](const std::string& key, const std::string& what) {
         conflict(scope + "weights." + key, what);
       });
+      if ((g.state.block & (g.state.block - 1)) != 0) {
+        conflict(scope + "state.block",
+                 std::to_string(g.state.block) + " is not a power of two from 32 to 1024");
+      } else if (g.state.block != StateConfig{}.block && g.state.momentum != "int8") {
+        conflict(scope + "state.block", std::to_string(g.state.block) +
+                                            " contradicts state.momentum " + g.state.momentum +
+                                            ", which has no scales");
+      }
       if (g.matrix.period != 1 && g.matrix.mode != "periodic") {
         conflict(scope + "matrix.period", "other than 1 needs matrix.mode periodic");
       }

@@ -13,6 +13,7 @@
 #include "comm/mesh.hpp"
 #include "comm/process_grid.hpp"
 #include "kernels/backend.hpp"
+#include "kernels/carve.hpp"
 #include "optim/block_cyclic_msign.hpp"
 #include "optim/matrix_function.hpp"
 #include "runtime/arena.hpp"
@@ -31,20 +32,22 @@ struct OwnSegment {
   Segment segment;
   std::size_t bucket = 0;
   int group = 0;
-  Index rows = 1, cols = 0;       ///< its shape
-  Index offset_in_part = 0;       ///< where its gradient is
-  Index meeting_offset = 0;       ///< where it lies among what meets
-  Index kept = 0;                 ///< where its weights wait to be rounded together…
-  Index shared_scale = -1;        ///< …and its first scale among those that ranks share
-  std::size_t undo = 0;           ///< …and, of a matrix of its own, what undoes its direction
-  Region here;                    ///< of held parameters: in the trainer's buffers
-  Index norm_slot = 0;            ///< the first of its sums of squares among the plan's
-  bool keeps_lines = false;       ///< the state per line of its matrix is here…
-  bool saves_lines = false;       ///< …and written from here
-  bool updated = false;           ///< in this step
-  double update_squares = 0;      ///< Σ U²
-  std::vector<MatrixView> state;  ///< in the order of the rule's `state()`
-  MatrixView master;              ///< f32 weights; empty without
+  Index rows = 1, cols = 0;   ///< its shape
+  Index offset_in_part = 0;   ///< where its gradient is
+  Index meeting_offset = 0;   ///< where it lies among what meets
+  Index kept = 0;             ///< where its weights wait to be rounded together…
+  Index shared_scale = -1;    ///< …and its first scale among those that ranks share
+  std::size_t undo = 0;       ///< …and, of a matrix of its own, what undoes its direction
+  Region here;                ///< of held parameters: in the trainer's buffers
+  Index norm_slot = 0;        ///< the first of its sums of squares among the plan's
+  bool keeps_lines = false;   ///< the state per line of its matrix is here…
+  bool saves_lines = false;   ///< …and written from here
+  bool updated = false;       ///< in this step
+  double update_squares = 0;  ///< Σ U²
+  /// In the order of the rule's `state()`. A compressed momentum as it rests: bf16, or the codes of
+  /// a piece of `Group::momentum`, as bytes, with their scales behind them.
+  std::vector<MatrixView> state;
+  MatrixView master;  ///< f32 weights; empty without
   MatrixView low;     ///< the bits that bf16 weights have not, 16 each (as bf16); empty without
   MatrixView scales;  ///< of codes, where the trainer has their values; empty without
 
@@ -61,22 +64,24 @@ struct Panel {
 };
 /// That block of a view as large as the segment.
 inline MatrixView block(const MatrixView& v, const Panel& p) {
-  return {static_cast<std::byte*>(v.data) +
-              static_cast<std::size_t>(p.row * v.ld + p.col) * bytes_of(v.dtype),
-          p.rows, p.cols, v.ld, v.dtype};
+  return kernels::part(v, p.row, p.rows, p.col, p.cols);
 }
 
-/// The state of a panel, as rules take it: no allocation.
+/// The state of a panel, as rules take it: no allocation. `Impl::open_state` makes it.
 class StateViews {
  public:
-  StateViews(const OwnSegment& own, const Panel& panel) : count_(own.state.size()) {
+  /// @param opened  a compressed momentum in f32; else empty.
+  StateViews(const OwnSegment& own, const Panel& panel, MatrixView opened)
+      : count_(own.state.size()) {
     for (std::size_t k = 0; k < count_; ++k) {
       const MatrixView& v = own.state[k];
       const bool elements = v.rows == own.rows && v.cols == own.cols;
       views_[k] = elements ? block(v, panel) : v;
     }
+    if (opened.data != nullptr) views_[0] = opened;
   }
   [[nodiscard]] std::span<const MatrixView> views() const { return {views_.data(), count_}; }
+  [[nodiscard]] MatrixView momentum() const { return views_[0]; }
 
  private:
   std::array<MatrixView, 8> views_;
@@ -115,6 +120,9 @@ void for_each_panel(const OwnSegment& own, bool columns, Index elements, F&& f) 
 }
 
 constexpr Panel whole(const OwnSegment& own) { return {0, own.rows, 0, own.cols}; }
+
+/// Rounding of a compressed momentum in a step: each draws bits of its own.
+enum class Rounded : std::uint8_t { weights, update, correction };
 
 /// The block of a matrix that a region of its parameter is.
 inline MatrixView place_of(const Region& piece, const MatrixPlan& m, MatrixView whole) {
@@ -209,7 +217,9 @@ struct ShardedOptimizer::Impl {
   std::unique_ptr<comm::ProcessGrid> grid_;  ///< where a bucket is block_cyclic
   std::vector<optim::BlockCyclicMsign> grid_matrices_;
   std::vector<std::size_t> grid_first_;  ///< per bucket: its first in `grid_matrices_`
-  std::vector<double> bounds_;           ///< per bound slot: no less than the momentum's norm
+  /// Per bound slot: no less than the momentum's norm; of a compressed one than any of its entries,
+  /// as rounding may make norms larger, but no entry than that (`bound_at_rest`).
+  std::vector<double> bounds_;
   std::unique_ptr<runtime::GradientBuckets> gradients_;
   std::vector<Communicator> weight_levels_;           ///< ZeRO-3: of the shard group, for gathers
   std::unique_ptr<runtime::WorkingSet> working_set_;  ///< ZeRO-3: where weights rest
@@ -219,8 +229,10 @@ struct ShardedOptimizer::Impl {
   std::int64_t skipped_in_a_row_ = 0;
   double lr_multiplier_ = 1;
   StepReport report_;
-  std::string notice_;    ///< for the next report
-  bool noticed_ = false;  ///< that a sequence could not be recorded
+  std::string notice_;     ///< for the next report
+  bool noticed_ = false;   ///< that a sequence could not be recorded
+  std::string problem_;    ///< with a direction, in this step on this rank
+  bool is_fatal_ = false;  ///< it ends the run
   std::vector<double> elements_of_group_, clip_, lr_, weight_decay_;  ///< per group
   // ECO, per group.
   std::vector<optim::Kappa> kappa_kind_;
@@ -274,16 +286,26 @@ struct ShardedOptimizer::Impl {
   /// @param brief  what it may do meanwhile: nothing that takes long
   void wait_for(std::size_t bucket, bool brief, const char* what);
   void progress();
-  [[nodiscard]] MatrixView lines_of(std::size_t bucket, int matrix);
-  [[nodiscard]] MatrixView lines_of(const runtime::OwnSegment& own) const;
+  [[nodiscard]] std::span<const MatrixView> state_of(std::size_t bucket, int matrix);
+  /// X of a panel, Y, and both as they are stacked.
+  struct Stacked {
+    MatrixView x, y, z;
+  };
+  static Stacked stack_panel(const runtime::MatrixPlan& m, const runtime::Panel& panel,
+                             runtime::Carver& carver);
+  void load_stacked(const runtime::OwnSegment& own, const runtime::MatrixPlan& m,
+                    const runtime::Panel& panel, const Stacked& to, bool joins,
+                    runtime::Carver scratch);
   void send_pieces(std::size_t bucket);
   void compute_whole(std::size_t bucket, const runtime::Meeting::Matrix& entry);
   void compute_on_grid(std::size_t bucket);
   void send_grams(std::size_t bucket);
   void compute_polynomial(std::size_t bucket, const runtime::Meeting::Matrix& entry);
   void compute_terms(std::size_t bucket, const runtime::Meeting::Matrix& entry);
-  bool whole_matrix(const runtime::Group& group, MatrixView x, MatrixView lines,
+  bool whole_matrix(const runtime::MatrixPlan& m, const optim::Whole& whole,
                     const optim::Undo* undo, std::span<std::byte> work);
+  [[nodiscard]] void* made_at(std::size_t bucket, Index offset);
+  void note_problem(const runtime::MatrixPlan& m, std::string_view what, bool is_fatal = false);
   void sum_terms(std::size_t b);
   [[nodiscard]] Index first_back(const runtime::Meeting& meeting) const;
   bool compute_next(std::size_t bucket);
@@ -324,9 +346,37 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] bool counts(const runtime::OwnSegment& own) const {
     return !plan_.buckets[own.bucket].held || mesh_.replicate.rank() == 0;
   }
-  [[nodiscard]] optim::StepScalars scalars_of(const runtime::OwnSegment& own) const;
+  [[nodiscard]] optim::StepScalars scalars_of(std::size_t group) const;
+  [[nodiscard]] optim::StepScalars scalars_of(const runtime::OwnSegment& own) const {
+    return scalars_of(static_cast<std::size_t>(own.group));
+  }
+  [[nodiscard]] optim::StepScalars scalars_of(const runtime::MatrixPlan& m) const {
+    return scalars_of(
+        static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(m.parameter)]));
+  }
   [[nodiscard]] MatrixView gradient_of(const runtime::OwnSegment& own);
   void load_gradient(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView to);
+  // momentum.cpp
+  template <class F>
+  void for_each_opened(const runtime::OwnSegment& own, const runtime::Panel& panel, F&& f);
+  [[nodiscard]] runtime::StateViews open_state(const runtime::OwnSegment& own,
+                                               const runtime::Panel& panel,
+                                               runtime::Carver& carver);
+  void reopen_state(const runtime::OwnSegment& own, const runtime::Panel& panel,
+                    const runtime::StateViews& state);
+  void close_state(const runtime::OwnSegment& own, const runtime::Panel& panel,
+                   const runtime::StateViews& state, runtime::Rounded why);
+  void open_momentum(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView to);
+  void round_momentum(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView wide,
+                      const kernels::Rounding& rounding);
+  void restore_momentum(const runtime::OwnSegment& own, MatrixView wide, bool with_scales);
+  void accumulate(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView x,
+                  bool stores, runtime::Carver scratch);
+  void query(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView x,
+             runtime::Carver scratch);
+  [[nodiscard]] double momentum_squares(const runtime::OwnSegment& own, runtime::Carver scratch);
+  void add_to_momentum(const runtime::OwnSegment& own, double factor, MatrixView correction,
+                       runtime::Carver scratch);
   // weights.cpp
   [[nodiscard]] MatrixView weights_of(const runtime::OwnSegment& own);
   [[nodiscard]] QuantizedView codes_of(const runtime::OwnSegment& own);
@@ -338,8 +388,10 @@ struct ShardedOptimizer::Impl {
   void read_trainer(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView to);
   [[nodiscard]] MatrixView open_weights(const runtime::OwnSegment& own,
                                         const runtime::Panel& panel);
-  [[nodiscard]] kernels::Rounding rounding_of(const runtime::OwnSegment& own,
-                                              const runtime::Panel& panel) const;
+  [[nodiscard]] kernels::Rounding rounding_of(
+      const runtime::OwnSegment& own, const runtime::Panel& panel,
+      runtime::Rounded what = runtime::Rounded::weights) const;
+  void round_to_bf16(MatrixView wide, MatrixView to, const kernels::Rounding& rounding);
   MatrixView close_weights(const runtime::OwnSegment& own, const runtime::Panel& panel,
                            MatrixView wide);
   MatrixView close_codes(const runtime::OwnSegment& own, const runtime::Panel& panel,
@@ -411,6 +463,7 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] double lr_at(std::size_t group, std::int64_t t) const;
   double apply(const runtime::OwnSegment& own, const runtime::Panel& panel, MatrixView direction);
   void audit(const Traffic& before);
+  void share_problems();
   void report_rounding(const double* sums);
   void compare_replicas();
   [[nodiscard]] std::string off_grid();
@@ -446,6 +499,20 @@ struct ShardedOptimizer::Impl {
   std::size_t gathered_ = 0;   ///< buckets whose new weights have left in this step
   std::size_t ahead_ = 0;      ///< segments before this one need not be looked at again
 };
+
+/// f(part) for runs of rows of `panel` in which a compressed momentum is opened; for all of it
+/// where it is f32. What is rounded does not depend on how `panel` is cut.
+template <class F>
+void ShardedOptimizer::Impl::for_each_opened(const runtime::OwnSegment& own,
+                                             const runtime::Panel& panel, F&& f) {
+  Index rows = panel.rows;
+  if (plan_.groups[static_cast<std::size_t>(own.group)].compresses()) {
+    rows = std::max<Index>(1, runtime::opened_at_a_time(plan_) / std::max<Index>(panel.cols, 1));
+  }
+  for (Index r = 0; r < panel.rows; r += rows) {
+    f(runtime::Panel{panel.row + r, std::min(rows, panel.rows - r), panel.col, panel.cols});
+  }
+}
 
 /// f(panel) for blocks of at most `panel_elements` elements: whole rows, if one fits.
 template <class F>

@@ -292,7 +292,7 @@ std::vector<Region> pieces(const Plan& plan, const MatrixPlan& m, int s) {
   }
   // The long side is cut: the Gram matrix of the short one is what pieces have in common.
   const bool columns = m.rows <= m.cols;
-  const Index unit = columns ? column_unit(plan.group(m.parameter).format) : 1;
+  const Index unit = columns ? column_unit(plan.group(m.parameter)) : 1;
   const Index extent = columns ? m.cols : m.rows;
   auto [begin, count] = even_share((extent + unit - 1) / unit, s, plan.shard);
   begin = std::min(extent, begin * unit);
@@ -480,6 +480,11 @@ void lay_out(const Placement& placement, Plan& plan) {
     bucket.lone = bucket.mode == optim::Mode::gram && has_lone_matrix(plan);
     if (bucket.lone) bucket.shared_terms = plan.matrices.front().shared_terms;
     bucket.rounds_together = rounds_together(plan, bucket);
+    const bool whole = bucket.mode == optim::Mode::exchange || bucket.mode == optim::Mode::gather ||
+                       bucket.mode == optim::Mode::periodic;
+    if (whole && plan.group(bucket.parameters.front()).direction().asks_for_gradient()) {
+      bucket.brings = 2;
+    }
   }
   plan.schedule = make_schedule(plan);
 }

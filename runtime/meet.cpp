@@ -28,7 +28,6 @@ using runtime::ms_since;
 using runtime::OwnSegment;
 using runtime::Panel;
 using runtime::place_of;
-using runtime::StateViews;
 using runtime::whole;
 
 bool ShardedOptimizer::Impl::meets(std::size_t b) const {
@@ -152,8 +151,17 @@ void ShardedOptimizer::Impl::send_back(std::size_t b) {
                                         {buffers.back.data(), meeting.back_size, DType::f32}));
   }
   start(b, mesh_.shard.start_all_to_all(
-               {buffers.theirs.data(), meeting.theirs_size, bucket.wire}, meeting.theirs,
+               {made_at(b, 0), meeting.theirs_size, bucket.wire}, meeting.theirs,
                {buffers.back.data(), meeting.mine_size, bucket.wire}, meeting.counts));
+}
+
+/// exchange, periodic: where owners put a direction's piece that begins at `offset` among what
+/// comes back: over X, or behind all that arrived.
+void* ShardedOptimizer::Impl::made_at(std::size_t b, Index offset) {
+  const runtime::Bucket& bucket = plan_.buckets[b];
+  if (bucket.brings > 1) offset += meetings_[b].theirs_size * bucket.brings;
+  return meeting_states_[b].theirs.data() +
+         static_cast<std::size_t>(offset) * bytes_of(bucket.wire);
 }
 
 // ---- exchange, gather, periodic ----------------------------------------------------------------
@@ -165,43 +173,65 @@ void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
   MeetingState& buffers = meeting_states_[b];
   for (OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
-    const MatrixView leaves =
-        dense(buffers.mine, own.meeting_offset, own.rows, own.cols, bucket.wire);
-    const MatrixView x =
-        bucket.wire == DType::f32 ? leaves : Carver(scratch_).matrix(own.rows, own.cols);
-    load_gradient(own, whole(own), x);
-    plan_.group(own.segment.parameter)
-        .matrix_rule()
-        .accumulate({{}, x, own.state, {}}, scalars_of(own), *backend_);
-    if (bucket.wire != DType::f32) backend_->convert(x, 1, leaves);
+    Carver carver(scratch_);
+    // Its k-th matrix lies behind the ones before.
+    const auto bring = [&](Index k, auto&& make) {
+      const MatrixView leaves =
+          dense(buffers.mine, own.meeting_offset * bucket.brings + k * own.size(), own.rows,
+                own.cols, bucket.wire);
+      const MatrixView x = bucket.wire == DType::f32 ? leaves : carver.matrix(own.rows, own.cols);
+      make(x);
+      if (bucket.wire != DType::f32) backend_->convert(x, 1, leaves);
+    };
+    bring(0, [&](MatrixView x) {
+      load_gradient(own, whole(own), x);
+      accumulate(own, whole(own), x, /*stores=*/true, carver);
+    });
+    if (bucket.brings > 1) bring(1, [&](MatrixView g) { load_gradient(own, whole(own), g); });
   }
   if (bucket.mode == Mode::block_cyclic) return;  // the grid's own way
-  const ConstSpan mine{buffers.mine.data(), meeting.mine_size, bucket.wire};
-  const Span theirs{buffers.theirs.data(), meeting.theirs_size, bucket.wire};
+  const ConstSpan mine{buffers.mine.data(), meeting.mine_size * bucket.brings, bucket.wire};
+  const Span theirs{buffers.theirs.data(), meeting.theirs_size * bucket.brings, bucket.wire};
   start(b, bucket.mode == Mode::gather
-               ? mesh_.shard.start_all_gather(mine, meeting.counts, theirs)
-               : mesh_.shard.start_all_to_all(mine, meeting.counts, theirs, meeting.theirs));
+               ? mesh_.shard.start_all_gather(mine, meeting.counts_brought, theirs)
+               : mesh_.shard.start_all_to_all(mine, meeting.counts_brought, theirs,
+                                              meeting.theirs_brought));
 }
 
 /// As in optim, and counted; where it cannot be computed, X ← NaN. No rank throws alone: an update
 /// that is not finite stops them all, when they audit the step.
 /// @param undo  null: not asked for. @return it could be computed.
-bool ShardedOptimizer::Impl::whole_matrix(const runtime::Group& group, MatrixView x,
-                                          MatrixView lines, const optim::Undo* undo,
-                                          std::span<std::byte> work) {
+bool ShardedOptimizer::Impl::whole_matrix(const runtime::MatrixPlan& m, const optim::Whole& matrix,
+                                          const optim::Undo* undo, std::span<std::byte> work) {
+  const runtime::Group& group = plan_.group(m.parameter);
   const optim::MatrixRule& rule = group.matrix_rule();
-  matrices_ += group.lmo->orthogonalizes() ? 1 : 0;
+  matrices_ += group.orthogonalizes() ? 1 : 0;
+  optim::Whole whole = matrix;
+  std::string problem;
+  whole.phase = m.phase;
+  whole.problem = &problem;
   try {
     if (undo == nullptr) {
-      optim::whole_matrix(rule, *group.lmo, x, lines, work, *backend_);
+      optim::whole_matrix(rule, *group.lmo, whole, scalars_of(m), work, *backend_);
     } else {
-      optim::whole_matrix_with_undo(rule, *group.lmo, x, lines, *undo, work, *backend_);
+      optim::whole_matrix_with_undo(rule, *group.lmo, whole, scalars_of(m), *undo, work, *backend_);
     }
-  } catch (const NumericError&) {
-    backend_->fill(std::numeric_limits<double>::quiet_NaN(), x);
+  } catch (const NumericError& e) {
+    note_problem(m, e.what(), /*is_fatal=*/true);
+    backend_->fill(std::numeric_limits<double>::quiet_NaN(), matrix.x);
     return false;
   }
+  note_problem(m, problem);
   return true;
+}
+
+/// What went wrong with a matrix here, for the report of all ranks: the first of a step stands for
+/// all, but one that cannot be made up for goes before those that can.
+void ShardedOptimizer::Impl::note_problem(const runtime::MatrixPlan& m, std::string_view what,
+                                          bool is_fatal) {
+  if (what.empty() || (!problem_.empty() && (is_fatal_ || !is_fatal))) return;
+  is_fatal_ = is_fatal;
+  problem_ = "matrix '" + m.name + "': " + std::string(what);
 }
 
 /// A matrix is put together, and what becomes of it is taken apart again.
@@ -212,13 +242,17 @@ void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix&
   const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
   const runtime::Group& group = plan_.group(m.parameter);
   Carver carver(scratch_);
-  const MatrixView x = carver.matrix(m.rows, m.cols);
-  const auto arrival = [&](std::size_t i) {
-    const Meeting::Arrival& a = meeting.arrivals[i];
-    return dense(buffers.theirs, a.offset, a.region.rows, a.region.cols, bucket.wire);
-  };
+  optim::Whole matrix{carver.matrix(m.rows, m.cols), {}, state_of(b, entry.matrix)};
+  if (bucket.brings > 1) matrix.g = carver.matrix(m.rows, m.cols);
   for (std::size_t i = entry.first; i < entry.last; ++i) {
-    backend_->convert(arrival(i), 1, place_of(meeting.arrivals[i].region, m, x));
+    const Meeting::Arrival& a = meeting.arrivals[i];
+    const auto put = [&](Index k, MatrixView to) {
+      backend_->convert(dense(buffers.theirs, a.offset * bucket.brings + k * a.region.size(),
+                              a.region.rows, a.region.cols, bucket.wire),
+                        1, place_of(a.region, m, to));
+    };
+    put(0, matrix.x);
+    if (bucket.brings > 1) put(1, matrix.g);
   }
   const bool feeds_back = kappa_of(m) != 0;
   optim::Undo undo;
@@ -226,17 +260,20 @@ void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix&
     std::span<std::byte> room = buffers.undo.subspan(entry.undo);
     undo = optim::carve_undo(group.matrix_rule(), *group.lmo, m.rows, m.cols, room);
   }
-  whole_matrix(group, x, lines_of(b, entry.matrix), feeds_back ? &undo : nullptr, carver.rest());
+  whole_matrix(m, matrix, feeds_back ? &undo : nullptr, carver.rest());
   if (bucket.mode == Mode::gather) {
     for (const OwnSegment& own : segments(b)) {
       if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
-      backend_->convert(place_of(own.region(), m, x), 1,
+      backend_->convert(place_of(own.region(), m, matrix.x), 1,
                         dense(buffers.mine, own.meeting_offset, own.rows, own.cols, bucket.wire));
     }
     return;
   }
   for (std::size_t i = entry.first; i < entry.last; ++i) {
-    backend_->convert(place_of(meeting.arrivals[i].region, m, x), 1, arrival(i));
+    const Region& region = meeting.arrivals[i].region;
+    backend_->convert(place_of(region, m, matrix.x), 1,
+                      {made_at(b, meeting.arrivals[i].offset), region.rows, region.cols,
+                       region.cols, bucket.wire});
   }
 }
 
@@ -260,18 +297,10 @@ void ShardedOptimizer::Impl::compute_on_grid(std::size_t b) {
   }
 }
 
-/// The state per line of a matrix; empty where its rule has none or it is elsewhere.
-MatrixView ShardedOptimizer::Impl::lines_of(std::size_t b, int matrix) {
+/// The state of a matrix where its direction is made; empty where its rule has none of it.
+std::span<const MatrixView> ShardedOptimizer::Impl::state_of(std::size_t b, int matrix) {
   for (const OwnSegment& own : segments(b)) {
-    if (own.segment.matrix == matrix && own.keeps_lines) return lines_of(own);
-  }
-  return {};
-}
-
-MatrixView ShardedOptimizer::Impl::lines_of(const OwnSegment& own) const {
-  const auto specs = plan_.group(own.segment.parameter).rule->state();
-  for (std::size_t k = 0; k < specs.size(); ++k) {
-    if (specs[k].per_line()) return own.state[k];
+    if (own.segment.matrix == matrix && own.keeps_lines) return own.state;
   }
   return {};
 }
@@ -297,8 +326,12 @@ double ShardedOptimizer::Impl::finish_piece(OwnSegment& own) {
 /// X is taken times 2^-e where its squares might leave f32; e follows from the bound on ‖X‖, which
 /// all ranks know.
 int ShardedOptimizer::Impl::gram_exponent(const runtime::MatrixPlan& m) const {
-  if (m.bound_slot < 0) return 0;  // block_cyclic squares nothing
-  const double bound = 2 * bounds_[static_cast<std::size_t>(m.bound_slot)];
+  // block_cyclic squares nothing; what is kept is G's as it is.
+  if (m.bound_slot < 0 || m.stack == optim::Stack::companion) return 0;
+  double bound = 2 * bounds_[static_cast<std::size_t>(m.bound_slot)];
+  if (plan_.group(m.parameter).compresses()) {  // of its entries
+    bound *= std::sqrt(static_cast<double>(m.rows * m.cols));
+  }
   if (bound == 0 || !std::isfinite(bound)) return 0;
   const int e = std::ilogb(bound) + 1;
   return std::abs(e) <= 30 ? 0 : e;
@@ -312,7 +345,6 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
   const bool steps = bucket.mode == Mode::gram_steps;
   for (const Meeting::Matrix& entry : meeting.matrices) {
     const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
-    const runtime::Group& group = plan_.group(m.parameter);
     const Index side = m.gram_side();
     float* const triangle = floats(buffers.mine, entry.triangle);
     bool any = false;
@@ -324,14 +356,15 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
           steps ? own.size() : runtime::panel_elements(plan_, bucket, own.segment);
       for_each_panel(own, m.gram_of_rows, elements, [&](const Panel& panel) {
         Carver rest(carver);
-        const MatrixView x =
-            steps ? dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32)
-                  : rest.matrix(panel.rows, panel.cols);
-        load_gradient(own, panel, x);
-        const StateViews state(own, panel);
-        group.matrix_rule().accumulate({{}, x, state.views(), {}}, scalars_of(own), *backend_);
-        kernels::scale_by_power(x, -gram_exponent(m), *backend_);
-        add_gram(m, x, any, r, rest);
+        Stacked all;
+        if (steps) {
+          all.x = dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32);
+          all.z = all.x;
+        } else {
+          all = stack_panel(m, panel, rest);
+        }
+        load_stacked(own, m, panel, all, /*joins=*/true, rest);
+        add_gram(m, all.z, any, r, rest);
         any = true;
       });
       backend_->pack_triangle(r, triangle);
@@ -349,9 +382,58 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
   }
 }
 
+ShardedOptimizer::Impl::Stacked ShardedOptimizer::Impl::stack_panel(const runtime::MatrixPlan& m,
+                                                                    const Panel& panel,
+                                                                    Carver& carver) {
+  const Index rows = panel.rows;
+  const Index cols = panel.cols;
+  Stacked s;
+  switch (m.stack) {
+    case optim::Stack::x:
+      s.x = s.z = carver.matrix(rows, cols);
+      break;
+    case optim::Stack::beside:
+      s.z = carver.matrix(rows, 2 * cols);
+      s.x = block(s.z, {0, rows, 0, cols});
+      s.y = block(s.z, {0, rows, cols, cols});
+      break;
+    case optim::Stack::above:
+      s.z = carver.matrix(2 * rows, cols);
+      s.x = block(s.z, {0, rows, 0, cols});
+      s.y = block(s.z, {rows, rows, 0, cols});
+      break;
+    case optim::Stack::companion:
+      s.x = carver.matrix(rows, cols);
+      s.y = s.z = carver.matrix(rows, cols);
+      break;
+  }
+  return s;
+}
+
+/// X of a panel, and Y, within the range of f32 squares. @param joins  G joins the state; else it
+/// has, and X is made once more. In mode gram it joins a compressed momentum both times, which is
+/// rounded only then: both X are the same, and of what was not rounded.
+void ShardedOptimizer::Impl::load_stacked(const OwnSegment& own, const runtime::MatrixPlan& m,
+                                          const Panel& panel, const Stacked& to, bool joins,
+                                          Carver scratch) {
+  const runtime::Group& group = plan_.group(m.parameter);
+  const optim::MatrixRule& rule = group.matrix_rule();
+  load_gradient(own, panel, to.x);
+  if (to.y.data != nullptr) backend_->convert(to.x, 1, to.y);
+  if (joins || group.compresses()) {
+    accumulate(own, panel, to.x, /*stores=*/!joins || m.mode == Mode::gram_steps, scratch);
+  } else {
+    query(own, panel, to.x, scratch);
+  }
+  if (to.y.data != nullptr) {
+    rule.direction().companion(to.x, to.y, scalars_of(own), *backend_);
+  }
+  kernels::scale_by_power(to.z, -gram_exponent(m), *backend_);
+}
+
 void ShardedOptimizer::Impl::add_gram(const runtime::MatrixPlan& m, MatrixView x, bool add,
                                       MatrixView r, Carver scratch) {
-  if (runtime::sums_grams_in_f64(*plan_.group(m.parameter).lmo, m.mode)) {
+  if (runtime::sums_grams_in_f64(plan_.group(m.parameter), m.mode)) {
     const auto work = scratch.take(kernels::gram_accumulate_workspace_bytes(m.gram_side()));
     return kernels::gram_accumulate(1, x, m.gram_of_rows, add ? 1 : 0, r, work, *backend_);
   }
@@ -382,8 +464,8 @@ void ShardedOptimizer::Impl::compute_terms(std::size_t b, const Meeting::Matrix&
     buffers.scale = plan_.group(m.parameter)
                         .lmo->gram_terms(r, first, first + static_cast<int>(size / triangle),
                                          floats(buffers.back, begin), carver.rest(), *backend_);
-  } catch (const NumericError&) {
-    // As in `whole_matrix`.
+  } catch (const NumericError& e) {
+    note_problem(m, e.what(), /*is_fatal=*/true);  // as in `whole_matrix`
     buffers.scale = std::numeric_limits<double>::quiet_NaN();
     backend_->fill(buffers.scale, runtime::row(floats(buffers.back, begin), size));
   }
@@ -414,26 +496,29 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
       reinterpret_cast<double*>(carver.take(static_cast<std::size_t>(lines) * 8).data()),
       static_cast<std::size_t>(lines));
   backend_->unpack_triangle(floats(here, entry.back - run), r);
-  MatrixView before;  // R, which is spoiled
-  if (kappa_of(m) != 0) {
-    before = carver.matrix(side, side);
-    backend_->convert(r, 1, before);
-  }
+  const optim::Direction& direction = group.direction();
+  const bool with_root = kappa_of(m) != 0;
+  std::string problem;
   try {
-    group.lmo->gram(r, std::ldexp(group.lmo->options().eps, -gram_exponent(m)), q, squares,
-                    carver.rest(), *backend_);
-  } catch (const NumericError&) {  // as in `whole_matrix`
+    direction.gram({r, m.gram_of_rows, gram_exponent(m), with_root, state_of(b, entry.matrix),
+                    m.phase, &problem, q, squares},
+                   *group.lmo, scalars_of(m), carver.rest(), *backend_);
+    note_problem(m, problem);
+  } catch (const NumericError& e) {  // as in `whole_matrix`
+    note_problem(m, e.what(), /*is_fatal=*/true);
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     backend_->fill(nan, q);
     backend_->fill(nan, matrix_view(squares.data(), 1, lines));
   }
-  backend_->pack_triangle(q, floats(here, entry.back - run));
-  if (kappa_of(m) != 0) {  // R^½ = QR
-    backend_->gemm(1, q, Transpose::no, before, Transpose::no, 0, r);
-    backend_->pack_triangle(r, floats(here, entry.root - run));
+  if (direction.has_symmetric_gram()) {
+    backend_->pack_triangle(q, floats(here, entry.back - run));
+  } else {
+    backend_->convert(block(q, {0, m.line_length(), 0, side}), 1,
+                      matrix_view(floats(here, entry.back - run), m.line_length(), side));
   }
+  if (with_root) backend_->pack_triangle(r, floats(here, entry.root - run));
   if (lines > 0) {
-    optim::scale_factors(group.matrix_rule(), lines_of(b, entry.matrix),
+    optim::scale_factors(group.matrix_rule(), state_of(b, entry.matrix),
                          m.gram_of_rows ? m.cols : m.rows, squares, *backend_);
     backend_->convert(matrix_view(squares.data(), 1, lines), 1,
                       runtime::row(floats(here, entry.factors - run), lines));
@@ -453,8 +538,10 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
       std::find_if(meeting.matrices.begin(), meeting.matrices.end(),
                    [&](const Meeting::Matrix& e) { return e.matrix == own.segment.matrix; });
   Carver carver(scratch_);
-  const MatrixView q = carver.matrix(side, side);
-  if (bucket.shared_terms > 0) {
+  MatrixView q = carver.matrix(side, side);
+  if (!group.direction().has_symmetric_gram()) {
+    q = matrix_view(floats(buffers.back, entry->back), m.line_length(), side);
+  } else if (bucket.shared_terms > 0) {
     group.lmo->gram_of_sum(floats(buffers.back, 0), buffers.scale, q, *backend_);
   } else {
     backend_->unpack_triangle(floats(buffers.back, entry->back), q);
@@ -469,20 +556,21 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
         m.gram_of_rows ? matrix_view(factors, lines, 1) : matrix_view(factors, 1, lines),
         !m.gram_of_rows, q);
   }
+  const bool stacked = side != m.line_length();
+  const MatrixView used = block(q, {0, m.line_length(), 0, side});
   double sum = 0;
   for_each_panel(own, m.gram_of_rows, runtime::panel_elements(plan_, bucket, own.segment),
                  [&](const Panel& panel) {
                    Carver rest(carver);
-                   const MatrixView x = rest.matrix(panel.rows, panel.cols);
+                   const Stacked all = stack_panel(m, panel, rest);
                    const MatrixView o = rest.matrix(panel.rows, panel.cols);
-                   load_gradient(own, panel, x);
-                   const StateViews state(own, panel);
-                   group.matrix_rule().query({{}, x, state.views(), {}}, *backend_);
-                   kernels::scale_by_power(x, -gram_exponent(m), *backend_);
+                   load_stacked(own, m, panel, all, /*joins=*/false, rest);
+                   const MatrixView x = stacked ? all.z : all.x;
                    if (m.gram_of_rows) {
-                     backend_->gemm(1, q, Transpose::no, x, Transpose::no, 0, o);
+                     backend_->gemm(1, used, Transpose::no, x, Transpose::no, 0, o);
                    } else {
-                     backend_->gemm(1, x, Transpose::no, q, Transpose::no, 0, o);
+                     backend_->gemm(1, x, Transpose::no, used,
+                                    stacked ? Transpose::yes : Transpose::no, 0, o);
                    }
                    sum += apply(own, panel, o);
                  });

@@ -42,8 +42,8 @@ std::size_t undo_of(const Plan& plan, const Bucket& b, const MatrixPlan& m) {
 
 }  // namespace
 
-bool sums_grams_in_f64(const optim::Lmo& lmo, Mode mode) {
-  return mode == Mode::gram && lmo.iterations().size() > 5;
+bool sums_grams_in_f64(const Group& group, Mode mode) {
+  return mode == Mode::gram && group.direction().sums_in_f64(*group.lmo);
 }
 
 namespace {
@@ -55,21 +55,34 @@ constexpr Index panel_of = Index{1} << 20;
 
 Index lines_panel_elements(const Plan& plan, const MatrixPlan& m, const Segment& s) {
   const Index lines = m.gram_of_rows ? s.region.cols : s.region.rows;
-  const Index unit = m.gram_of_rows ? column_unit(plan.group(m.parameter).format) : 1;
-  const Index most = std::max<Index>(64, panel_of / m.gram_side());
-  return std::min(lines, (most + unit - 1) / unit * unit) * m.gram_side();
+  const Index unit = m.gram_of_rows ? column_unit(plan.group(m.parameter)) : 1;
+  const Index most = std::max<Index>(64, panel_of / m.line_length());
+  return std::min(lines, (most + unit - 1) / unit * unit) * m.line_length();
+}
+
+Index opened_at_a_time(const Plan& plan) {
+  // On processors so few that what is done to them, one thing after the other, finds them in cache.
+  return plan.on_host ? Index{1} << 15 : panel_of;
 }
 
 Index rows_panel_elements(const Plan& plan, const Segment& s) {
-  // On processors so few that what is done to them, one thing after the other, finds them in cache.
-  return std::min(s.size(), std::max(s.region.cols, plan.on_host ? Index{1} << 15 : panel_of));
+  return std::min(s.size(), std::max(s.region.cols, opened_at_a_time(plan)));
+}
+
+Index opened_elements(const Plan& plan, const Bucket& b, const Segment& s) {
+  if (!plan.group(s.parameter).compresses()) return 0;
+  return s.matrix < 0 ? panel_elements(plan, b, s) : rows_panel_elements(plan, s);
 }
 
 Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s) {
   if (s.matrix >= 0 && is_panelled(b.mode)) {
     return lines_panel_elements(plan, matrix_of(plan, s.matrix), s);
   }
-  if (plan.group(s.parameter).keeps_rows()) {
+  const Group& g = plan.group(s.parameter);
+  if (s.matrix < 0 && g.compresses() && !g.keeps_rows()) {
+    return std::min(s.size(), opened_at_a_time(plan));
+  }
+  if (g.keeps_rows()) {
     const bool shared = b.weights.quantized() && b.weights.grid->extent == Grid::Extent::tensor;
     return shared && !b.rounds_together ? s.size() : rows_panel_elements(plan, s);
   }
@@ -288,6 +301,12 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
     }
   }
   if (b.mode == Mode::gather) meeting.counts = meeting.theirs;
+  const auto brought = [&b](std::vector<Index> counts) {
+    for (Index& n : counts) n *= b.brings;
+    return counts;
+  };
+  meeting.counts_brought = brought(meeting.counts);
+  meeting.theirs_brought = brought(meeting.theirs);
   for (const Index n : meeting.theirs) meeting.theirs_size += n;
   for (const Segment& s : b.segments) {
     if (plan.has(b, s, world_rank)) meeting.departures.push_back(departs[&s]);
@@ -310,21 +329,24 @@ Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank) {
   return meeting;
 }
 
-Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingSize& size) {
+Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingSize& size,
+                        int brought) {
   const std::size_t wire = bytes_of(b.wire);
   const int me = w % plan.shard;
   switch (b.mode) {
     case Mode::exchange:
     case Mode::periodic: {
-      if (std::max(size.mine, size.theirs) <= plan.max_chunk) {
-        return {(size.mine - size.own + size.theirs - size.own) * static_cast<Index>(wire), 2};
+      if (std::max(size.mine, size.theirs) * brought <= plan.max_chunk) {
+        return {
+            ((size.mine - size.own) * brought + size.theirs - size.own) * static_cast<Index>(wire),
+            2};
       }
       const Meeting m = make_meeting(plan, b, w);
-      return cost::all_to_all(m.counts, me, wire, plan.max_chunk) +
+      return cost::all_to_all(brought > 1 ? m.counts_brought : m.counts, me, wire, plan.max_chunk) +
              cost::all_to_all(m.theirs, me, wire, plan.max_chunk);
     }
     case Mode::gather:
-      return cost::all_but_own(size.theirs, size.mine, wire, plan.max_chunk);
+      return cost::all_but_own(size.theirs * brought, size.mine * brought, wire, plan.max_chunk);
     case Mode::gram:
       return (b.lone ? cost::all_reduce(size.mine, plan.shard, me, 4, plan.max_chunk)
                      : cost::all_but_own(size.mine, size.theirs, 4, plan.max_chunk)) +
@@ -347,18 +369,21 @@ Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingS
 
 std::size_t mine_bytes(const Bucket& b, const MeetingSize& size) {
   if (b.shared_terms > 0) return static_cast<std::size_t>(size.back) * 4;
-  return static_cast<std::size_t>(size.mine) * (uses_gram(b.mode) ? 4 : bytes_of(b.wire));
+  if (uses_gram(b.mode)) return static_cast<std::size_t>(size.mine) * 4;
+  return static_cast<std::size_t>(size.mine * b.brings) * bytes_of(b.wire);
 }
 
 std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size) {
   if (b.mode == Mode::gram) return b.lone ? 0 : static_cast<std::size_t>(size.own_back) * 4;
   if (b.mode == Mode::gram_steps) return static_cast<std::size_t>(size.pieces) * 4;
-  return static_cast<std::size_t>(size.theirs) * bytes_of(b.wire);
+  const bool makes_beside = b.brings > 1 && b.mode != Mode::gather;
+  return static_cast<std::size_t>(size.theirs * (b.brings + (makes_beside ? 1 : 0))) *
+         bytes_of(b.wire);
 }
 
 std::size_t back_bytes(const Bucket& b, const MeetingSize& size) {
   if (b.mode == Mode::gram) return b.lone ? 0 : static_cast<std::size_t>(size.back) * 4;
-  return mine_bytes(b, size);
+  return static_cast<std::size_t>(size.mine) * bytes_of(b.wire);
 }
 
 std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
@@ -370,12 +395,9 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
     case Mode::gram: {
       const std::size_t lines = Arena::rounded(
           static_cast<std::size_t>(rule.line_count(m.rows, m.cols)) * sizeof(double));
-      // Shared terms are packed as they are made: no Q beside R. ECO: R once more.
-      return (m.shared_terms > 0 ? 1
-              : g.feeds_back()   ? 3
-                                 : 2) *
-                 square +
-             lines + g.lmo->gram_workspace_bytes(m.gram_side());
+      // Shared terms are packed as they are made: no Q beside R.
+      return (m.shared_terms > 0 ? 1 : 2) * square + lines +
+             g.direction().gram_workspace_bytes(*g.lmo, m.gram_side(), g.feeds_back());
     }
     case Mode::gram_steps:
       return 3 * square;
@@ -391,10 +413,11 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
     }
     default: {
       const std::size_t whole = Arena::rounded(static_cast<std::size_t>(m.rows * m.cols) * 4);
+      const std::size_t brought = g.direction().asks_for_gradient() ? 2 * whole : whole;
       const std::size_t lmo = optim::whole_matrix_workspace_bytes(rule, *g.lmo, m.rows, m.cols);
-      if (!g.feeds_back() || !optim::is_sharded(m.mode)) return whole + lmo;
+      if (!g.feeds_back() || !optim::is_sharded(m.mode)) return brought + lmo;
       // E and C of it, when the direction has gone.
-      return std::max(whole + lmo,
+      return std::max(brought + lmo,
                       2 * whole + optim::undo_workspace_bytes(rule, *g.lmo, m.rows, m.cols));
     }
   }
@@ -413,17 +436,18 @@ std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment
                        2 * lines_panel
                  : 0;
   if (!uses_gram(b.mode)) {
-    return std::max(
-        roots, b.wire == DType::f32 ? 0 : Arena::rounded(static_cast<std::size_t>(s.size()) * 4));
+    const auto copies = static_cast<std::size_t>(b.wire == DType::f32 ? 0 : b.brings);
+    return std::max(roots, copies * Arena::rounded(static_cast<std::size_t>(s.size()) * 4));
   }
   const auto side = static_cast<std::size_t>(m.gram_side());
   const std::size_t square = Arena::rounded(side * side * 4);
   if (b.mode == Mode::gram_steps) return std::max(square, roots);
-  const std::size_t sums = sums_grams_in_f64(*plan.group(m.parameter).lmo, b.mode)
+  const std::size_t sums = sums_grams_in_f64(plan.group(m.parameter), b.mode)
                                ? kernels::gram_accumulate_workspace_bytes(m.gram_side())
                                : 0;
   const std::size_t lines = Arena::rounded(static_cast<std::size_t>(line_factors(plan, m)) * 8);
-  return square + panel + std::max(sums, lines + panel);
+  const std::size_t stacked = m.stack == optim::Stack::x ? panel : 2 * panel;
+  return square + stacked + std::max(sums, lines + panel);
 }
 
 }  // namespace orthrus::runtime

@@ -5,8 +5,9 @@
 ///
 /// Buffers of rank r, per bucket. Matrices are ordered by owner, then as in the plan:
 /// - exchange: `mine` is r's pieces, which go to their owners; `theirs` the pieces of the matrices
-///   r owns, from rank 0, 1, …, replaced by what they become; `back` r's pieces of that.
-/// - gather: `mine` is r's pieces, `theirs` all ranks'; `mine` takes the result.
+///   r owns, from rank 0, 1, …, replaced by what they become; `back` r's pieces of that. Where G
+///   meets, too, it lies behind X of the same piece, and what they become behind all that arrived.
+/// - gather: `mine` is r's pieces (and of G), `theirs` all ranks'; `mine` takes the result.
 /// - gram: `mine` is the packed triangle of every matrix, summed into the owners' `theirs`, where
 ///   their Q's replace them, followed with ECO by the roots that undo them, and by a factor per
 ///   line where the rule scales lines; `back` is all of that, owner by owner. A lone matrix is
@@ -27,6 +28,11 @@ constexpr bool is_panelled(optim::Mode mode) { return mode == optim::Mode::gram;
 inline bool is_brief(const Segment& s) { return s.matrix < 0 && s.size() <= Index{1} << 20; }
 /// Elements of a panel of this segment: what its rank keeps of it in f32 beside the state.
 Index panel_elements(const Plan& plan, const Bucket& b, const Segment& s);
+/// How many elements are opened, worked on and rounded together.
+Index opened_at_a_time(const Plan& plan);
+/// The same of a compressed momentum, opened to f32; 0 where it is f32, and worked on where it
+/// rests.
+Index opened_elements(const Plan& plan, const Bucket& b, const Segment& s);
 /// The same of panels of whole rows, in which a segment is rounded after its update.
 Index rows_panel_elements(const Plan& plan, const Segment& s);
 /// The same of panels of whole lines across the side that no piece cuts, whatever the mode.
@@ -69,8 +75,10 @@ struct Meeting {
     Region region;     ///< in the parameter
     Index offset = 0;  ///< in `theirs`
   };
-  std::vector<Matrix> matrices;             ///< that meet in this rank's replica
-  std::vector<Index> counts, theirs, back;  ///< per rank of the shard group
+  std::vector<Matrix> matrices;  ///< that meet in this rank's replica
+  std::vector<Index> counts, theirs,
+      back;  ///< per rank of the shard group, of one matrix of W's shape
+  std::vector<Index> counts_brought, theirs_brought;  ///< the same of all that is brought
   std::vector<Arrival> arrivals;
   std::vector<Index>
       departures;  ///< place in `mine` of each of the rank's segments, in their order
@@ -79,7 +87,9 @@ struct Meeting {
 Meeting make_meeting(const Plan& plan, const Bucket& b, int world_rank);
 
 /// What rank w sends in one meeting. @param size  its entry of `meeting_sizes`.
-Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingSize& size);
+/// @param brought  matrices of W's shape that go to where the direction is made.
+Traffic meeting_traffic(const Plan& plan, const Bucket& b, int w, const MeetingSize& size,
+                        int brought);
 /// Bytes of `mine`, `theirs` and `back`.
 std::size_t mine_bytes(const Bucket& b, const MeetingSize& size);
 std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size);
@@ -90,6 +100,6 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m);
 std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment& s);
 /// Are the Gram matrices summed in f64 on their rank? Six iterations lift the rounding of an f32
 /// sum above what mode gram promises (kernels/gram.hpp).
-bool sums_grams_in_f64(const optim::Lmo& lmo, optim::Mode mode);
+bool sums_grams_in_f64(const Group& group, optim::Mode mode);
 
 }  // namespace orthrus::runtime

@@ -25,6 +25,12 @@ DType iteration_dtype(const Group& g) {
   return g.config->lmo.dtype == "bf16" ? DType::bf16 : DType::f32;
 }
 
+/// `flops` of products of matrices of this side.
+double products_seconds(const MachineProfile& profile, double flops, Index side, DType dtype) {
+  const auto n = static_cast<double>(side);
+  return flops / (2 * n * n * n) * gemm_seconds(profile, dtype, side, side, side);
+}
+
 /// Parameters whose matrices cost the same in every mode get the same mode.
 struct Class {
   std::vector<int> parameters;
@@ -54,8 +60,7 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
   }
   if (plan.virtual_shards > 0 && !optim::is_bitwise(mode)) {
     return "reproducible.virtual_shards promises the same bits on any number of ranks, which "
-           "owner, "
-           "exchange and gather give";
+           "owner, exchange and gather give";
   }
   if (plan.virtual_shards > 0 && optim::is_sharded(mode) && g.config->clip_norm > 0) {
     return "with reproducible.virtual_shards the norm that clip_norm needs is summed over whole "
@@ -66,6 +71,10 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
     return "matrix.wire bf16 rounds what is exchanged: it needs matrix.accuracy fast, without "
            "reproducible.virtual_shards";
   }
+  if (optim::is_sharded(mode) && config.wire == "bf16" && !g.direction().takes_bf16()) {
+    return "matrix.wire bf16 rounds X and the gradient apart, and rule " + g.config->rule.name +
+           " divides one by the other: matrix.wire f32";
+  }
   const optim::Lines lines = g.matrix_rule().scaled_lines(m.rows, m.cols);
   if (lines != optim::Lines::none && (mode == Mode::gram_steps || mode == Mode::block_cyclic ||
                                       mode == Mode::block_local || mode == Mode::periodic)) {
@@ -73,31 +82,36 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
            " scales lines, which needs owner, exchange, gather or "
            "gram";
   }
+  const optim::Direction& direction = g.direction();
+  bool of_rows = m.gram_of_rows;
+  const bool whole_lines = cut_along_lines(plan, m, of_rows);
+  if (const std::string why = direction.obstacle(mode, m.rows, m.cols, of_rows, g.feeds_back());
+      !why.empty()) {
+    return "rule " + g.config->rule.name + ": " + why;
+  }
   if (g.lmo->rational(m.gram_side()) != nullptr &&
       (mode == Mode::gram_steps || mode == Mode::block_cyclic)) {
     return "lmo.coefficients rational has no iterations to share: owner, exchange, gather or gram";
   }
   if (mode == Mode::block_cyclic) {
     if (!plan.on_host) return "ScaLAPACK computes in the host's memory: device cpu";
-    if (!g.lmo->orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " needs no grid";
+    if (!g.orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " needs no grid";
     if (g.config->lmo.dtype != "f32") return "ScaLAPACK iterates in f32: lmo.dtype f32";
     if (config.wire != "f32") return "ScaLAPACK takes f32 pieces: matrix.wire f32";
-    bool of_rows = true;
-    if (g.feeds_back() && !cut_along_lines(plan, m, of_rows)) {
+    if (g.feeds_back() && !whole_lines) {
       return "its shards begin or end inside a row: weights.residual momentum needs whole rows or "
              "columns there";
     }
     return g.feeds_back() ? long_root(m, of_rows) : "";
   }
   if (!optim::uses_gram(mode)) return "";
-  if (!g.lmo->orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " has no Gram form";
-  bool of_rows = true;
-  if (!cut_along_lines(plan, m, of_rows)) {
+  if (!g.orthogonalizes()) return "lmo.norm " + g.config->lmo.norm + " has no Gram form";
+  if (!whole_lines) {
     return "its shards begin or end inside a row: the Gram matrix needs whole rows or columns";
   }
   if (g.feeds_back() && !long_root(m, of_rows).empty()) return long_root(m, of_rows);
   if (mode == Mode::gram_steps) return "";
-  if (!g.lmo->has_gram_form(m.gram_side())) {
+  if (!direction.has_gram_form(*g.lmo, m.gram_side())) {
     return "lmo.coefficients " + g.config->lmo.coefficients + " with " +
            std::to_string(g.lmo->iterations().size()) +
            " iterations is not stable in Gram space in f32; use gram_steps or exchange";
@@ -180,8 +194,10 @@ void find_candidates(const Plan& plan, Preference preference, Class& c) {
 /// How long the ranks of a shard group take to compute a share each of the terms of matrix m and to
 /// bring them together. Where nothing is to share: for ever.
 double shared_terms_seconds(const Plan& plan, const MachineProfile& profile, MatrixPlan m) {
-  const auto* rational = plan.group(m.parameter).lmo->rational(m.gram_side());
-  if (rational == nullptr || plan.shard == 1) return std::numeric_limits<double>::infinity();
+  const Group& g = plan.group(m.parameter);
+  const auto* rational = g.lmo->rational(m.gram_side());
+  if (rational == nullptr || plan.shard == 1 || !g.direction().has_lmo_gram())
+    return std::numeric_limits<double>::infinity();
   m.mode = Mode::gram;
   m.shared_terms = rational->r;
   const Index triangle = kernels::packed_size(m.gram_side());
@@ -300,13 +316,14 @@ class Planner {
     const double wire = g.config->matrix.wire == "bf16" ? 2 : 4;
     const auto gram = static_cast<double>(kernels::packed_size(m.gram_side())) * 4;
     const int ways = g.feeds_back() ? 2 : 1;  // E goes where X went
+    const double more = g.direction().asks_for_gradient() ? 1 : 0;
     switch (mode) {
       case Mode::exchange:
-        cost.wire =
-            seconds(Collective::all_to_all, ways * 2 * others * elements * wire / plan_.shard);
+        cost.wire = seconds(Collective::all_to_all,
+                            (ways * 2 + more) * others * elements * wire / plan_.shard);
         break;
       case Mode::gather:
-        cost.wire = seconds(Collective::all_gather, ways * others * elements * wire);
+        cost.wire = seconds(Collective::all_gather, (ways + more) * others * elements * wire);
         cost.every += cost.owner;
         cost.owner = 0;
         break;
@@ -337,16 +354,17 @@ class Planner {
   [[nodiscard]] double seconds(Collective kind, double bytes) const {
     return collective_seconds(profile_, kind, bytes, 0, plan_.shard);
   }
-  /// Of the calls a bucket of this mode makes.
-  [[nodiscard]] double latency(Mode mode) const {
+  /// Of the calls a bucket of this mode makes. @param feeds_back  E goes where X went.
+  [[nodiscard]] double latency(Mode mode, bool feeds_back) const {
+    const int ways = feeds_back ? 2 : 1;
     const auto calls = [&](Collective kind, double n) {
       return collective_seconds(profile_, kind, 0, n, plan_.shard);
     };
     switch (mode) {
       case Mode::exchange:
-        return calls(Collective::all_to_all, 2);
+        return calls(Collective::all_to_all, 2 * ways);
       case Mode::gather:
-        return calls(Collective::all_gather, 1);
+        return calls(Collective::all_gather, ways);
       case Mode::gram:
         return calls(Collective::reduce_scatter, 1) + calls(Collective::all_gather, 1);
       default:
@@ -357,13 +375,13 @@ class Planner {
   /// Predicted seconds of the matrices: the busiest rank, what every rank does, and the wires.
   [[nodiscard]] double seconds() const {
     double every = 0;
-    std::set<Mode> modes;
+    std::set<std::pair<Mode, bool>> modes;        // and whether they feed back
     std::vector<std::pair<double, Index>> tasks;  // seconds, how many
     for (std::size_t i = 0; i < classes_.size(); ++i) {
       const Class& c = classes_[i];
       const Cost& cost = costs_[i][static_cast<std::size_t>(c.mode)];
       const auto n = static_cast<double>(c.matrices.size());
-      modes.insert(c.mode);
+      modes.emplace(c.mode, feeds_back(c));
       // Matrices of one replica only: the others do theirs meanwhile.
       const double per_replica = std::ceil(n / plan_.replicate);
       every += (cost.every + cost.wire) * per_replica;
@@ -375,10 +393,14 @@ class Planner {
         tasks.emplace_back(cost.owner, std::ssize(c.matrices));
       }
     }
-    for (const Mode mode : modes) every += latency(mode);
+    for (const auto& [mode, back] : modes) every += latency(mode, back);
     return every + busiest(tasks);
   }
 
+  [[nodiscard]] bool feeds_back(const Class& c) const {
+    return plan_.group(plan_.matrices[static_cast<std::size_t>(c.matrices.front())].parameter)
+        .feeds_back();
+  }
   [[nodiscard]] double matrices_per_bucket(const Class& c) const {
     const MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(c.matrices.front())];
     const double bytes = static_cast<double>(m.rows) * static_cast<double>(m.cols) *
@@ -522,30 +544,33 @@ double pass_bytes_of_elements(const Plan& plan) {
 
 }  // namespace
 
-std::size_t state_bytes_per_element(const Group& g) {
-  std::size_t bytes = g.master ? 4 : g.residual == Residual::mantissa ? 2 : 0;
-  for (const optim::StateSpec& s : g.rule->state()) bytes += s.per_line() ? 0 : 4;
+double state_bytes_per_element(const Group& g) {
+  double bytes = g.master ? 4 : g.residual == Residual::mantissa ? 2 : 0;
+  for (const optim::StateSpec& s : g.rule->state()) bytes += s.of_matrix() ? 0 : 4;
+  if (g.momentum.quantized()) {
+    bytes += 1 + 4.0 / static_cast<double>(g.momentum.grid->block) - 4;
+  } else if (g.compresses()) {
+    bytes += 2 - 4;
+  }
   return bytes;
 }
 
 std::size_t state_bytes(const Group& g, Index rows, Index cols) {
   std::size_t bytes = g.master ? static_cast<std::size_t>(rows * cols) * 4 : 0;
-  for (const optim::StateSpec& s : g.rule->state()) {
-    bytes += static_cast<std::size_t>(s.rows(rows, cols) * s.cols(rows, cols)) * 4;
-  }
+  for (std::size_t k = 0; k < g.rule->state().size(); ++k) bytes += g.state_bytes(k, rows, cols);
   return bytes;
 }
 
 double pass_bytes(const Group& g) {
   // Codes: W is copied, its maxima found, rounded, and read back; ECO: M and E once more.
-  return 12 + 2 * static_cast<double>(state_bytes_per_element(g)) +
-         (g.format.quantized() ? 24 : 0) + (g.feeds_back() ? 16 : 0);
+  return 12 + 2 * state_bytes_per_element(g) + (g.format.quantized() ? 24 : 0) +
+         (g.feeds_back() ? 16 : 0);
 }
 
 bool keeps_lines(const Group& g) {
   const auto state = g.rule->state();
   return std::any_of(state.begin(), state.end(),
-                     [](const optim::StateSpec& s) { return s.per_line(); });
+                     [](const optim::StateSpec& s) { return s.of_matrix(); });
 }
 
 bool has_lone_matrix(const Plan& plan) {
@@ -555,7 +580,7 @@ bool has_lone_matrix(const Plan& plan) {
 }
 
 double feedback_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols) {
-  if (!g.feeds_back() || !g.lmo->orthogonalizes()) return 0;
+  if (!g.feeds_back() || !g.orthogonalizes()) return 0;
   const Index side = std::min(rows, cols);
   const Index length = std::max(rows, cols);
   const double undo = gemm_seconds(profile, iteration_dtype(g), side, length, side);
@@ -564,6 +589,11 @@ double feedback_seconds(const MachineProfile& profile, const Group& g, Index row
 }
 
 double lmo_seconds(const MachineProfile& profile, const Group& g, Index rows, Index cols) {
+  const optim::Direction& direction = g.direction();
+  if (&direction != &optim::lmo_direction()) {
+    return products_seconds(profile, direction.product_flops(*g.lmo, rows, cols),
+                            std::min(rows, cols), iteration_dtype(g));
+  }
   if (!g.lmo->orthogonalizes()) {
     return pass_seconds(profile, 16 * static_cast<double>(rows) * static_cast<double>(cols));
   }
@@ -599,6 +629,10 @@ double compute_seconds(const Plan& plan, const MachineProfile& profile, const Ma
   const double root = g.feeds_back() ? gemm_seconds(profile, DType::f32, side, side, side) : 0;
   switch (m.mode) {
     case Mode::gram:
+      if (!g.direction().has_lmo_gram()) {
+        return products_seconds(profile, g.direction().gram_product_flops(*g.lmo, side), side,
+                                DType::f32);
+      }
       if (const auto* f = g.lmo->rational(side)) {
         return inverse_seconds(profile, side) * f->r + root;
       }
@@ -670,7 +704,8 @@ Placement place(const MachineProfile& profile, Preference preference, Plan& plan
         static_cast<void>(cut_along_lines(plan, m, m.gram_of_rows));
       }
       if (m.mode == Mode::gram) {
-        m.flops = plan.group(m.parameter).lmo->gram_flops(m.gram_side());
+        const Group& g = plan.group(m.parameter);
+        m.flops = g.direction().gram_flops(*g.lmo, m.gram_side());
         const bool room = preference != Preference::leanest && plan.depth > 0;
         if (room && has_lone_matrix(plan) &&
             shared_terms_seconds(plan, profile, m) < compute_seconds(plan, profile, m)) {
@@ -692,7 +727,7 @@ Placement place(const MachineProfile& profile, Preference preference, Plan& plan
     if (g.lmo != nullptr || plan.parameters[i].held()) continue;
     const auto n = static_cast<double>(plan.parameters[i].size());
     seconds += pass_seconds(profile, pass_bytes(g) * n);
-    bytes += static_cast<double>(state_bytes_per_element(g)) * n;
+    bytes += state_bytes_per_element(g) * n;
   }
   if (seconds > 0) {
     // How many elements of a long pass take as long as the shortest pass there is.

@@ -3,8 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <map>
 #include <numeric>
 #include <optional>
 #include <orthrus/error.hpp>
@@ -151,6 +151,59 @@ std::vector<Region> logical_matrices(const ParameterShape& p, const SplitConfig&
   return blocks;
 }
 
+/// Blocks of at most block×block, as even as they can be; 0: none are cut.
+std::vector<Region> in_blocks(std::vector<Region> matrices, Index block) {
+  if (block == 0) return matrices;
+  std::vector<Region> all;
+  for (const Region& m : matrices) {
+    const Index down = (m.rows + block - 1) / block;
+    const Index across = (m.cols + block - 1) / block;
+    for (Index i = 0; i < down; ++i) {
+      const Index row = m.rows * i / down;
+      for (Index j = 0; j < across; ++j) {
+        const Index col = m.cols * j / across;
+        all.push_back({m.first + row * m.distance + col, m.rows * (i + 1) / down - row,
+                       m.cols * (j + 1) / across - col, m.distance});
+      }
+    }
+  }
+  return all;
+}
+
+/// The `block` of a rule whose direction is made block by block; else 0.
+Index block_of(const Group& g) {
+  const RuleConfig rule = optim::with_defaults(g.config->rule);
+  return rule.values.contains("block") ? static_cast<Index>(rule.number("block")) : 0;
+}
+
+/// What a group renews every so many steps is renewed in turns: the costliest matrix first, each in
+/// the step in which least is, so that no step has all of it. It depends on the model alone, as the
+/// weights do.
+void take_turns(Plan& plan) {
+  for (int g = 0; g < std::ssize(plan.groups); ++g) {
+    const Group& group = plan.groups[static_cast<std::size_t>(g)];
+    if (group.lmo == nullptr) continue;
+    const RuleConfig rule = optim::with_defaults(group.config->rule);
+    if (!rule.values.contains("frequency")) continue;
+    std::vector<std::pair<double, MatrixPlan*>> costs;
+    for (MatrixPlan& m : plan.matrices) {
+      if (plan.group_of[static_cast<std::size_t>(m.parameter)] != g) continue;
+      costs.emplace_back(group.direction().product_flops(*group.lmo, m.rows, m.cols), &m);
+    }
+    if (costs.empty()) continue;
+    std::stable_sort(costs.begin(), costs.end(),
+                     [](const auto& a, const auto& b) { return a.first > b.first; });
+    const double steps = std::min(rule.number("frequency"), static_cast<double>(costs.size()));
+    std::vector<double> loads(static_cast<std::size_t>(steps), 0);
+    for (const auto& [cost, matrix] : costs) {
+      const auto least = std::min_element(loads.begin(), loads.end());
+      *least += cost;
+      constexpr double within = 0x1p-20;  // of its turn, though rounded
+      matrix->phase = (static_cast<double>(least - loads.begin()) + within) / steps;
+    }
+  }
+}
+
 // ---- groups ------------------------------------------------------------------------------------
 
 Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int tasks) {
@@ -162,11 +215,32 @@ Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int
       const std::string& mode = config.matrix.mode;
       const bool shares = mode == "gram_steps" || mode == "block_cyclic";
       g.lmo = std::make_shared<optim::Lmo>(config.lmo, optim::LmoSite{on_host, shares, tasks});
+      LmoConfig used;
+      const optim::LmoUse use = g.direction().lmo_use();
+      if (use == optim::LmoUse::scale) used.scale = config.lmo.scale;
+      if (use != optim::LmoUse::all && config.lmo != used) {
+        throw ConfigError("rule " + config.rule.name + " has no LMO: of lmo it knows " +
+                          (use == optim::LmoUse::scale ? "scale alone" : "nothing"));
+      }
+      if (use == optim::LmoUse::all && g.direction().asks_for_gradient() &&
+          !g.lmo->orthogonalizes()) {
+        throw ConfigError("rule " + config.rule.name + " is of the spectral norm: lmo.norm " +
+                          config.lmo.norm + " is another");
+      }
     }
   } catch (const ConfigError& e) {
     throw ConfigError("groups[" + std::to_string(index) + "]: " + e.what());
   }
+  const auto* elementwise = dynamic_cast<const optim::ElementwiseRule*>(g.rule.get());
+  g.linear = elementwise != nullptr ? elementwise->is_linear() : g.direction().is_linear();
   g.format = weight_format(config.weights);
+  g.momentum = momentum_format(config.state);
+  const auto state = g.rule->state();
+  if (g.compresses() && (state.empty() || state[0].name != "momentum" || state[0].of_matrix())) {
+    throw ConfigError("groups[" + std::to_string(index) + "].state.momentum: rule " +
+                      config.rule.name + " has no momentum that could rest as " +
+                      config.state.momentum);
+  }
   g.residual = residual_of(config.weights);
   g.master = g.residual == Residual::master;
   g.stochastic = config.weights.rounding == "stochastic";
@@ -175,6 +249,10 @@ Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int
     if (!g.rule->gain()) {
       throw ConfigError(scope + "rule " + config.rule.name +
                         " has no momentum that could bring the residual back (its decay is 0)");
+    }
+    if (g.rule->is_matrix_rule()) {
+      const std::string why = g.direction().undo_obstacle();
+      if (!why.empty()) throw ConfigError(scope + why);
     }
     // Decay may not take more of W in a step than of M, or nothing comes back to what is left.
     const RuleConfig rule = optim::with_defaults(config.rule);
@@ -185,10 +263,10 @@ Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int
                         " of the weights in a step, as much as the momentum loses (" +
                         std::to_string(1 - decay) + "): what it brings back would be too late");
     }
-    const auto* elementwise = dynamic_cast<const optim::ElementwiseRule*>(g.rule.get());
-    const bool linear = elementwise != nullptr && elementwise->is_linear();
+    // Where the regime is left (optim/README.md): a larger share costs more than it brings.
+    const double bearable = 0.7 * std::sqrt(1 - decay * decay);
     const double most = config.weights.eco.max_rel_correction;
-    g.max_correction = most >= 0 ? most : linear ? 0 : 0.3;
+    g.max_correction = most >= 0 ? most : g.linear ? 0 : bearable;
   }
   return g;
 }
@@ -276,6 +354,25 @@ void check_held(const Plan& plan) {
   }
 }
 
+/// Neither a matrix nor a shard of the trainer's may begin inside a block of columns that share a
+/// scale.
+void check_blocks(const Plan& plan, std::size_t i, Index block, const char* key) {
+  const ParameterShape& p = plan.parameters[i];
+  const auto check = [&](const std::string& what, Index first) {
+    const Index col = first % plan.row_length[i];
+    if (col % block == 0) return;
+    refuse(p, what + " begins in column " + std::to_string(col) + ", inside a block of " +
+                  std::to_string(block) + " (" + key + ")");
+  };
+  for (int s = 0; s < plan.shard && p.held(); ++s) {
+    const Region part = p.part(s, plan.shard);
+    if (part.size() > 0) check("the shard of rank " + std::to_string(s), part.first);
+  }
+  for (const MatrixPlan& m : plan.matrices) {
+    if (m.parameter == static_cast<int>(i)) check("matrix '" + m.name + "'", m.region.first);
+  }
+}
+
 /// The rows that scales are of, and whether every scale has its weights on one rank.
 void check_grids(Plan& plan) {
   for (const ParameterShape& p : plan.parameters) {
@@ -307,33 +404,20 @@ void check_grids(Plan& plan) {
                     " must be even and divide its rows of " + std::to_string(plan.row_length[i]));
     }
   }
-  // Of shards that the trainer cuts, too.
-  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
-    const ParameterShape& p = plan.parameters[i];
-    const WeightFormat& format = plan.group(static_cast<int>(i)).format;
-    if (!p.held() || !format.quantized() || format.grid->extent != Grid::Extent::block) continue;
-    for (int s = 0; s < plan.shard; ++s) {
-      const Region part = p.part(s, plan.shard);
-      const Index col = part.first % plan.row_length[i];
-      if (part.size() == 0 || col % format.grid->block == 0) continue;
-      refuse(p, "the shard of rank " + std::to_string(s) + " begins in column " +
-                    std::to_string(col) + ", inside a block of " +
-                    std::to_string(format.grid->block) + " (weights.block)");
-    }
-  }
   for (const MatrixPlan& m : plan.matrices) {
     const WeightFormat& format = plan.group(m.parameter).format;
     if (!format.quantized() || m.cols == m.region.distance) continue;
-    const ParameterShape& p = plan.parameters[static_cast<std::size_t>(m.parameter)];
-    const Index col = m.region.first % m.region.distance;
     if (format.grid->extent != Grid::Extent::block) {
-      refuse(p, "its matrices cut its rows, which cannot share a scale then: weights.scale block");
+      refuse(plan.parameters[static_cast<std::size_t>(m.parameter)],
+             "its matrices cut its rows, which cannot share a scale then: weights.scale block");
     }
-    if (col % format.grid->block != 0) {
-      refuse(p, "matrix '" + m.name + "' begins in column " + std::to_string(col) +
-                    ", inside a block of " + std::to_string(format.grid->block) +
-                    " (weights.block)");
+  }
+  for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
+    const Group& g = plan.group(static_cast<int>(i));
+    if (g.format.quantized() && g.format.grid->extent == Grid::Extent::block) {
+      check_blocks(plan, i, g.format.grid->block, "weights.block");
     }
+    if (g.momentum.quantized()) check_blocks(plan, i, g.momentum.grid->block, "state.block");
   }
 }
 
@@ -395,6 +479,7 @@ std::string decisions(const Plan& plan) {
     add(c.lmo.scale), add(c.lmo.eps_mode), add(c.lmo.dtype), add(c.weights.format);
     add(c.weights.rounding), add(c.weights.residual);
     if (g.format.quantized()) add(g.format.name());
+    if (g.compresses()) add("momentum " + g.momentum.name());
     if (g.feeds_back()) {
       add(c.weights.eco.kappa), add(g.max_correction), add(c.weights.eco.lr_floor);
     }
@@ -548,7 +633,7 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
     const ParameterShape& p = plan.parameters[i];
     const Group& g = plan.group(static_cast<int>(i));
     if (g.lmo == nullptr) continue;
-    const auto blocks = logical_matrices(p, g.config->split);
+    const auto blocks = in_blocks(logical_matrices(p, g.config->split), block_of(g));
     for (std::size_t k = 0; k < blocks.size(); ++k) {
       MatrixPlan m;
       m.name = blocks.size() == 1 ? p.name : p.name + "#" + std::to_string(k);
@@ -557,10 +642,11 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
       m.rows = m.region.rows;
       m.cols = m.region.cols;
       m.gram_of_rows = m.rows <= m.cols;
-      m.flops = g.lmo->flops(m.rows, m.cols);
+      m.stack = g.direction().stack(m.rows, m.cols);
+      m.flops = g.direction().flops(*g.lmo, m.rows, m.cols);
       m.seconds = lmo_seconds(profile, g, m.rows, m.cols) +
                   pass_seconds(profile, pass_bytes(g) * static_cast<double>(m.rows * m.cols));
-      if (g.feeds_back() && g.lmo->orthogonalizes()) {
+      if (g.feeds_back() && g.orthogonalizes()) {
         const auto side = static_cast<double>(std::min(m.rows, m.cols));
         m.flops += 2 * side * static_cast<double>(m.rows * m.cols);
       }
@@ -568,6 +654,7 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
       plan.matrices.push_back(std::move(m));
     }
   }
+  take_turns(plan);
   check_grids(plan);
   // The fastest that fits. What rests whole on few ranks gives way to shards where the cap or an
   // even use of memory asks for it; then fewer matrices are brought together at a time.

@@ -53,26 +53,43 @@ int effective_group(const Config& config, const ParameterShape& parameter,
 /// "name f32 [4, 5] gradient f32 local": what ranks compare.
 std::string describe(const ParameterShape& parameter);
 
+struct MatrixPlan;
+
 /// What a group's entries became.
 struct Group {
   const GroupConfig* config = nullptr;
   std::shared_ptr<const optim::Rule> rule;
   std::shared_ptr<const optim::Lmo> lmo;  ///< of matrix rules
   WeightFormat format;
+  WeightFormat momentum;  ///< how the first of the rule's states rests
   Residual residual = Residual::none;
   bool master = false;  ///< f32 weights kept beside rounded ones
   bool stochastic = false;
   double max_correction = 0;  ///< ECO: share of the momentum's norm; 0: any
+  bool linear = false;        ///< is U linear in the momentum?
   /// ECO?
   [[nodiscard]] bool feeds_back() const { return residual == Residual::momentum; }
+  /// Does the momentum rest in fewer bits than it is updated in?
+  [[nodiscard]] bool compresses() const { return momentum != WeightFormat{}; }
+  /// Bytes of state `k` of the rule, of a rows×cols piece (matrix, where it is of a matrix).
+  [[nodiscard]] std::size_t state_bytes(std::size_t k, Index rows, Index cols) const {
+    if (k == 0 && compresses()) return momentum.bytes(rows, cols);
+    const optim::StateSpec& spec = rule->state()[k];
+    return static_cast<std::size_t>(spec.rows(rows, cols) * spec.cols(rows, cols)) * sizeof(float);
+  }
   /// Do the rows of an element-wise parameter stay whole? They share a scale, or a guard.
   [[nodiscard]] bool keeps_rows() const {
-    return format.quantized() || (feeds_back() && max_correction > 0);
+    return format.quantized() || momentum.quantized() || (feeds_back() && max_correction > 0);
   }
   /// The rule of a group with an `lmo`.
   [[nodiscard]] const optim::MatrixRule& matrix_rule() const {
     return static_cast<const optim::MatrixRule&>(*rule);
   }
+  [[nodiscard]] const optim::Direction& direction() const { return matrix_rule().direction(); }
+  /// s of a matrix's direction.
+  [[nodiscard]] double scale(const MatrixPlan& m) const;
+  /// Of a group with an `lmo`: does its step count as orthogonalized?
+  [[nodiscard]] bool orthogonalizes() const { return direction().orthogonalizes(*lmo); }
 };
 
 /// One logical matrix of a matrix rule.
@@ -85,14 +102,26 @@ struct MatrixPlan {
   int owner = 0;  ///< world rank that computes it (where several do: that saves its line state)
   /// Gram modes: X·Xᵀ of the rows (pieces are columns) or XᵀX of the columns (pieces are rows).
   bool gram_of_rows = true;
+  optim::Stack stack = optim::Stack::x;  ///< …of Z, stacked so
+  /// Of what is done in turns, in [0, 1): apart from the other costly matrices of its group.
+  double phase = 0;
   int bound_slot = -1;  ///< Gram modes: where its gradient's norm is summed
   /// The model's only matrix, rational, in mode gram: inverses that the ranks of its shard group
   /// compute between them and then all have. 0: every rank computes all that there is.
   int shared_terms = 0;
   double flops = 0;    ///< of its LMO
   double seconds = 0;  ///< predicted: its LMO and update, on the rank that has most of it
-  [[nodiscard]] Index gram_side() const { return gram_of_rows ? rows : cols; }
+  /// Elements of a line across the side that no piece cuts.
+  [[nodiscard]] Index line_length() const { return gram_of_rows ? rows : cols; }
+  /// Side of the Gram matrix.
+  [[nodiscard]] Index gram_side() const {
+    return line_length() * optim::gram_blocks(stack, gram_of_rows);
+  }
 };
+
+inline double Group::scale(const MatrixPlan& m) const {
+  return direction().scale(*lmo, m.rows, m.cols);
+}
 
 /// A run of elements on one rank: a piece of a logical matrix, or part of a parameter.
 struct Segment {
@@ -126,6 +155,7 @@ struct Bucket {
   optim::Mode mode = optim::Mode::owner;
   std::int64_t period = 1;
   DType wire = DType::f32;  ///< of what meets
+  int brings = 1;           ///< exchange, gather, periodic: pieces of X, or (2) of X and of G
   bool lone = false;        ///< gram: holds the model's only matrix, which every rank computes…
   int shared_terms = 0;     ///< …or its share of so many terms
   bool rounds_together = false;  ///< line 7 concerns several ranks (rounding.hpp)

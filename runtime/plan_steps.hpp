@@ -33,8 +33,8 @@ void predict(const MachineProfile& profile, Plan& plan);
 
 /// Bytes of state of a rows×cols piece (per line state of a whole matrix included).
 std::size_t state_bytes(const Group& g, Index rows, Index cols);
-/// Of one element.
-std::size_t state_bytes_per_element(const Group& g);
+/// Of one element, with its share of a scale.
+double state_bytes_per_element(const Group& g);
 /// Bytes an element-wise update moves per element: gradient, weights and state, read and written.
 double pass_bytes(const Group& g);
 /// The LMO of a whole rows×cols matrix on one rank.

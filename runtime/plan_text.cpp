@@ -34,7 +34,7 @@ nlohmann::ordered_json plan_document(const Plan& plan, double step_seconds) {
                         {"owner", m.owner},
                         {"seconds", m.seconds},
                         {"norm", g.config->lmo.norm},
-                        {"lmo", g.lmo->description(m.gram_side())}});
+                        {"lmo", g.direction().description(*g.lmo, m.line_length())}});
     if (m.shared_terms > 0) matrices.back()["shared_terms"] = m.shared_terms;
   }
   auto& passed = doc["passed_over"] = nlohmann::ordered_json::array();

@@ -70,15 +70,16 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
       const std::size_t whole =
           optim::whole_matrix_workspace_bytes(rule, *g.lmo, s.region.rows, s.region.cols);
       scratch = std::max(scratch, static_cast<std::int64_t>(whole));
+      if (rule.direction().asks_for_gradient()) scratch += room(size, 4);
     }
     if (b.mode == optim::Mode::owner) {
       r.flops += m.flops;
-      r.matrices += g.lmo->orthogonalizes() ? 1 : 0;
+      r.matrices += g.orthogonalizes() ? 1 : 0;
       r.seconds += m.seconds;
     }
     if (b.mode == optim::Mode::block_local && size > 0) {
-      r.flops += g.lmo->flops(s.region.rows, s.region.cols);
-      r.matrices += g.lmo->orthogonalizes() ? 1 : 0;
+      r.flops += g.direction().flops(*g.lmo, s.region.rows, s.region.cols);
+      r.matrices += g.orthogonalizes() ? 1 : 0;
       r.seconds += lmo_seconds(profile, g, s.region.rows, s.region.cols) +
                    feedback_seconds(profile, g, s.region.rows, s.region.cols) +
                    pass_seconds(profile, pass_bytes(g) * static_cast<double>(size));
@@ -92,13 +93,16 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
   if (!b.matrices.empty() && size > 0) {
     scratch = std::max(scratch, static_cast<std::int64_t>(piece_scratch_bytes(plan, b, s)));
   }
-  at_least(r.work.rule, scratch);
-  for (const optim::StateSpec& spec : g.rule->state()) {
-    r.memory.state += spec.per_line()
-                          ? (s.matrix < 0 || keeps_lines_here(plan, b, s)
-                                 ? room(spec.rows(rows, cols) * spec.cols(rows, cols), 4)
-                                 : 0)
-                          : room(size, 4);
+  at_least(r.work.rule, scratch + room(opened_elements(plan, b, s), 4));
+  const auto state = g.rule->state();
+  for (std::size_t k = 0; k < state.size(); ++k) {
+    if (!state[k].of_matrix()) {
+      const std::size_t bytes = g.state_bytes(k, s.region.rows, s.region.cols);
+      r.memory.state += static_cast<std::int64_t>(Arena::rounded(bytes));
+    } else if (s.matrix < 0 || keeps_lines_here(plan, b, s)) {
+      const std::size_t bytes = g.state_bytes(k, rows, cols);
+      r.memory.state += static_cast<std::int64_t>(Arena::rounded(bytes));
+    }
   }
   if (g.master) r.memory.state += room(size, 4);
   if (g.residual == Residual::mantissa) r.memory.state += room(size, 2);
@@ -349,7 +353,7 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
     RankPlan& r = ranks[static_cast<std::size_t>(w)];
     const MeetingSize& size = sizes[static_cast<std::size_t>(w)];
     if (size.matrices == 0) continue;  // nothing meets in this replica
-    const Traffic sent = meeting_traffic(plan, b, w, size);
+    const Traffic sent = meeting_traffic(plan, b, w, size, b.brings);
     r.traffic += sent;
     if (b.mode == optim::Mode::periodic) periodic_of(r, b.period).traffic += sent;
   }
@@ -357,7 +361,7 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
   for (const int index : b.matrices) {
     const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(index)];
     const Group& g = plan.group(m.parameter);
-    const std::int64_t counted = g.lmo->orthogonalizes() ? 1 : 0;
+    const std::int64_t counted = g.orthogonalizes() ? 1 : 0;
     const auto scratch = static_cast<std::int64_t>(meeting_scratch_bytes(plan, m));
     for (int w = 0; w < plan.ranks; ++w) {
       if (!plan.meets_in(b, m, w)) continue;
@@ -380,7 +384,7 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
   for (const Segment& s : b.segments) {
     if (s.size() == 0) continue;
     const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(s.matrix)];
-    const bool counted = plan.group(m.parameter).lmo->orthogonalizes();
+    const bool counted = plan.group(m.parameter).orthogonalizes();
     for (int w = s.rank; w < plan.ranks; w += plan.shard) {
       RankPlan& r = ranks[static_cast<std::size_t>(w)];
       r.seconds += piece_seconds(plan, profile, m, s);

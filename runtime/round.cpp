@@ -117,9 +117,10 @@ void ShardedOptimizer::Impl::round_kept(const OwnSegment& own) {
     Carver carver(scratch_);
     const MatrixView g = carver.matrix(panel.rows, panel.cols);
     load_gradient(own, panel, g);
-    const StateViews state(own, panel);
+    const StateViews state = open_state(own, panel, carver);
     pull_back(own, static_cast<const optim::ElementwiseRule&>(*group.rule),
               {residual, g, state.views(), carver.rest()}, scalars_of(own));
+    close_state(own, panel, state, runtime::Rounded::correction);
   });
 }
 
@@ -172,7 +173,8 @@ void ShardedOptimizer::Impl::undo_whole(std::size_t b, const Meeting::Matrix& en
   });
   std::span<std::byte> room = buffers.undo.subspan(entry.undo);
   const optim::Undo undo = optim::carve_undo(group.matrix_rule(), *group.lmo, m.rows, m.cols, room);
-  optim::undo_matrix(group.matrix_rule(), *group.lmo, undo, e, c, carver.rest(), *backend_);
+  optim::undo_matrix(group.matrix_rule(), *group.lmo, undo, {e, {}, state_of(b, entry.matrix)},
+                     scalars_of(m), c, carver.rest(), *backend_);
   if (bucket.mode == Mode::gather) {
     for (const OwnSegment& own : segments(b)) {
       if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
@@ -201,7 +203,6 @@ void ShardedOptimizer::Impl::sum_roots(std::size_t b) {
   for (std::size_t i = 0; i < meetings_[b].matrices.size(); ++i) {
     const int index = meetings_[b].matrices[i].matrix;
     const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(index)];
-    const runtime::Group& group = plan_.group(m.parameter);
     const Index side = m.gram_side();
     float* const triangle = triangles + roundings_[b].triangles[i];
     if (kappa_of(m) == 0 || !has_piece(b, index)) {
@@ -216,11 +217,11 @@ void ShardedOptimizer::Impl::sum_roots(std::size_t b) {
       const MatrixView all = dense(directions, own.meeting_offset, own.rows, own.cols, DType::f32);
       const Index elements = runtime::lines_panel_elements(plan_, m, own.segment);
       for_each_panel(own, m.gram_of_rows, elements, [&](const Panel& panel) {
-        const MatrixView x = Carver(carver).matrix(panel.rows, panel.cols);
+        Carver rest(carver);
+        const MatrixView x = rest.matrix(panel.rows, panel.cols);
         const MatrixView d = block(all, panel);
         load_gradient(own, panel, x);
-        const StateViews state(own, panel);
-        group.matrix_rule().query({{}, x, state.views(), {}}, *backend_);
+        query(own, panel, x, rest);
         kernels::scale_by_power(x, -gram_exponent(m), *backend_);
         if (m.gram_of_rows) {
           backend_->gemm(1, d, Transpose::no, x, Transpose::yes, any ? 1 : 0, root);
@@ -290,7 +291,8 @@ void ShardedOptimizer::Impl::undo_own(const OwnSegment& own) {
   std::span<std::byte> room = own_undo(own);
   const optim::Undo undo =
       optim::carve_undo(group.matrix_rule(), *group.lmo, own.rows, own.cols, room);
-  optim::undo_matrix(group.matrix_rule(), *group.lmo, undo, kept(own), c, carver.rest(), *backend_);
+  optim::undo_matrix(group.matrix_rule(), *group.lmo, undo, {kept(own), {}, own.state},
+                     scalars_of(own), c, carver.rest(), *backend_);
   backend_->convert(c, 1, kept(own));
 }
 
@@ -308,13 +310,12 @@ void ShardedOptimizer::Impl::add_corrections(std::size_t b) {
   const auto factor = [&](const OwnSegment& own) {
     const runtime::MatrixPlan& m = matrix_of(own);
     const bool of_power = met && (optim::uses_gram(m.mode) || m.mode == Mode::block_cyclic);
-    return std::ldexp(kappa_of(m) / group.lmo->scale(m.rows, m.cols),
-                      of_power ? gram_exponent(m) : 0);
+    return std::ldexp(kappa_of(m) / group.scale(m), of_power ? gram_exponent(m) : 0);
   };
   const auto squares_of = [&](const OwnSegment& own) {
     const double f = factor(own);
     const std::pair squares{f * f * backend_->sum_squares(kept(own)),
-                            backend_->sum_squares(own.state[0])};
+                            momentum_squares(own, Carver(scratch_))};
     if (measures_) {
       measured(own).correction += squares.first;
       measured(own).momentum += squares.second;
@@ -324,7 +325,7 @@ void ShardedOptimizer::Impl::add_corrections(std::size_t b) {
   const auto add = [&](const OwnSegment& own, double correction, double momentum) {
     if (kappa_of(matrix_of(own)) == 0) return;
     const double f = factor(own) * guard(group, std::sqrt(correction), std::sqrt(momentum));
-    backend_->axpby(f, kept(own), 1, own.state[0]);
+    add_to_momentum(own, f, kept(own), Carver(scratch_));
   };
   if (!met) {
     for (const OwnSegment& own : segments(b)) {
@@ -365,7 +366,8 @@ void ShardedOptimizer::Impl::add_corrections(std::size_t b) {
     if (m.bound_slot < 0 || kappa_of(m) == 0) continue;
     const double of_c = std::sqrt(norms_[2 * i]);
     const double of_m = std::sqrt(norms_[2 * i + 1]);
-    bounds_[static_cast<std::size_t>(m.bound_slot)] = of_m + guard(group, of_c, of_m) * of_c;
+    bounds_[static_cast<std::size_t>(m.bound_slot)] =
+        runtime::bound_at_rest(group.momentum, of_m + guard(group, of_c, of_m) * of_c);
   }
 }
 

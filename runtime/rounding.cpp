@@ -1,6 +1,7 @@
 #include "runtime/rounding.hpp"
 
 #include <map>
+#include <numeric>
 
 #include "comm/cost.hpp"
 #include "kernels/gram.hpp"
@@ -55,10 +56,13 @@ bool pulls_back_together(const Plan& plan, const Bucket& b) {
 
 }  // namespace
 
-Index column_unit(const WeightFormat& format) {
-  if (!format.quantized()) return 1;
-  if (format.grid->extent == Grid::Extent::block) return format.grid->block;
-  return format.grid->format == CodeFormat::int4 ? 2 : 1;
+Index column_unit(const Group& group) {
+  const auto unit = [](const WeightFormat& format) -> Index {
+    if (!format.quantized()) return 1;
+    if (format.grid->extent == Grid::Extent::block) return format.grid->block;
+    return format.grid->format == CodeFormat::int4 ? 2 : 1;
+  };
+  return std::lcm(unit(group.format), unit(group.momentum));
 }
 
 Index shared_scales(const Plan& plan, int parameter, const MatrixPlan* m) {
@@ -139,7 +143,7 @@ Traffic rounding_traffic_of_meeting(const Plan& plan, const Bucket& b, int w,
   if (size.triangles > 0) {
     t += cost::all_reduce(size.triangles, plan.shard, me, 4, plan.max_chunk);
   } else if (b.mode != Mode::gram && meeting.matrices > 0) {
-    t += meeting_traffic(plan, b, w, meeting);  // E goes the way of X
+    t += meeting_traffic(plan, b, w, meeting, 1);  // E goes the way of X
   }
   if (size.norms > 0) t += cost::all_reduce(size.norms, plan.shard, me, 8, plan.max_chunk);
   return t;

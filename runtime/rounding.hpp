@@ -24,8 +24,9 @@ bool rounds_together(const Plan& plan, const Bucket& bucket);
 /// Scales of matrix `m` (of an element-wise parameter that the trainer holds: m null) that pieces
 /// on several ranks share: 0, 1 (tensor), or as many as it has rows.
 Index shared_scales(const Plan& plan, int parameter, const MatrixPlan* m);
-/// Columns at whose multiples a piece may be cut: of codes that share a byte, or a scale.
-Index column_unit(const WeightFormat& format);
+/// Columns at whose multiples a piece may be cut: of codes of weights or momentum that share a
+/// byte, or a scale.
+Index column_unit(const Group& group);
 
 /// Elements (bytes where it says so) in the buffers of one rank.
 struct RoundingSize {

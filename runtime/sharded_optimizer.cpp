@@ -25,7 +25,7 @@ Index first_line(const Plan& plan, int matrix, const optim::StateSpec& spec) {
 }
 
 Region state_region(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec) {
-  if (!spec.per_line()) return {0, own.rows, own.cols, own.cols};
+  if (!spec.of_matrix()) return {0, own.rows, own.cols, own.cols};
   if (own.segment.matrix < 0) {
     return {0, spec.rows(own.rows, own.cols), spec.cols(own.rows, own.cols), 1};
   }
@@ -37,6 +37,39 @@ Region state_region(const Plan& plan, const OwnSegment& own, const optim::StateS
 }  // namespace runtime
 
 namespace {
+
+/// Triangles of a parameter's matrices become whole symmetric matrices: [m, m], [k, m, m] of k
+/// equal ones, and else one after the other.
+void unpack_factors(const runtime::Plan& plan, std::size_t parameter,
+                    std::map<std::string, ShardedOptimizer::StateTensor>& all) {
+  const runtime::Group& g = plan.group(static_cast<int>(parameter));
+  for (const optim::StateSpec& spec : g.rule->state()) {
+    const auto found =
+        all.find("state/" + plan.parameters[parameter].name + "/" + std::string(spec.name));
+    if (spec.triangle_of(1, 1) == 0 || found == all.end()) continue;
+    std::vector<Index> sides;
+    std::vector<float> full;
+    std::size_t at = 0;
+    for (const runtime::MatrixPlan& m : plan.matrices) {
+      if (m.parameter != static_cast<int>(parameter)) continue;
+      const Index side = spec.triangle_of(m.rows, m.cols);
+      const std::size_t first = full.size();
+      const auto n = static_cast<std::size_t>(side);
+      full.resize(first + n * n);
+      for (std::size_t r = 0; r < n; ++r) {
+        for (std::size_t c = 0; c <= r; ++c, ++at) {
+          full[first + r * n + c] = full[first + c * n + r] = found->second.values[at];
+        }
+      }
+      sides.push_back(side);
+    }
+    const bool equal = std::count(sides.begin(), sides.end(), sides.front()) == std::ssize(sides);
+    std::vector<Index> shape{std::ssize(full)};
+    if (equal) shape = {std::ssize(sides), sides.front(), sides.front()};
+    if (sides.size() == 1) shape.erase(shape.begin());
+    found->second = {std::move(shape), std::move(full)};
+  }
+}
 
 /// All ranks must have been given the same: the first difference is named.
 void check_same_everywhere(Communicator& comm, const Config& config,
@@ -387,11 +420,16 @@ void ShardedOptimizer::Impl::find_bounds() {
   for (const runtime::OwnSegment& own : own_) {
     if (own.segment.matrix < 0 || own.size() == 0 || !counts(own)) continue;
     const int slot = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)].bound_slot;
-    if (slot >= 0) sums[static_cast<std::size_t>(slot)] += backend_->sum_squares(own.state[0]);
+    if (slot < 0) continue;
+    sums[static_cast<std::size_t>(slot)] += momentum_squares(own, runtime::Carver(scratch_));
   }
   if (sums.empty()) return;
   setup_.all_reduce(std::span(sums));
-  for (std::size_t i = 0; i < sums.size(); ++i) bounds_[i] = std::sqrt(sums[i]);
+  for (const runtime::MatrixPlan& m : plan_.matrices) {
+    if (m.bound_slot < 0) continue;
+    const auto i = static_cast<std::size_t>(m.bound_slot);
+    bounds_[i] = runtime::bound_at_rest(plan_.group(m.parameter).momentum, std::sqrt(sums[i]));
+  }
 }
 
 /// The buffers of every bucket's meeting, as the plan has counted them.
@@ -441,8 +479,11 @@ void ShardedOptimizer::Impl::allocate() {
   for (std::size_t b = plan_.buckets.size(); b-- > 0;) {
     first_own_[b] = std::min(first_own_[b], first_own_[b + 1]);
   }
-  const auto spec_bytes = [this](const optim::StateSpec& spec, const runtime::OwnSegment& own) {
-    return static_cast<std::size_t>(runtime::state_region(plan_, own, spec).size()) * sizeof(float);
+  const auto bytes_of_state = [this](const runtime::OwnSegment& own, std::size_t k) {
+    const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
+    if (k == 0 && g.compresses()) return g.momentum.bytes(own.rows, own.cols);
+    const Region r = runtime::state_region(plan_, own, g.rule->state()[k]);
+    return static_cast<std::size_t>(r.size()) * sizeof(float);
   };
   struct Beside {
     std::size_t master, low, scales;
@@ -459,8 +500,9 @@ void ShardedOptimizer::Impl::allocate() {
   std::size_t bytes = 0;
   for (const runtime::OwnSegment& own : own_) {
     const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
-    for (const optim::StateSpec& spec : g.rule->state())
-      bytes += Arena::rounded(spec_bytes(spec, own));
+    for (std::size_t k = 0; k < g.rule->state().size(); ++k) {
+      bytes += Arena::rounded(bytes_of_state(own, k));
+    }
     bytes += Arena::rounded(beside(g, own).master) + Arena::rounded(beside(g, own).low) +
              Arena::rounded(beside(g, own).scales);
   }
@@ -472,10 +514,15 @@ void ShardedOptimizer::Impl::allocate() {
   }
   for (runtime::OwnSegment& own : own_) {
     const runtime::Group& g = plan_.groups[static_cast<std::size_t>(own.group)];
-    for (const optim::StateSpec& spec : g.rule->state()) {
-      const Region r = runtime::state_region(plan_, own, spec);
+    for (std::size_t k = 0; k < g.rule->state().size(); ++k) {
+      const Region r = runtime::state_region(plan_, own, g.rule->state()[k]);
+      const DType dtype = k > 0 ? DType::f32 : g.momentum.unit();
       own.state.push_back(
-          {state_arena_.take(spec_bytes(spec, own)).data(), r.rows, r.cols, r.cols, DType::f32});
+          {state_arena_.take(bytes_of_state(own, k)).data(), r.rows, r.cols, r.cols, dtype});
+    }
+    if (g.momentum.quantized() && own.size() > 0) {  // scales of zeros
+      const QuantizedView m = g.momentum.view(own.state[0].data, own.rows, own.cols);
+      backend_->scales_from_maxima(*g.momentum.grid, runtime::scales_of(m, *g.momentum.grid));
     }
     const auto take = [this](std::size_t size, Index rows, Index cols, DType dtype) {
       return size == 0 ? MatrixView{}
@@ -617,7 +664,16 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
       for (std::size_t k = 0; k < specs.size(); ++k) {
         const optim::StateSpec& spec = specs[k];
         const MatrixView* mine = r == me ? &own.state[k] : nullptr;
-        if (!spec.per_line() || own.segment.matrix < 0) {
+        kernels::DeviceBuffer room;
+        MatrixView opened;
+        if (mine != nullptr && k == 0 && g.compresses() && own.size() > 0) {
+          room = kernels::DeviceBuffer(*backend_,
+                                       static_cast<std::size_t>(own.size()) * sizeof(float));
+          opened = matrix_view(static_cast<float*>(room.data()), own.rows, own.cols);
+          open_momentum(own, runtime::whole(own), opened);
+          mine = &opened;
+        }
+        if (!spec.of_matrix() || own.segment.matrix < 0) {
           take(spec.name, mine, own.region(), p.shape);
         } else if (own.saves_lines) {
           Index lines = 0;
@@ -633,6 +689,7 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
     }
   }
   if (me == 0) {
+    for (std::size_t i = 0; i < plan_.parameters.size(); ++i) unpack_factors(plan_, i, all);
     for (const runtime::ParameterShape& p : plan_.parameters) {
       all["state/" + p.name + "/step"] = {{1}, {static_cast<float>(updates_)}};
     }

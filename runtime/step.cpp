@@ -77,6 +77,8 @@ void ShardedOptimizer::Impl::walk() {
   report_.step = steps_;
   report_.skip_reason.clear();
   report_.notice.clear();
+  problem_.clear();
+  is_fatal_ = false;
   set_deadline();
   mirrors_->fetch_weights();
   // Before anything is overwritten: what this step's gradients were computed with.
@@ -120,7 +122,8 @@ void ShardedOptimizer::Impl::walk() {
   report_.lr_multiplier = lr_multiplier_;
   if (const std::string_view problem = backend_->replay_problem(); !problem.empty() && !noticed_) {
     noticed_ = true;
-    notice_ = "cuda.graph: an LMO could not be recorded, and is launched kernel by kernel: ";
+    if (!notice_.empty()) notice_ += "; ";
+    notice_ += "cuda.graph: an LMO could not be recorded, and is launched kernel by kernel: ";
     notice_ += problem;
   }
   report_.notice.swap(notice_);
@@ -207,8 +210,9 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
       const auto g =
           static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(m.parameter)]);
       double& bound = bounds_[static_cast<std::size_t>(m.bound_slot)];
-      bound = plan_.groups[g].matrix_rule().bound(
-          bound, clip_[g] * std::sqrt(norms[plan_.norm_slots + m.bound_slot]));
+      const double gradient = clip_[g] * std::sqrt(norms[plan_.norm_slots + m.bound_slot]);
+      bound = runtime::bound_at_rest(plan_.groups[g].momentum,
+                                     plan_.groups[g].matrix_rule().bound(bound, gradient));
     }
     return true;
   }
@@ -322,8 +326,13 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
   };
   if (const auto* rule = dynamic_cast<const optim::MatrixRule*>(group.rule.get())) {
     runtime::Carver carver(scratch_);
-    const MatrixView x = gradient({0, own.rows, 0, own.cols}, carver);
-    rule->accumulate({{}, x, own.state, {}}, scalars, *backend_);  // 3
+    optim::Whole matrix{gradient({0, own.rows, 0, own.cols}, carver), {}, own.state};
+    const MatrixView x = matrix.x;
+    if (rule->direction().asks_for_gradient()) {
+      matrix.g = carver.matrix(own.rows, own.cols);
+      backend_->convert(x, 1, matrix.g);
+    }
+    accumulate(own, runtime::whole(own), x, /*stores=*/true, carver);  // 3
     const auto start = Clock::now();
     const bool feeds_back = kappa_[static_cast<std::size_t>(own.group)] != 0;
     const bool together = rounds_together(own);
@@ -334,8 +343,8 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
       undo = optim::carve_undo(*rule, *group.lmo, own.rows, own.cols, kept);
       if (!together) work = kept;
     }
-    const bool made =
-        whole_matrix(group, x, lines_of(own), feeds_back ? &undo : nullptr, work);  // 4, 5
+    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+    const bool made = whole_matrix(m, matrix, feeds_back ? &undo : nullptr, work);  // 4, 5
     report_.ms.lmo += ms_since(start);
     progress();
     const double sum = apply(own, x);  // 6, 7
@@ -347,13 +356,16 @@ double ShardedOptimizer::Impl::update_here(runtime::OwnSegment& own) {
   for_each_block(own, [&](const runtime::Panel& p) {
     runtime::Carver carver(scratch_);
     const MatrixView g = gradient(p, carver);
-    const runtime::StateViews state(own, p);
+    const runtime::StateViews state = open_state(own, p, carver);
     const MatrixView w = open_weights(own, p);
     sum += rule.update({w, g, state.views(), carver.rest()}, scalars, *backend_);
+    close_state(own, p, state, runtime::Rounded::update);
     if (rounds_together(own)) return backend_->convert(w, 1, runtime::block(kept(own), p));
     const MatrixView residual = close_weights(own, p, w);
     if (kappa_[static_cast<std::size_t>(own.group)] != 0) {
+      reopen_state(own, p, state);
       pull_back(own, rule, {residual, g, state.views(), carver.rest()}, scalars);
+      close_state(own, p, state, runtime::Rounded::correction);
     }
   });
   return sum;
@@ -367,8 +379,7 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, MatrixView 
   return sum;
 }
 
-optim::StepScalars ShardedOptimizer::Impl::scalars_of(const runtime::OwnSegment& own) const {
-  const auto g = static_cast<std::size_t>(own.group);
+optim::StepScalars ShardedOptimizer::Impl::scalars_of(std::size_t g) const {
   return {updates_, lr_at(g, steps_) * lr_multiplier_, weight_decay_[g]};
 }
 
@@ -403,11 +414,9 @@ double ShardedOptimizer::Impl::apply(const runtime::OwnSegment& own, const runti
                                      MatrixView direction) {
   const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
   const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
-  const runtime::StateViews state(own, panel);
   const MatrixView w = open_weights(own, panel);
   const double sum =
-      group.matrix_rule().apply({w, direction, state.views(), {}}, group.lmo->scale(m.rows, m.cols),
-                                scalars_of(own), *backend_);
+      group.matrix_rule().apply({w, direction, {}, {}}, group.scale(m), scalars_of(own), *backend_);
   if (rounds_together(own)) {
     backend_->convert(w, 1, runtime::block(kept(own), panel));
     return sum;
@@ -516,13 +525,14 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
   if (working_set_) planned = planned - mine.gathers + working_set_->expected();
   const std::int64_t matrices = mine.matrices_of(updates_);
   const bool as_planned = sent == planned && matrices_ == matrices;
+  constexpr double noted = 0x1p-30;  // of any number of ranks less than one that differs
   double& differs = sums[plan_.control_after() - 1];
-  differs = as_planned ? 0 : 1;
+  differs = (as_planned ? 0 : 1) + (problem_.empty() ? 0 : noted);
   {
     const TrafficScope scope(all_ranks(), TrafficClass::control);
     all_ranks().all_reduce(Span{sums, plan_.control_after(), DType::f64}, ReduceOp::sum);
   }
-  if (differs != 0) {
+  if (differs >= 1) {
     runtime::agree(
         all_ranks(),
         as_planned
@@ -534,15 +544,28 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
                   std::to_string(matrices_) + " matrices, planned " + std::to_string(matrices),
         ExitCode::internal);
   }
+  if (differs > 0) share_problems();
   if (measures_) report_rounding(sums);
   for (std::size_t g = 0; g < plan_.groups.size(); ++g) {
     if (!std::isfinite(sums[g])) {
-      throw NumericError("step " + std::to_string(steps_) + ": the update of groups[" +
-                         std::to_string(g) + "] (" + plan_.groups[g].config->match +
-                         ") is not finite; its weights are damaged");
+      const std::string what = "step " + std::to_string(steps_) + ": the update of groups[" +
+                               std::to_string(g) + "] (" + plan_.groups[g].config->match +
+                               ") is not finite; its weights are damaged";
+      runtime::agree(all_ranks(), is_fatal_ ? what + ": " + problem_ : "", ExitCode::numeric);
+      throw NumericError(what);
     }
     report_.update_rms[g] =
         elements_of_group_[g] > 0 ? std::sqrt(sums[g] / elements_of_group_[g]) : 0;
+  }
+}
+
+/// What directions could not be made as they should, on whichever rank: rare, and beyond the plan.
+void ShardedOptimizer::Impl::share_problems() {
+  const TrafficScope scope(all_ranks(), TrafficClass::exceptional);
+  for (const std::string& theirs : all_ranks().all_gather_strings(problem_)) {
+    if (theirs.empty() || notice_.find(theirs) != std::string::npos) continue;
+    if (!notice_.empty()) notice_ += "; ";
+    notice_ += theirs;
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 namespace orthrus::runtime {
 namespace {
@@ -109,6 +110,32 @@ WeightFormat weight_format(const WeightsConfig& config) {
   if (grid.extent != Grid::Extent::block) grid.block = Grid{}.block;
   grid.power_of_two = config.scale_format == "pow2";
   return {DType::f32, grid};
+}
+
+WeightFormat momentum_format(const StateConfig& config) {
+  if (config.momentum == "bf16") return {DType::bf16, std::nullopt};
+  if (config.momentum != "int8") return {};
+  Grid grid;
+  grid.format = CodeFormat::int8;
+  grid.extent = Grid::Extent::block;
+  grid.block = config.block;
+  return {DType::f32, grid};
+}
+
+bool is_of_momentum(const WeightFormat& format) {
+  if (!format.quantized()) return format.dtype == DType::f32 || format.dtype == DType::bf16;
+  return format.grid->format == CodeFormat::int8 && format.grid->extent == Grid::Extent::block &&
+         !format.grid->power_of_two;
+}
+
+double bound_at_rest(const WeightFormat& format, double bound) {
+  if (format == WeightFormat{} || bound == 0 || !std::isfinite(bound)) return bound;
+  // The least scale is 1e-12; below 2^-126 bf16 is coarser than its mantissa.
+  bound =
+      std::max(bound, format.quantized() ? largest_code(format.grid->format) * 1e-12 : 0x1p-126);
+  int exponent = 0;
+  const double mantissa = std::frexp(bound, &exponent);
+  return std::ldexp(std::ceil(std::ldexp(mantissa, 8)), exponent - 8);
 }
 
 Residual residual_of(const WeightsConfig& config) {

@@ -57,6 +57,15 @@ struct WeightFormat {
 };
 
 WeightFormat weight_format(const WeightsConfig& config);
+/// How a momentum rests: f32, bf16, or int8 with scales of blocks.
+WeightFormat momentum_format(const StateConfig& config);
+/// Is it one that a momentum may have?
+bool is_of_momentum(const WeightFormat& format);
+/// Entries of at most `bound` are no larger than this, however they have been rounded to `format`:
+/// it is a number that bf16 has, which nothing below is rounded beyond, and of which as a block's
+/// largest no int8 code · scale is more (127·(b/127) ≤ b in f32, of all 128 mantissas). So a bound
+/// that comes back to itself does not grow. f32: `bound`.
+double bound_at_rest(const WeightFormat& format, double bound);
 Residual residual_of(const WeightsConfig& config);
 
 /// A block of a quantized matrix; with Extent::block `col` begins a block.

@@ -169,16 +169,32 @@ void ShardedOptimizer::Impl::read_trainer(const runtime::OwnSegment& own,
 /// Which bits round the elements of a panel stochastically: of the parameter's elements, whoever
 /// has them.
 kernels::Rounding ShardedOptimizer::Impl::rounding_of(const runtime::OwnSegment& own,
-                                                      const runtime::Panel& panel) const {
+                                                      const runtime::Panel& panel,
+                                                      runtime::Rounded what) const {
   const Region region = region_of(own, panel);
+  const runtime::Group& group = plan_.groups[static_cast<std::size_t>(own.group)];
   kernels::Rounding rounding;
-  rounding.stochastic = plan_.groups[static_cast<std::size_t>(own.group)].stochastic;
+  rounding.stochastic = what == runtime::Rounded::weights ? group.stochastic : group.compresses();
   rounding.seed = config_.seed;
-  rounding.stream_id = static_cast<std::uint64_t>(own.segment.parameter);
+  // Parameters are fewer than 2^32.
+  rounding.stream_id =
+      static_cast<std::uint64_t>(own.segment.parameter) | static_cast<std::uint64_t>(what) << 32U;
   rounding.step = static_cast<std::uint64_t>(steps_);
   rounding.first_element = region.first;
   rounding.row_distance = region.distance;
   return rounding;
+}
+
+/// Elements are the parameter's: one run where `wide` has whole rows of it, else row by row.
+void ShardedOptimizer::Impl::round_to_bf16(MatrixView wide, MatrixView to,
+                                           const kernels::Rounding& r) {
+  if (!r.stochastic) return backend_->convert(wide, 1, to);
+  const Index rows = r.row_distance == wide.cols ? std::max<Index>(wide.rows, 1) : 1;
+  for (Index i = 0; i < wide.rows; i += rows) {
+    const runtime::Panel run{i, rows, 0, wide.cols};
+    backend_->round_stochastic(runtime::block(wide, run), runtime::block(to, run), r.seed,
+                               r.stream_id, r.step, r.first_element + i * r.row_distance);
+  }
 }
 
 /// Line 7: rounded to the format they rest in. @return E = W̃ − Ŵ in f32 where ECO or codes need
@@ -194,15 +210,8 @@ MatrixView ShardedOptimizer::Impl::close_weights(const runtime::OwnSegment& own,
   if (to.data == wide.data) return {};
   if (group.residual == Residual::mantissa) {
     backend_->split_f32(wide, to, runtime::block(own.low, panel));
-  } else if (!group.stochastic) {
-    backend_->convert(wide, 1, to);
   } else {
-    const kernels::Rounding r = rounding_of(own, panel);
-    for (Index i = 0; i < panel.rows; ++i) {
-      const runtime::Panel line{i, 1, 0, panel.cols};
-      backend_->round_stochastic(runtime::block(wide, line), runtime::block(to, line), r.seed,
-                                 r.stream_id, r.step, r.first_element + i * r.row_distance);
-    }
+    round_to_bf16(wide, to, rounding_of(own, panel));
   }
   if (rest.data == nullptr) {
     runtime::unpack({to.data, to.size(), format},
@@ -581,20 +590,19 @@ void ShardedOptimizer::Impl::pull_back(const runtime::OwnSegment& own, const opt
   const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
   runtime::Carver carver(work);
   const MatrixView correction = carver.matrix(own.rows, own.cols);
-  optim::undo_matrix(group.matrix_rule(), *group.lmo, undo, residual, correction, carver.rest(),
-                     *backend_);
-  double factor = kappa_[g] / group.lmo->scale(m.rows, m.cols);
-  const MatrixView momentum = own.state[0];
+  optim::undo_matrix(group.matrix_rule(), *group.lmo, undo, {residual, {}, own.state},
+                     scalars_of(own), correction, carver.rest(), *backend_);
+  double factor = kappa_[g] / group.scale(m);
   if (group.max_correction > 0 || measures_) {
     const double of_correction = factor * factor * backend_->sum_squares(correction);
-    const double of_momentum = backend_->sum_squares(momentum);
+    const double of_momentum = momentum_squares(own, carver);
     if (measures_) {
       measured(own).correction += of_correction;
       measured(own).momentum += of_momentum;
     }
     factor *= guard(group, std::sqrt(of_correction), std::sqrt(of_momentum));
   }
-  backend_->axpby(factor, correction, 1, momentum);
+  add_to_momentum(own, factor, correction, carver);
 }
 
 /// What a correction is multiplied by, so that it stays within its share of the momentum. In 16
@@ -666,8 +674,7 @@ void ShardedOptimizer::Impl::report_rounding(const double* sums) {
     }
     const double step = lr_at(g, steps_) * lr_multiplier_ * std::sqrt(sums[g] / of.elements);
     report.step_over_grid = spacing > 0 ? step / spacing : 0;
-    const auto* elementwise = dynamic_cast<const optim::ElementwiseRule*>(group.rule.get());
-    if (kappa_[g] == 0 || (elementwise != nullptr && elementwise->is_linear())) continue;
+    if (kappa_[g] == 0 || group.linear) continue;
     const double decay = group.rule->gain()->decay;
     report.out_of_regime = report.out_of_regime || report.step_over_grid < (1 - decay) / 2 ||
                            report.relative_correction > 0.7 * std::sqrt(1 - decay * decay);

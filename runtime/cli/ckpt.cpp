@@ -1,4 +1,5 @@
 // orthrus ckpt: what checkpoints hold, and whether they are whole.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -105,13 +106,47 @@ std::map<std::string, std::pair<std::vector<Index>, std::vector<float>>> assembl
     }
     return lines;
   };
-  for (const auto& p : m.pieces) {
+  std::map<std::string, const runtime::CheckpointParameter*> parameters;
+  for (const auto& p : m.parameters) parameters[p.name] = &p;
+  const auto find = [&](const runtime::CheckpointPiece& p) -> const runtime::TensorInfo& {
     const auto& reader = *files[static_cast<std::size_t>(p.file)];
     const runtime::TensorInfo* info = reader.find(p.tensor);
     if (info == nullptr || info->elements() != p.rows * p.cols) {
       throw DataError(reader.file().string() + ": tensor '" + p.tensor +
                       "' is not what the manifest says");
     }
+    return *info;
+  };
+  /// What the int8 codes of a momentum stand for.
+  const auto read_momentum = [&](const runtime::CheckpointPiece& p, const Grid& grid) {
+    const auto& reader = *files[static_cast<std::size_t>(p.file)];
+    const runtime::TensorInfo& info = find(p);
+    std::vector<std::int8_t> codes(static_cast<std::size_t>(p.rows * p.cols));
+    reader.read(info, 0, std::ssize(codes), codes.data());
+    const std::string beside =
+        runtime::scales_of_momentum + p.tensor.substr(std::min(p.key.size(), p.tensor.size()));
+    const auto scales =
+        std::find_if(m.pieces.begin(), m.pieces.end(), [&](const runtime::CheckpointPiece& q) {
+          return q.key == runtime::scales_of_momentum && q.file == p.file && q.tensor == beside;
+        });
+    if (scales == m.pieces.end() || scales->rows != p.rows ||
+        scales->cols != scale_cols(grid, p.cols)) {
+      throw DataError(reader.file().string() + ": tensor '" + p.tensor + "' has no scales");
+    }
+    const std::vector<float> factors = reader.read_f32(find(*scales));
+    std::vector<float> values(codes.size());
+    for (Index r = 0; r < p.rows; ++r) {
+      for (Index c = 0; c < p.cols; ++c) {
+        const auto at = static_cast<std::size_t>(r * p.cols + c);
+        values[at] = static_cast<float>(codes[at]) *
+                     factors[static_cast<std::size_t>(r * scales->cols + c / grid.block)];
+      }
+    }
+    return values;
+  };
+  for (const auto& p : m.pieces) {
+    if (p.key == runtime::scales_of_momentum) continue;  // part of what they are scales of
+    const runtime::TensorInfo& info = find(p);
     auto& [shape, values] =
         all[p.key == "weights" ? p.parameter : "state/" + p.parameter + "/" + p.key];
     if (values.empty()) {
@@ -125,7 +160,10 @@ std::map<std::string, std::pair<std::vector<Index>, std::vector<float>>> assembl
       }
       values.resize(static_cast<std::size_t>(size));
     }
-    const std::vector<float> piece = reader.read_f32(*info);
+    const auto format = runtime::format_of(*parameters.at(p.parameter), p.key);
+    const std::vector<float> piece = p.key == "momentum" && format->quantized()
+                                         ? read_momentum(p, *format->grid)
+                                         : files[static_cast<std::size_t>(p.file)]->read_f32(info);
     for (Index r = 0; r < p.rows; ++r) {
       std::copy_n(piece.begin() + r * p.cols, p.cols, values.begin() + p.first + r * p.distance);
     }

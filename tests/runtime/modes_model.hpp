@@ -392,6 +392,18 @@ groups:
     rule: {name: lion, lr: 0.01}
 )";
 
+/// The same model with rules whose direction is made of the gradient, too.
+inline std::string family_recipe() {
+  std::string text = kHeldRecipe;
+  const auto put = [&text](const std::string& before, const std::string& after) {
+    text.replace(text.find(before), before.size(), after);
+  };
+  put("{name: muon,", "{name: prism, gamma: 0.5,");
+  put("{name: normuon,", "{name: bidirectional_prism, gamma_left: 0.5,");
+  put(", beta2: 0.9", "");
+  return text;
+}
+
 /// A model of one matrix, which a rational function orthogonalizes, and of vectors around it.
 inline Model lone_model(const std::string& spectrum, Index m, Index n) {
   Model model;

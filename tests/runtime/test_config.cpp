@@ -245,11 +245,11 @@ INSTANTIATE_TEST_SUITE_P(
                 "(did you mean 'seed'?)"},
         Refused{"key_in_the_wrong_place", group("iterations: 3"),
                 "a.yaml:5:5: groups[0].iterations: unknown key; known: match, rule, lmo, matrix, "
-                "weights, schedule, "
+                "weights, state, schedule, "
                 "split, clip_norm (did you mean 'lmo.iterations'?)"},
         Refused{"rule_key_in_the_group", group("nesterov: true"),
                 "a.yaml:5:5: groups[0].nesterov: unknown key; known: match, rule, lmo, matrix, "
-                "weights, schedule, "
+                "weights, state, schedule, "
                 "split, clip_norm (did you mean 'rule.nesterov'?)"},
         Refused{"duplicate_key",
                 "schema: 1\ncomm:\n  blocking: true\n  timeout_s: 1\n  blocking: false\n",
@@ -424,8 +424,8 @@ TEST(Config, RefusesARuleItDoesNotKnow) {
       refusal(group("clip_norm: 0", "{name: moun}")),
       testing::AllOf(StartsWith("a.yaml:4:18: groups[0].rule.name: 'moun' is not a rule; known: "),
                      HasSubstr("adamw"), testing::EndsWith(" (did you mean 'muon'?)")));
-  EXPECT_THAT(refusal(group("clip_norm: 0", "{name: soap}")),
-              StartsWith("a.yaml:4:18: groups[0].rule.name: 'soap' is not available in this "
+  EXPECT_THAT(refusal(group("clip_norm: 0", "{name: adamuon}")),
+              StartsWith("a.yaml:4:18: groups[0].rule.name: 'adamuon' is not available in this "
                          "version; available: "));
   EXPECT_THAT(refusal(group("clip_norm: 0", "{lr: 1}")),
               StartsWith("a.yaml:4:11: groups[0].rule.name: is required; known rules: "));

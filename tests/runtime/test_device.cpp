@@ -382,6 +382,21 @@ TEST_P(DeviceInMode, IsAsOnTheCpuForWeightsThatRanksRoundTogether) {
   }
 }
 
+// A momentum that is opened, updated and rounded there; with ECO twice.
+TEST_P(DeviceInMode, IsAsOnTheCpuForACompressedMomentum) {
+  const Model model = modes::model_for("");
+  for (const char* momentum : {"bf16", "int8"}) {
+    for (const char* weights : {"{format: f32}", "{format: fp8_e4m3, residual: momentum}"}) {
+      Config config = modes::with_weights(
+          modes::held_config(GetParam(), Along::none, "checks: collective\n"), weights);
+      for (GroupConfig& g : config.groups) g.state.momentum = momentum;
+      expect_as_on_cpu(config, model, {.ranks = 3},
+                       modes::label(GetParam()) + " " + momentum + " " + weights,
+                       {Home::device, Home::both});
+    }
+  }
+}
+
 TEST(Device, IsAsOnTheCpuForRoundedWeightsAndWires) {
   for (const DType dtype : {DType::bf16, DType::f32}) {
     const Model model = modes::held_model(dtype, dtype);

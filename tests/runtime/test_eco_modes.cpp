@@ -90,6 +90,24 @@ void expect_same(const Outcome& a, const Outcome& b, const std::string& what) {
   }
 }
 
+void expect_codes_of_one_rank(const Config& rules, const std::string& weights, int ranks) {
+  const modes::Model model = model_for(weights);
+  const Config recipe = with_weights(rules, weights);
+  const Outcome one = train(modes::in_mode(recipe, modes::owner), model, 1);
+  for (const ModeCase& mode : {modes::exchange, modes::gather}) {
+    for (const int stage : {1, 2, 3}) {
+      Config config = modes::in_mode(recipe, mode);
+      config.zero_stage = stage;
+      if (stage == 1) config.comm.bucket_bytes = 1024;
+      const std::string what = weights + " " + mode.name + " ZeRO-" + std::to_string(stage);
+      expect_same(train(config, model, ranks), one, what);
+      if (stage == 1 || ranks % 2 != 0) continue;
+      config.mesh.replicate = 2;
+      expect_same(train(config, model, ranks), one, what + " two replicas");
+    }
+  }
+}
+
 class OnRanks : public testing::TestWithParam<int> {};
 INSTANTIATE_TEST_SUITE_P(Threads, OnRanks, testing::Values(1, 2, 3, 4));
 
@@ -97,21 +115,11 @@ INSTANTIATE_TEST_SUITE_P(Threads, OnRanks, testing::Values(1, 2, 3, 4));
 // rank that has the whole matrix.
 TEST_P(OnRanks, ExchangedAndGatheredCodesAreThoseOfOneRank) {
   for (const std::string weights : kFormats) {
-    const modes::Model model = model_for(weights);
-    const Config recipe = with_weights(parse_config(modes::kHeldRecipe), weights);
-    const Outcome one = train(modes::in_mode(recipe, modes::owner), model, 1);
-    for (const ModeCase& mode : {modes::exchange, modes::gather}) {
-      for (const int stage : {1, 2, 3}) {
-        Config config = modes::in_mode(recipe, mode);
-        config.zero_stage = stage;
-        if (stage == 1) config.comm.bucket_bytes = 1024;
-        const std::string what = weights + " " + mode.name + " ZeRO-" + std::to_string(stage);
-        expect_same(train(config, model, GetParam()), one, what);
-        if (stage == 1 || GetParam() % 2 != 0) continue;
-        config.mesh.replicate = 2;
-        expect_same(train(config, model, GetParam()), one, what + " two replicas");
-      }
-    }
+    expect_codes_of_one_rank(parse_config(modes::kHeldRecipe), weights, GetParam());
+  }
+  // With G beside X on the way.
+  for (const std::string weights : {kFormats[0], kFormats[1], kFormats[3]}) {
+    expect_codes_of_one_rank(parse_config(modes::family_recipe()), weights, GetParam());
   }
 }
 
@@ -333,17 +341,17 @@ TEST_P(OnRanks, EveryRowReachesItsLargestCode) {
   }
 }
 
-// ---- NorMuon: its lines are undone, too --------------------------------------------------------
+// ---- mode gram against owner -------------------------------------------------------------------
 
-// C of a column is H·F⁻¹ times what rounding took from that column: where all codes are those of
-// one rank, so is the momentum, but for mode gram's own error.
-TEST_P(OnRanks, GramUndoesTheFactorsOfLines) {
+// C of a column is H·F⁻¹ (PRISM: H of two Gram matrices) times what rounding took from that column:
+// where all codes are those of one rank, so is the momentum, but for mode gram's own error.
+void expect_gram_undoes(const std::string& rules, const char* group, int ranks) {
   const std::string weights = "{format: int4, residual: momentum, eco: {max_rel_correction: 0}}";
   modes::Model model;
-  modes::add_zoo(model, "normuon", "gaussian", 6, 40);
-  const Config recipe = with_weights(parse_config(modes::kHeldRecipe), weights);
+  modes::add_zoo(model, group, "gaussian", 6, 40);
+  const Config recipe = with_weights(parse_config(rules), weights);
   const Outcome one = train(modes::in_mode(recipe, modes::owner), model, 1, 1);
-  const Outcome found = train(modes::in_mode(recipe, modes::gram), model, GetParam(), 1);
+  const Outcome found = train(modes::in_mode(recipe, modes::gram), model, ranks, 1);
   const std::string key = "state/" + model.tensors[0].name + "/momentum";
   int equal = 0;
   double difference = 0;
@@ -365,6 +373,11 @@ TEST_P(OnRanks, GramUndoesTheFactorsOfLines) {
   }
   EXPECT_GE(equal, 30);
   EXPECT_LE(std::sqrt(difference / norm), 5e-3);
+}
+
+TEST_P(OnRanks, GramUndoesTheFactorsOfLinesAndThoseOfInnovations) {
+  expect_gram_undoes(modes::kHeldRecipe, "normuon", GetParam());
+  expect_gram_undoes(modes::family_recipe(), "muon", GetParam());
 }
 
 // ---- a stall -----------------------------------------------------------------------------------

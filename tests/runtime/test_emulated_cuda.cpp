@@ -110,10 +110,7 @@ INSTANTIATE_TEST_SUITE_P(
                     std::pair{modes::gram_steps, "checks: collective\n"}),
     [](const auto& info) { return modes::label(info.param.first); });
 
-TEST_P(EmulatedCuda, StepsAsTheCpuDoes) {
-  const auto& [mode, extra] = GetParam();
-  const Model model = modes::held_model();
-  const Config config = modes::held_config(mode, Along::none, extra);
+void expect_as_the_cpu_does(const Config& config, const Model& model) {
   const Outcome expected = train(config, model, false);
   const Outcome found = train(config, model, true);
   EXPECT_EQ(found.last.bytes_sent, expected.last.bytes_sent);
@@ -136,6 +133,17 @@ TEST_P(EmulatedCuda, StepsAsTheCpuDoes) {
     // Everything that no product has gone into has the CPU's bits.
     if (name.find("row_second_moment") != std::string::npos) continue;
     EXPECT_EQ(found.state.at(name).values, tensor.values) << name;
+  }
+}
+
+TEST_P(EmulatedCuda, StepsAsTheCpuDoes) {
+  const auto& [mode, extra] = GetParam();
+  Config config = modes::held_config(mode, Along::none, extra);
+  expect_as_the_cpu_does(config, modes::held_model());
+  for (const char* momentum : {"bf16", "int8"}) {
+    SCOPED_TRACE(momentum);
+    for (GroupConfig& g : config.groups) g.state.momentum = momentum;
+    expect_as_the_cpu_does(config, modes::model_for(""));
   }
 }
 

@@ -62,6 +62,7 @@ struct GroupConfig {
   LmoConfig lmo;
   MatrixConfig matrix;
   WeightsConfig weights;
+  StateConfig state;
   ScheduleConfig schedule;
   SplitConfig split;
   double clip_norm =

@@ -134,7 +134,8 @@ struct StepReport {
   double lr_multiplier = 1;
   std::vector<RoundingReport> rounding;  ///< per group
   /// What this rank cannot do as configured, and does otherwise; said once, in the step that showed
-  /// it. Mostly empty.
+  /// it. What a direction could not be made of on some rank, and was made up for: on all ranks.
+  /// Mostly empty.
   std::string notice;
   StepTimes ms;
 };
