@@ -358,23 +358,38 @@ RULE_DEFAULTS = {
         "momentum_form": "heavy_ball",
     },
     "lion": {"lr": 1e-4, "betas": [0.9, 0.99], "weight_decay": 0.0},
+    "prism": {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0, "damp_first_step": True}
+    | {"gamma": 1.0, "side": "short"},
+    "bidirectional_prism": {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0, "damp_first_step": True}
+    | {"gamma_left": 1.0, "gamma_right": 1.0, "eps": 1e-6},
+    "shampoo": {"lr": 0.01, "momentum": 0.9, "beta2": 0.99, "weight_decay": 0.0, "frequency": 10}
+    | {"eps": 1e-12, "exponent": 0.0, "bias_correction": True, "trace_scaling": False}
+    | {"grafting": "none", "grafting_beta2": 0.999, "grafting_eps": 1e-10},
+    "one_sided_shampoo": {"lr": 0.05, "momentum": 0.95, "beta2": 0.95, "weight_decay": 0.0}
+    | {"frequency": 1, "eps": 1e-8, "bias_correction": False},
+    "kl_shampoo": {"lr": 1e-3, "momentum": 0.9, "beta2": 0.95, "weight_decay": 0.0, "frequency": 10}
+    | {"eps": 1e-12, "bias_correction": False},
+    "soap": {"lr": 3e-3, "betas": [0.9, 0.95], "shampoo_beta": 0.95, "weight_decay": 0.0}
+    | {"frequency": 10, "eps": 1e-8, "max_dimension": 10000},
 }
-MATRIX_RULES = ("muon", "normuon")
+PRISM_RULES = ("prism", "bidirectional_prism")
+KRONECKER_RULES = ("shampoo", "one_sided_shampoo", "kl_shampoo", "soap")
+MATRIX_RULES = ("muon", "normuon", *PRISM_RULES, *KRONECKER_RULES)
 
 
 def _momentum(state, g, rule):
     """Takes g into the momentum; @return what the update looks along."""
-    beta = rule["momentum"]
-    take = 1 - beta if rule["momentum_form"] == "ema" else 1.0
+    beta = gain(rule)[1]
+    take = 1 - beta if rule.get("momentum_form", "ema") == "ema" else 1.0
     state["momentum"] = beta * state["momentum"] + take * g
     return _query(state, g, rule)
 
 
 def _query(state, g, rule):
     """What the update looks along, of the momentum that has taken g in."""
-    beta = rule["momentum"]
-    take = 1 - beta if rule["momentum_form"] == "ema" else 1.0
-    return take * g + beta * state["momentum"] if rule["nesterov"] else state["momentum"]
+    beta = gain(rule)[1]
+    take = 1 - beta if rule.get("momentum_form", "ema") == "ema" else 1.0
+    return take * g + beta * state["momentum"] if rule.get("nesterov") else state["momentum"]
 
 
 def _adamw_divisor(state, step, rule):
@@ -387,6 +402,10 @@ def _adamw_divisor(state, step, rule):
 def direction(state, g, step, group):
     """U of one logical matrix (matrix rules) or one tensor; W <- (1 - lr wd) W - lr U."""
     rule, name = group["rule"], group["rule"]["name"]
+    if name in PRISM_RULES or name in KRONECKER_RULES:
+        x = _momentum(state, g, rule)
+        make = prism if name == "prism" else bidirectional if name in PRISM_RULES else kronecker
+        return scale_factor(*x.shape, group["lmo"]["scale"]) * make(state, x, g, step, group)
     if name in MATRIX_RULES:
         d = lmo(_momentum(state, g, rule), group["lmo"])
         if name == "normuon":
@@ -412,6 +431,177 @@ def direction(state, g, step, group):
     if name == "sgd":
         return _momentum(state, g, rule)
     raise ValueError(name)
+
+
+# --- directions of M and N = G - M -----------------------------------------------------------------------
+
+
+def _gammas(rule, step, *keys):
+    """The weights of N; 0 in a first step that is not to be damped."""
+    return [rule[key] if step > 1 or rule["damp_first_step"] else 0.0 for key in keys]
+
+
+def _is_left(rows, cols, side):
+    return side == "left" or (side == "short" and rows <= cols) or (side == "long" and rows > cols)
+
+
+def prism(state, x, g, step, group):
+    """(MM^T + gamma^2 NN^T)^-1/2 M, or M (M^T M + gamma^2 N^T N)^-1/2: M's block of lmo([M, gamma N])."""
+    (gamma,), left = _gammas(group["rule"], step, "gamma"), _is_left(*x.shape, group["rule"]["side"])
+    z = np.concatenate([x, gamma * (g - x)], axis=1 if left else 0)
+    o = lmo(z, group["lmo"])
+    # P^-1, by which E comes back: of the side that has the root, as well as the polynomial reaches it.
+    state["undo"] = (o @ z.T, None) if left else (None, z.T @ o)
+    return o[: x.shape[0], : x.shape[1]]
+
+
+def power(p, exponent, least=0.0):
+    """P^exponent of a symmetric matrix, eigenvalues below `least` taken for it."""
+    values, vectors = np.linalg.eigh(p)
+    return (vectors * np.maximum(values, least) ** exponent) @ vectors.T
+
+
+def bidirectional(state, x, g, step, group):
+    """L^-1/4 M R^-1/4, L = MM^T + gamma_l^2 NN^T + delta, R = M^T M + gamma_r^2 N^T N + delta."""
+    rule, n = group["rule"], g - x
+    state["undo"] = np.zeros((len(x), len(x))), np.zeros((x.shape[1], x.shape[1]))
+    if not x.any():
+        return np.zeros_like(x)
+    sides = []
+    for gamma, m, new in zip(_gammas(rule, step, "gamma_left", "gamma_right"), (x, x.T), (n, n.T)):
+        p = m @ m.T + gamma**2 * new @ new.T
+        # eps is a share of the mean over min(rows, cols) directions; a Gram matrix in f32 is only known
+        # to 2^-23 of its norm.
+        delta = rule["eps"] * np.trace(p) / min(x.shape) + 2.0**-23 * np.linalg.norm(p)
+        sides.append(p + delta * np.eye(len(p)))
+    state["undo"] = tuple(power(p, 0.25) for p in sides)
+    left, right = (power(p, -0.25) for p in sides)
+    return left @ x @ right
+
+
+# --- directions of Kronecker factors ---------------------------------------------------------------------
+
+
+def _due(step, frequency):
+    """In each of the first steps, then in every `frequency`-th: the first matrix of its shape."""
+    return step <= frequency or step % frequency == 0
+
+
+def _joined(state, key, p, beta):
+    old = state.get(key)
+    new = (1 - beta if beta < 1 else 1.0) * p
+    state[key] = new if old is None else beta * old + new
+    return state[key]
+
+
+def _corrected(beta, step, rule=None):
+    """1 - b^t of a moving average from 0, where it is to be corrected."""
+    return 1 - beta**step if beta < 1 and (rule is None or rule["bias_correction"]) else 1.0
+
+
+FLOOR = 2.0**-24  # of the norm: what f32 does not know of a factor's eigenvalues
+
+
+def kronecker(state, x, g, step, group):
+    """@param state  factors and what is made of them; `undo` gets P^-1 of both sides, or a function."""
+    rule, name = group["rule"], group["rule"]["name"]
+    if not g.any() and "made" not in state:
+        state["undo"] = lambda e: np.zeros_like(e)
+        return np.zeros_like(x)
+    made = {"shampoo": shampoo, "one_sided_shampoo": one_sided, "kl_shampoo": kl, "soap": soap}[name]
+    return made(state, x, g, step, rule)
+
+
+def _between(state, x, rule, step):
+    """L_i X R_i of roots that are there."""
+    left, right = state["made"]
+    correction = _corrected(rule["momentum"], step, rule)
+    state["undo"] = correction * np.linalg.inv(left), np.linalg.inv(right)
+    return left @ x @ right / correction
+
+
+def shampoo(state, x, g, step, rule):
+    """L^-e X R^-e of L = sum b^(t-k) GG^T, R of G^T G. Grafted: as long as Adam's step along X."""
+    exponent, roots = rule["exponent"] or 0.25, []
+    for key, p in (("left", g @ g.T), ("right", g.T @ g)):
+        p = _joined(state, key, p, rule["beta2"]) / _corrected(rule["beta2"], step, rule)
+        delta = rule["eps"] + FLOOR * np.linalg.norm(p)
+        lift = np.trace(p) ** (exponent / 2) if rule["trace_scaling"] else 1.0
+        roots.append(lift * power(p + delta * np.eye(len(p)), -exponent, delta))
+    if _due(step, rule["frequency"]):
+        state["made"] = roots
+    d = _between(state, x, rule, step)
+    if rule["grafting"] == "adam":
+        second = _joined(state, "second", g * g, rule["grafting_beta2"])
+        below = np.sqrt(second / _corrected(rule["grafting_beta2"], step, rule)) + rule["grafting_eps"]
+        adam = x / _corrected(rule["momentum"], step, rule) / below
+        graft = np.linalg.norm(adam) / np.linalg.norm(d)
+        left, right = state["undo"]
+        d, state["undo"] = graft * d, (left / graft, right)
+    return d
+
+
+def one_sided(state, x, g, step, rule):
+    """L^-1/2 X of the short side."""
+    wide = x.shape[0] <= x.shape[1]
+    p = _joined(state, "short", g @ g.T if wide else g.T @ g, rule["beta2"])
+    p = p / _corrected(rule["beta2"], step)
+    delta = rule["eps"] * np.trace(p) / len(p) + FLOOR * np.linalg.norm(p)
+    if _due(step, rule["frequency"]):
+        root = power(p + delta * np.eye(len(p)), -0.5, delta)
+        state["made"] = (root, np.eye(x.shape[1])) if wide else (np.eye(x.shape[0]), root)
+    return _between(state, x, rule, step)
+
+
+def kl(state, x, g, step, rule):
+    """L^-1/2 X R^-1/2, L of G R^-1 G^T / cols and R of G^T L^-1 G / rows; both begin as nu I, nu the root
+    mean square of the first gradient."""
+    rows, cols = x.shape
+    if "made" not in state:
+        nu = math.sqrt((g * g).mean())
+        state |= {"left": nu * np.eye(rows), "right": nu * np.eye(cols)}
+        state["made"] = [power(state["left"], -0.5), power(state["right"], -0.5)]
+    left, right = state["made"]
+    _joined(state, "left", g @ right @ right @ g.T / cols, rule["beta2"])
+    _joined(state, "right", g.T @ left @ left @ g / rows, rule["beta2"])
+    if _due(step, rule["frequency"]):
+        least = [rule["eps"] + FLOOR * np.linalg.norm(state[key]) for key in ("left", "right")]
+        state["made"] = [power(state[k], -0.5, a) for k, a in zip(("left", "right"), least)]
+    return _between(state, x, rule, step)
+
+
+def soap(state, x, g, step, rule):
+    """Adam in the eigenvectors of L and R: by `eigh` first, then one orthogonal iteration each time. The
+    vectors are first put in the order of their Rayleigh quotients, the largest first, and the lines of
+    the second moment with them; beyond that it is not turned."""
+    first = "made" not in state
+    bases = [np.eye(n) for n in x.shape] if first else list(state["made"])
+    for side, (key, p) in enumerate((("left", g @ g.T), ("right", g.T @ g))):
+        if len(p) > rule["max_dimension"]:
+            continue
+        p, q = _joined(state, key, p, rule["shampoo_beta"]), bases[side]
+        if first:
+            bases[side] = np.linalg.eigh(p)[1][:, ::-1]
+        elif _due(step, rule["frequency"]):
+            order = np.argsort(-np.einsum("ij,ij->j", q, p @ q), kind="stable")
+            bases[side] = np.linalg.qr(p @ q[:, order])[0]
+            state["second"] = np.take(state["second"], order, axis=side)
+    state["made"] = bases
+    (left, right), (beta1, beta2) = bases, rule["betas"]
+    second = _joined(state, "second", (left.T @ g @ right) ** 2, beta2)
+    below = _corrected(beta1, step) * (np.sqrt(second / _corrected(beta2, step)) + rule["eps"])
+    state["undo"] = lambda e: left @ (below * (left.T @ e @ right)) @ right.T
+    return left @ ((left.T @ x @ right) / below) @ right.T
+
+
+def undone(state, e):
+    """P^-1 E of the direction last made."""
+    undo = state["undo"]
+    if callable(undo):
+        return undo(e)
+    left, right = undo
+    e = e if left is None else left @ e
+    return e if right is None else e @ right
 
 
 # --- weights as codes and scales ------------------------------------------------------------------------
@@ -526,6 +716,11 @@ class Grid:
         return np.where(above | below, off, np.abs(z - values)) * scale
 
 
+def momentum_grid(rests):
+    """What a momentum that rests as `state` says is rounded to."""
+    return Grid({"format": "bf16"} if rests["momentum"] == "bf16" else {"format": "int8", "block": rests["block"]})
+
+
 _WORD = np.uint64(0xFFFFFFFF)
 
 
@@ -581,11 +776,11 @@ def rate(group, t):
 
 def gain(rule):
     """(what the next X has of the momentum, what the next momentum has of it)."""
-    if rule["name"] in ("adamw", "lion"):
+    if "betas" in rule:
         beta1, beta2 = rule["betas"]
-        return beta1, beta1 if rule["name"] == "adamw" else beta2
+        return beta1, beta2 if rule["name"] == "lion" else beta1
     beta = rule["momentum"]
-    return beta * beta if rule["nesterov"] else beta, beta
+    return beta * beta if rule.get("nesterov") else beta, beta
 
 
 def returns(group, t, horizon=None):
@@ -626,7 +821,10 @@ def guarded(correction, momentum, group, axis=None):
     """No larger than its share of the momentum: of the matrix, or row by row (axis 1)."""
     most = group["weights"].get("eco", {}).get("max_rel_correction", -1)
     if most < 0:
-        most = 0.3 if group["rule"]["name"] in ("muon", "normuon", "lion") else 0
+        decay = gain(group["rule"])[1]
+        nonlinear = group["rule"]["name"] in ("muon", "normuon", "lion", *PRISM_RULES)
+        nonlinear = nonlinear or group["rule"].get("grafting", "none") != "none"
+        most = 0.7 * math.sqrt(1 - decay * decay) if nonlinear else 0
     if most == 0:
         return correction
     have = np.linalg.norm(correction, axis=axis, keepdims=axis is not None)
@@ -657,6 +855,8 @@ def correction(state, g, step, group, e, factor):
     if name == "muon":
         x = _query(state, g, rule)
         return factor / scale_factor(*x.shape, group["lmo"]["scale"]) * inverse_lmo(x, group["lmo"], e)
+    if name in PRISM_RULES or name in KRONECKER_RULES:
+        return factor / scale_factor(*e.shape, group["lmo"]["scale"]) * undone(state, e)
     raise ValueError(name)
 
 
@@ -685,6 +885,7 @@ def group_of(groups, name, ndim):
                 "rule": {**RULE_DEFAULTS[group["rule"]["name"]], **group["rule"]},
                 "lmo": {**LMO_DEFAULTS, **group.get("lmo", {})},
                 "weights": {"format": "f32", "residual": "none", **group.get("weights", {})},
+                "state": {"momentum": "f32", "block": 128, **group.get("state", {})},
             }
     raise ValueError(f"no group takes {name}")
 
@@ -723,7 +924,8 @@ class Replay:
     """Weights and state of every parameter, moved one recorded step at a time.
 
     Quantized weights start on their grid. Where a step has rounded is in `wide` (W before it) and `u`
-    (what decided, if it was stochastic), until the next.
+    (what decided, if it was stochastic), until the next; of a momentum that rests in bf16 or int8, in
+    `wide_momentum` and `u_momentum`.
     """
 
     def __init__(self, groups, weights, horizon=None):
@@ -731,6 +933,8 @@ class Replay:
         self.groups = {k: group_of(groups, k, w.ndim) for k, w in self.weights.items()}
         self.state, self.master, self.steps, self.horizon = {}, {}, 0, horizon
         self.wide, self.u = {}, {}
+        self.kept = {}  # what else a direction keeps of each block
+        self.wide_momentum, self.u_momentum = {}, {}
         for name, w in self.weights.items():
             kind = self.groups[name]["rule"]["name"]
             state = {"momentum": np.zeros_like(w)}
@@ -771,9 +975,23 @@ class Replay:
                 stored = seen[name]
             self.weights[name], self.wide[name] = stored, w
             self.master[name] = w if residual == "master" else stored
+            self._rest(name, group["state"])
             if residual == "momentum" and rate(group, self.steps + 1) > 0:
                 self._pull_back(name, g, w - stored, group)
         return True
+
+    def _rest(self, name, rests):
+        """The momentum is rounded after its use, stochastically, in a stream of its own."""
+        if rests["momentum"] == "f32":
+            return
+        grid, wide = momentum_grid(rests), view_of_rows(self.state[name]["momentum"])
+        stream = list(self.weights).index(name) | 1 << 32
+        u = uniforms(wide.size, stream, self.steps, grid.format).reshape(wide.shape)
+        self.wide_momentum[name], self.u_momentum[name] = wide, u
+        scale = grid.spread(grid.scales(wide), wide.shape)
+        self.state[name]["momentum"] = (grid.rounded(wide / scale, u) * scale).reshape(
+            self.weights[name].shape
+        )
 
     def _rounded(self, name, w, weights):
         if weights["format"] not in MAGNITUDES:
@@ -795,8 +1013,8 @@ class Replay:
             state["momentum"] = state["momentum"] + take.reshape(g.shape)
             return
         g, e, momentum = view_of_rows(g), view_of_rows(e), view_of_rows(state["momentum"])
-        for block in blocks(state["momentum"].shape, group):
-            part = {"momentum": momentum[block].copy()}
+        for i, block in enumerate(blocks(state["momentum"].shape, group)):
+            part = {**self.kept[name][i], "momentum": momentum[block].copy()}
             take = correction(part, g[block], self.steps, group, e[block], factor)
             momentum[block] += guarded(take, part["momentum"], group)
 
@@ -805,8 +1023,10 @@ class Replay:
         flat = g.reshape(shape[0], -1)
         u = np.zeros_like(flat)
         momentum, moments, at = state["momentum"].reshape(flat.shape), state.get("row_second_moment"), 0
-        for block, lines in self._moments(name, shape):
-            part = {"momentum": momentum[block]}
+        parts = self._moments(name, shape)
+        kept = self.kept.setdefault(name, [{} for _ in parts])
+        for (block, lines), part in zip(parts, kept):
+            part["momentum"] = momentum[block]
             if moments is not None:
                 part["row_second_moment"] = moments[at : at + lines]
             u[block] = direction(part, flat[block], self.steps, group)

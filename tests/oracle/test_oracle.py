@@ -252,6 +252,219 @@ class Oracle(unittest.TestCase):
             self.assertLess(np.linalg.norm(back - e), 1e-3 * np.linalg.norm(e), shape)
 
 
+SHAPES = ((9, 17), (17, 9), (12, 12), (1, 7), (7, 1))
+
+
+def of_rule(name, **rule):
+    """Directions of a rule in step 1, 2, ... of the gradients given, the last with its state."""
+    lmo = rule.pop("lmo", {})
+    group = oracle.group_of([{"match": "*", "rule": {"name": name, **rule}, "lmo": lmo}], "w", 2)
+    group["lmo"]["scale"] = "spectral"
+
+    def run(gradients):
+        state = {"momentum": np.zeros_like(gradients[0])}
+        return [oracle.direction(state, g, t + 1, group) for t, g in enumerate(gradients)], state
+
+    return run
+
+
+def msign(x):
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    return u @ vt
+
+
+def orthogonal(rng, n):
+    return np.linalg.qr(rng.standard_normal((n, n)))[0]
+
+
+class Prism(unittest.TestCase):
+    def test_is_a_block_of_the_stack_as_everybody_iterates_it(self):
+        rng = np.random.default_rng(21)
+        for rows, cols in SHAPES:
+            gradients = [rng.standard_normal((rows, cols)) for _ in range(3)]
+            m = 0.1 * (gradients[2] + 0.9 * gradients[1] + 0.81 * gradients[0])
+            n = gradients[2] - m
+            for side in ("left", "right", "short", "long"):
+                d = of_rule("prism", momentum=0.9, gamma=0.7, side=side)(gradients)[0][-1]
+                beside = {"left": True, "right": False, "short": rows <= cols, "long": rows > cols}[side]
+                z = (np.hstack if beside else np.vstack)([m, 0.7 * n])
+                want = newton_schulz(z, "polar_express_101", 5)[:rows, :cols]
+                self.assertLess(np.abs(d - want).max(), 1e-10, (rows, cols, side))
+
+    def test_is_the_published_root(self):
+        rng, exact = np.random.default_rng(22), {"coefficients": "eco8", "iterations": 8}
+        gradients = [rng.standard_normal((6, 40)) for _ in range(2)]
+        for side in ("left", "right"):
+            run = of_rule("prism", momentum=0.5, gamma=1.5, side=side, lmo=exact)
+            d, state = run(gradients)
+            m = state["momentum"]
+            n = 1.5 * (gradients[1] - m)
+            p = m @ m.T + n @ n.T if side == "left" else m.T @ m + n.T @ n
+            values, vectors = np.linalg.eigh(p)
+            good = values > 1e-12 * values[-1]
+            root = (vectors[:, good] / np.sqrt(values[good])) @ vectors[:, good].T
+            want = root @ m if side == "left" else m @ root
+            # |p - 1| <= 7.26e-4 on [1e-3, 1]
+            self.assertLess(np.linalg.norm(d[1] - want), 1e-3 * np.linalg.norm(want), side)
+            e = rng.standard_normal(m.shape)
+            root = (vectors[:, good] * np.sqrt(values[good])) @ vectors[:, good].T
+            want = root @ e if side == "left" else e @ root
+            self.assertLess(np.linalg.norm(oracle.undone(state, e) - want), 1e-3 * np.linalg.norm(want))
+
+    def test_damps_the_first_step_or_does_not(self):
+        g = np.random.default_rng(23).standard_normal((5, 8))
+        # Muon's direction / sqrt(1 + (gamma b / (1-b))^2): 0.0526 with 0.95 and 1.
+        exact = {"coefficients": "eco8", "iterations": 8}
+        for name in ("prism", "bidirectional_prism"):
+            rest = {"eps": 0.0} if name != "prism" else {}
+            for damps, length in ((True, 0.0526), (False, 1.0)):
+                d = of_rule(name, damp_first_step=damps, lmo=exact, **rest)([g])[0][0]
+                self.assertLess(np.abs(d - length * msign(g)).max(), 1e-3 * length, (name, damps))
+
+    def test_of_both_sides_by_matrices_of_the_short_side_only(self):
+        rng = np.random.default_rng(24)
+        for rows, cols in SHAPES:
+            gradients = [rng.standard_normal((rows, cols)) for _ in range(2)]
+            rule = {"momentum": 0.6, "gamma_left": 0.5, "gamma_right": 2.0, "eps": 1e-3}
+            d, state = of_rule("bidirectional_prism", **rule)(gradients)
+            x, n = state["momentum"], gradients[1] - state["momentum"]
+            near, far = (0.5, 2.0) if rows <= cols else (2.0, 0.5)
+            x, n, d = (x, n, d[1]) if rows <= cols else (x.T, n.T, d[1].T)
+            z = np.vstack([x, far * n])
+            m, k = len(x), z @ z.T
+
+            def delta(p):
+                return 1e-3 * np.trace(p) / m + 2.0**-23 * np.linalg.norm(p)
+
+            own = x @ x.T + near**2 * n @ n.T
+            left = oracle.power(own + delta(own) * np.eye(m), -0.25)
+            want = left @ (oracle.power(k + delta(k) * np.eye(2 * m), -0.25) @ z)[:m]
+            self.assertLess(np.abs(d - want).max(), 1e-12, (rows, cols))
+            e = rng.standard_normal((rows, cols))
+            back = oracle.power(state["undo"][0], -1.0) @ oracle.undone(state, e)
+            back = back @ oracle.power(state["undo"][1], -1.0)
+            self.assertLess(np.abs(back - e).max(), 1e-9)
+
+    def test_no_direction_is_longer_than_one_nor_depends_on_the_scale(self):
+        rng = np.random.default_rng(25)
+        for _ in range(300):
+            shape, gammas = rng.integers(1, 9, 2), 10.0 ** rng.uniform(-3, 2, 2)
+            gradients = [rng.standard_normal(shape) * 10.0 ** rng.uniform(-2, 2) for _ in range(2)]
+            run = of_rule("bidirectional_prism", gamma_left=gammas[0], gamma_right=gammas[1])
+            d = run(gradients)[0][-1]
+            self.assertLess(np.linalg.norm(d, 2), 1 + 1e-12)
+            large = run([1e20 * g for g in gradients])[0][-1]
+            self.assertLess(np.abs(large - d).max(), 1e-8)
+
+    def test_more_gamma_damps_every_singular_value_more(self):
+        rng = np.random.default_rng(26)
+        gradients, before = [rng.standard_normal((6, 15)) for _ in range(3)], np.full(6, 2.0)
+        exact = {"coefficients": "eco8", "iterations": 8}
+        muon = of_rule("muon", momentum=0.9, nesterov=False, lmo=exact)(gradients)[0][-1]
+        for gamma in (0.0, 0.3, 1.0, 3.0, 10.0):
+            d = of_rule("prism", momentum=0.9, gamma=gamma, lmo=exact)(gradients)[0][-1]
+            sigma = np.linalg.svd(d, compute_uv=False)
+            self.assertTrue(np.all(sigma < before), gamma)
+            if gamma == 0:
+                self.assertLess(np.abs(d - muon).max(), 1e-12)
+            before = sigma
+
+
+KRONECKER = {
+    "shampoo": {"bias_correction": False},
+    "one_sided_shampoo": {"eps": 1e-12},
+    "kl_shampoo": {},
+    "soap": {"eps": 1e-3},
+}
+
+
+class Kronecker(unittest.TestCase):
+    def test_without_memory_all_but_kl_are_muon(self):
+        rng = np.random.default_rng(31)
+        left, right = orthogonal(rng, 6), orthogonal(rng, 6)
+        g = (left * np.arange(1.0, 7.0)) @ right
+        before = rng.standard_normal((6, 6))
+        for name, rule in (
+            ("shampoo", {"momentum": 0.0, "beta2": 0.0, "frequency": 1}),
+            ("one_sided_shampoo", {"momentum": 0.0, "beta2": 0.0, "frequency": 1}),
+            ("soap", {"betas": [0.0, 0.0], "shampoo_beta": 0.0, "frequency": 1}),
+        ):
+            gradients = [g] if name == "soap" else [before, g]  # one iteration is no eigh
+            d = of_rule(name, **rule)(gradients)[0][-1]
+            self.assertLess(np.abs(d - msign(g)).max(), 1e-6, name)
+
+    def test_soap_without_bases_is_adam(self):
+        rng = np.random.default_rng(32)
+        gradients = [rng.standard_normal((4, 7)) for _ in range(6)]
+        found = of_rule("soap", max_dimension=3, betas=[0.8, 0.9])(gradients)[0]
+        group = oracle.group_of([{"match": "*", "rule": {"name": "adamw", "betas": [0.8, 0.9]}}], "w", 2)
+        state = {"momentum": np.zeros((4, 7)), "second_moment": np.zeros((4, 7))}
+        for t, (g, d) in enumerate(zip(gradients, found)):
+            self.assertLess(np.abs(d - oracle.direction(state, g, t + 1, group)).max(), 1e-12)
+
+    def test_turns_with_its_gradients(self):
+        rng = np.random.default_rng(33)
+        for rows, cols in ((8, 8), (6, 7)):
+            gradients = [rng.standard_normal((rows, cols)) for _ in range(5)]
+            a, b = orthogonal(rng, rows), orthogonal(rng, cols)
+            for name, rule in KRONECKER.items():
+                run = of_rule(name, **rule)
+                plain, turned = run(gradients)[0], run([a @ g @ b for g in gradients])[0]
+                for d, other in zip(plain, turned):
+                    self.assertLess(np.abs(a @ d @ b - other).max(), 1e-7, name)
+
+    def test_the_size_of_gradients_does_not_matter(self):
+        rng = np.random.default_rng(34)
+        gradients = [rng.standard_normal((6, 7)) for _ in range(4)]
+        for name, rule in KRONECKER.items():
+            # SOAP's eps goes along: without it the zeros of the first step would be steps of any sign.
+            large = {**rule, "eps": 1.0} if name == "soap" else rule
+            plain = of_rule(name, **rule)(gradients)[0]
+            for d, other in zip(plain, of_rule(name, **large)([1e3 * g for g in gradients])[0]):
+                self.assertLess(np.abs(d - other).max(), 1e-6, name)
+
+    def test_what_undoes_a_direction(self):
+        rng = np.random.default_rng(35)
+        for rows, cols in ((6, 9), (9, 6), (7, 7)):
+            gradients = [rng.standard_normal((rows, cols)) for _ in range(4)]
+            grafted = {"grafting": "adam"}
+            for name, rule in (*KRONECKER.items(), ("shampoo", grafted)):
+                d, state = of_rule(name, **rule)(gradients)
+                off = np.abs(oracle.undone(state, d[-1]) - state["momentum"]).max()
+                self.assertLess(off, 1e-8, (name, rule))
+
+    def test_kl_shampoo_whitens_both_sides(self):
+        """Of gradients A X B the factors become AA^T and B^T B, but for a number: what D sees is X."""
+        rng = np.random.default_rng(36)
+        a, b = np.diag(np.geomspace(1, 4, 4)), np.diag(np.geomspace(1, 0.2, 5))
+        gradients = [a @ rng.standard_normal((4, 5)) @ b for _ in range(4000)]
+        state = of_rule("kl_shampoo", beta2=0.998, momentum=0.0)(gradients)[1]
+        for key, want in (("left", a @ a), ("right", b @ b)):
+            found = state[key] / np.trace(state[key]) * np.trace(want)
+            # Means of some 500 times 4 products, and of the beginning 0.998^4000 is left.
+            scaled = np.linalg.inv(np.sqrt(want)) @ found @ np.linalg.inv(np.sqrt(want))
+            scaled *= len(want) / np.trace(scaled)
+            self.assertLess(np.abs(scaled - np.eye(len(want))).max(), 0.1, key)
+
+    def test_a_graft_is_as_long_as_adams_step(self):
+        rng = np.random.default_rng(37)
+        gradients = [rng.standard_normal((5, 8)) for _ in range(4)]
+        found = of_rule("shampoo", grafting="adam", grafting_eps=1e-8)(gradients)[0]
+        group = oracle.group_of([{"match": "*", "rule": {"name": "adamw", "betas": [0.9, 0.999]}}], "w", 2)
+        state = {"momentum": np.zeros((5, 8)), "second_moment": np.zeros((5, 8))}
+        for t, (g, d) in enumerate(zip(gradients, found)):
+            adam = oracle.direction(state, g, t + 1, group)
+            self.assertAlmostEqual(np.linalg.norm(d) / np.linalg.norm(adam), 1, 12)
+
+    def test_roots_are_renewed_in_their_turn(self):
+        rng = np.random.default_rng(38)
+        gradients = [rng.standard_normal((5, 5)) for _ in range(7)]
+        often = of_rule("one_sided_shampoo", frequency=1)(gradients)[0]
+        seldom = of_rule("one_sided_shampoo", frequency=3)(gradients)[0]
+        same = [np.abs(a - b).max() < 1e-12 for a, b in zip(often, seldom)]
+        self.assertEqual(same, [True, True, True, False, False, True, False])
+
+
 def direction_of(state, x, group):
     """One direction from a state that has not moved: momentum 0 makes X a multiple of x."""
     return oracle.direction(state, x, 1, group)
