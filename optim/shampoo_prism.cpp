@@ -122,59 +122,56 @@ class Prism final : public Innovation {
   }
 
   // P⁻¹ = (ZZᵀ)^½ on the left, (ZᵀZ)^½ on the right. Where that side of Z is the longer one, it is
-  // O·root·Oᵀ of the shorter one's root, O = msign Z.
+  // OZᵀ or ZᵀO, O = lmo Z, and is not made.
   [[nodiscard]] std::size_t root_bytes(const Lmo& lmo, Index rows, Index cols) const override {
     const auto [r, c] = of_stack(rows, cols);
-    return kernels::padded(lmo.root_bytes(r, c)) +
-           (of_short_side(rows, cols) ? 0 : piece_bytes(r, c, DType::f32));
+    return of_short_side(rows, cols) ? kernels::padded(lmo.root_bytes(r, c))
+                                     : 2 * piece_bytes(r, c, DType::f32);
   }
   [[nodiscard]] std::size_t root_workspace_bytes(const Lmo& lmo, Index rows,
                                                  Index cols) const override {
-    const std::size_t between = 2 * piece_bytes(2 * rows, cols, DType::f32);
     const auto [r, c] = of_stack(rows, cols);
-    return std::max(Stacked::bytes(rows, cols) + lmo.root_workspace_bytes(r, c),
-                    of_short_side(rows, cols) ? 0 : between);
+    return of_short_side(rows, cols) ? Stacked::bytes(rows, cols) + lmo.root_workspace_bytes(r, c)
+                                     : std::max(workspace_bytes(lmo, rows, cols),
+                                                piece_bytes(2 * rows, cols, DType::f32));
   }
   void make_with_root(const Whole& m, const Lmo& lmo, const StepScalars& s,
                       std::span<std::byte> root, std::span<std::byte> work,
                       Backend& backend) const override {
     const Stacked all(work, m.x.rows, m.x.cols, is_beside(m.x));
     put(m, s, all, backend);
-    const std::size_t square = kernels::padded(lmo.root_bytes(all.z.rows, all.z.cols));
-    lmo.with_root(all.z, root.first(square), work, backend);
+    if (of_short_side(m.x.rows, m.x.cols)) {
+      lmo.with_root(all.z, root, work, backend);
+    } else {
+      backend.convert(all.z, 1, carve(root, all.z.rows, all.z.cols, DType::f32));
+      lmo(all.z, work, backend);
+      backend.convert(all.z, 1, carve(root, all.z.rows, all.z.cols, DType::f32));
+    }
     backend.convert(all.x, 1, m.x);
-    if (of_short_side(m.x.rows, m.x.cols)) return;
-    auto rest = root.subspan(square);
-    backend.convert(all.z, 1, carve(rest, all.z.rows, all.z.cols, DType::f32));
   }
-  void undo(const Lmo& lmo, const StepScalars&, std::span<std::byte> root,
-            std::span<const MatrixView>, ConstMatrixView e, MatrixView c, std::span<std::byte> work,
+  void undo(const Lmo&, const StepScalars&, std::span<std::byte> root, std::span<const MatrixView>,
+            ConstMatrixView e, MatrixView c, std::span<std::byte> work,
             Backend& backend) const override {
     const bool left = stack(e.rows, e.cols) == Stack::beside;
     const auto [r, n] = of_stack(e.rows, e.cols);
-    const Index side = std::min(r, n);
-    const std::size_t square = kernels::padded(lmo.root_bytes(r, n));
-    const MatrixView half = matrix_view(reinterpret_cast<float*>(root.data()), side, side);
     const auto product = [&](ConstMatrixView a, Transpose op_a, ConstMatrixView b, Transpose op_b,
                              MatrixView to) { backend.gemm(1, a, op_a, b, op_b, 0, to); };
     if (of_short_side(e.rows, e.cols)) {
+      const Index side = std::min(r, n);
+      const MatrixView half = matrix_view(reinterpret_cast<float*>(root.data()), side, side);
       return left ? product(half, Transpose::no, e, Transpose::no, c)
                   : product(e, Transpose::no, half, Transpose::no, c);
     }
-    auto rest = root.subspan(square);
-    const MatrixView o = carve(rest, r, n, DType::f32);
-    if (left) {  // C = O·root·OᵀE
-      const MatrixView across = carve(work, n, e.cols, DType::f32);
-      const MatrixView scaled = carve(work, n, e.cols, DType::f32);
-      product(o, Transpose::yes, e, Transpose::no, across);
-      product(half, Transpose::no, across, Transpose::no, scaled);
-      product(o, Transpose::no, scaled, Transpose::no, c);
-    } else {  // C = EOᵀ·root·O
-      const MatrixView across = carve(work, e.rows, r, DType::f32);
-      const MatrixView scaled = carve(work, e.rows, r, DType::f32);
-      product(e, Transpose::no, o, Transpose::yes, across);
-      product(across, Transpose::no, half, Transpose::no, scaled);
-      product(scaled, Transpose::no, o, Transpose::no, c);
+    const MatrixView z = carve(root, r, n, DType::f32);
+    const MatrixView o = carve(root, r, n, DType::f32);
+    const MatrixView across =
+        left ? carve(work, n, e.cols, DType::f32) : carve(work, e.rows, r, DType::f32);
+    if (left) {
+      product(z, Transpose::yes, e, Transpose::no, across);
+      product(o, Transpose::no, across, Transpose::no, c);
+    } else {
+      product(e, Transpose::no, z, Transpose::yes, across);
+      product(across, Transpose::no, o, Transpose::no, c);
     }
   }
 

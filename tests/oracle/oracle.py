@@ -399,13 +399,20 @@ def _adamw_divisor(state, step, rule):
     return (np.sqrt(state["second_moment"]) + rule["eps"]) / root
 
 
+def _scale(shape, group):
+    """What lmo.scale says; of Shampoo's family only the one-sided direction is scaled."""
+    name = group["rule"]["name"]
+    unscaled = name in KRONECKER_RULES and name != "one_sided_shampoo"
+    return 1.0 if unscaled else scale_factor(*shape, group["lmo"]["scale"])
+
+
 def direction(state, g, step, group):
     """U of one logical matrix (matrix rules) or one tensor; W <- (1 - lr wd) W - lr U."""
     rule, name = group["rule"], group["rule"]["name"]
     if name in PRISM_RULES or name in KRONECKER_RULES:
         x = _momentum(state, g, rule)
         make = prism if name == "prism" else bidirectional if name in PRISM_RULES else kronecker
-        return scale_factor(*x.shape, group["lmo"]["scale"]) * make(state, x, g, step, group)
+        return _scale(x.shape, group) * make(state, x, g, step, group)
     if name in MATRIX_RULES:
         d = lmo(_momentum(state, g, rule), group["lmo"])
         if name == "normuon":
@@ -417,7 +424,7 @@ def direction(state, g, step, group):
             flat = d / (below[:, None] if along else below)
             norm = np.linalg.norm(flat)
             d = flat * (np.linalg.norm(d) / norm) if norm > 0 else flat
-        return scale_factor(*d.shape, group["lmo"]["scale"]) * d
+        return _scale(d.shape, group) * d
     if name == "adamw":
         beta1, beta2 = rule["betas"]
         state["momentum"] = beta1 * state["momentum"] + (1 - beta1) * g
@@ -854,9 +861,9 @@ def correction(state, g, step, group, e, factor):
         return factor * np.abs(beta1 * before + (1 - beta1) * g) * e
     if name == "muon":
         x = _query(state, g, rule)
-        return factor / scale_factor(*x.shape, group["lmo"]["scale"]) * inverse_lmo(x, group["lmo"], e)
+        return factor / _scale(x.shape, group) * inverse_lmo(x, group["lmo"], e)
     if name in PRISM_RULES or name in KRONECKER_RULES:
-        return factor / scale_factor(*e.shape, group["lmo"]["scale"]) * undone(state, e)
+        return factor / _scale(e.shape, group) * undone(state, e)
     raise ValueError(name)
 
 

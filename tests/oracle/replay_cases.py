@@ -324,6 +324,11 @@ KRONECKER = {
 }
 
 
+def _lmo_of(rule):
+    """Of the Kronecker family one-sided Shampoo's direction alone is scaled."""
+    return {"scale": "match_rms_adamw"} if rule["name"] in ("one_sided_shampoo", *oracle.PRISM_RULES) else {}
+
+
 def kronecker_case(mode=None):
     """Shampoo on both sides, on one, by KL; SOAP where its vectors are no matter of rounding."""
     groups, zoo = [], {}
@@ -331,7 +336,7 @@ def kronecker_case(mode=None):
     for variant, rule in KRONECKER.items():
         if mode == "gram" and rule["name"] != "one_sided_shampoo":
             continue
-        groups += _matrix_groups(variant, rule, {"scale": "match_rms_adamw"}, **place)
+        groups += _matrix_groups(variant, rule, _lmo_of(rule), **place)
         zoo.update(_variant(variant, MATRICES))
         if variant.endswith(".plain"):
             groups.append({**groups[-1], "match": f"scaled.{variant}.*"})
@@ -498,7 +503,7 @@ def quantized_family_case(kronecker):
         if (i + j) % 2:
             weights["eco"] = {"max_rel_correction": 0.01}
         variant = f"{rule['name']}{i}.{weights['format']}"
-        group = {"rule": {**SLOW, **rule}, "weights": weights, "lmo": {"scale": "match_rms_adamw"}}
+        group = {"rule": {**SLOW, **rule}, "weights": weights, "lmo": _lmo_of(rule)}
         groups.append({"match": f"{variant}.*", **group})
         zoo.update(_variant(variant, shapes))
     options = {"steps": 3, "judged_as": "codes", "far": 4.0, "head": {"train_steps": 3}}
