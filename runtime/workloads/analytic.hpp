@@ -21,4 +21,28 @@ namespace orthrus::workloads {
 /// t, u).
 [[nodiscard]] std::unique_ptr<Workload> open_noisy_quadratic(const Config& config);
 
+/// Online least squares: unit u of step t is a fresh x ~ N(0, diag(j^−decay)) with the answer
+/// W*x + noise·z, where W* (rows×cols) has N(0, 1/cols) entries and z is standard normal; its loss
+/// is ½‖Wx − answer‖², from W = 0. "val_loss" is ½E‖(W − W*)x‖², exact: 0 at W*, where a step's own
+/// loss is ½·rows·noise² on average. "gradient_squared" is ‖G‖² of the expected gradient
+/// G = (W − W*)·diag(j^−decay), "gradient_variance" the trace of the covariance of one unit's.
+[[nodiscard]] std::unique_ptr<Workload> open_matrix_least_squares(const Config& config);
+
+/// L(W) = ‖(W − W♯)A‖²/(2·samples) from W = 0, where W♯ (outputs×features) has N(0, 1/features)
+/// entries. A = relu(VX), or silu(V₁X)∘V₂X with `activation: gated_silu`; V has N(0, 1/inputs)
+/// entries, X (inputs×samples) N(0, 1). Unit u is column u of A (modulo) where `train.batch` is a
+/// multiple of `samples`, else one that is drawn. "val_loss" is L; with ReLU "population_loss" is
+/// its expectation over X, in closed form.
+[[nodiscard]] std::unique_ptr<Workload> open_random_features(const Config& config);
+
+/// Class c of `classes` has the prior p ∝ imbalance^(−c/(classes − 1)) and examples μ_c + noise·z,
+/// with orthonormal means; a linear model W (classes×inputs) from W = 0 with the loss ½‖Wx − e_c‖².
+/// `samples` examples are drawn once (units pick from them as in random_features); 0: every unit is
+/// a fresh one. "val_loss" is the exact expected loss where all classes are equally frequent,
+/// "prior_loss" where they are as frequent as in training: least, ½(1 − Σp²/(p + noise²)), at
+/// rows p/(p + noise²)·μ. Accuracies are of `tests` fixed examples per class; "rare_accuracy" of
+/// the last three classes. "majority_learnt" and "minority_learnt": the share of that optimum that
+/// the first and the last class's rows have along their means.
+[[nodiscard]] std::unique_ptr<Workload> open_imbalanced_mixture(const Config& config);
+
 }  // namespace orthrus::workloads

@@ -10,7 +10,7 @@
 namespace orthrus::workloads {
 
 /// What a stream of draws is for; the second word of every key.
-enum class Purpose : std::uint64_t { weights = 1, units, noise, measurements, target };
+enum class Purpose : std::uint64_t { weights = 1, units, noise, measurements, target, held_out };
 
 /// One stream: the sequence of splitmix64 (Steele, Lea, Flood 2014) that starts at the hash of the
 /// key.

@@ -24,6 +24,12 @@ constexpr Row rows[] = {
      [](const Config& c, int) { return open_matrix_sensing(c); }},
     {"noisy_quadratic", "a quadratic with Kronecker curvature and noisy gradients", false,
      [](const Config& c, int) { return open_noisy_quadratic(c); }},
+    {"matrix_least_squares", "online least squares: a matrix from fresh noisy answers", false,
+     [](const Config& c, int) { return open_matrix_least_squares(c); }},
+    {"random_features", "regression on fixed random features", false,
+     [](const Config& c, int) { return open_random_features(c); }},
+    {"imbalanced_mixture", "linear classifier of Gaussian classes of unequal frequency", false,
+     [](const Config& c, int) { return open_imbalanced_mixture(c); }},
 };
 
 }  // namespace
