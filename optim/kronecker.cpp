@@ -82,6 +82,16 @@ void Failures::settle(bool renewed) {
   *problem_ += text_ + "; what was there serves, " + number.data() + of;
 }
 
+bool take_in(const Factor& factor, double beta, double weight, ConstMatrixView z, MatrixView full,
+             Backend& backend, Failures& failures) {
+  using kernels::Transpose;
+  factor.load(full, backend);
+  backend.syrk(weight, z, factor.of_rows ? Transpose::no : Transpose::yes, beta, full);
+  if (factor.store(full, backend)) return true;
+  failures.not_finite(factor);
+  return false;
+}
+
 // ---- roots -------------------------------------------------------------------------------------
 
 RuleKey InverseRoot::key() {

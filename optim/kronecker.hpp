@@ -87,6 +87,11 @@ class Failures {
   bool serves_ = true;
 };
 
+/// A ← βA + w·ZZᵀ, or ZᵀZ of a factor of columns; where that is not finite A stays, and `failures`
+/// says so. @param[out] full  side×side: what A would be. @return whether it is.
+[[nodiscard]] bool take_in(const Factor& factor, double beta, double weight, ConstMatrixView z,
+                           MatrixView full, kernels::Backend& backend, Failures& failures);
+
 /// D^(−exponent) of a factor.
 class InverseRoot {
  public:
@@ -169,26 +174,18 @@ std::vector<RuleKey> kronecker_keys(double lr, double frequency = 10);
 
 /// X is the momentum; the rest is its direction's.
 template <class D>
-class KroneckerRule final : public MatrixRule {
+class KroneckerRule final : public MomentumRule {
  public:
-  explicit KroneckerRule(const RuleConfig& c) : direction_(c), momentum_(direction_.momentum()) {}
+  explicit KroneckerRule(const RuleConfig& c) : KroneckerRule(D(c)) {}
 
   [[nodiscard]] std::span<const StateSpec> state() const override { return direction_.state(); }
   [[nodiscard]] const Direction& direction() const override { return direction_; }
-  void accumulate(const Piece& p, const StepScalars&, kernels::Backend& backend) const override {
-    momentum_.accumulate(p.state[0], p.gradient, backend);
-  }
-  void query(const Piece& p, kernels::Backend& backend) const override {
-    momentum_.query(p.state[0], p.gradient, backend);
-  }
-  [[nodiscard]] std::optional<MomentumGain> gain() const override { return momentum_.gain(); }
-  [[nodiscard]] double bound(double before, double gradient) const override {
-    return momentum_.bound(before, gradient);
-  }
 
  private:
+  explicit KroneckerRule(D direction)
+      : MomentumRule(Momentum(direction.momentum())), direction_(std::move(direction)) {}
+
   D direction_;
-  Momentum momentum_;
 };
 
 template <class D>

@@ -61,4 +61,25 @@ struct Momentum {
   }
 };
 
+/// A matrix rule whose X is of its momentum, the first of its states.
+class MomentumRule : public MatrixRule {
+ public:
+  void accumulate(const Piece& p, const StepScalars&, kernels::Backend& backend) const final {
+    momentum_.accumulate(p.state[0], p.gradient, backend);
+  }
+  void query(const Piece& p, kernels::Backend& backend) const final {
+    momentum_.query(p.state[0], p.gradient, backend);
+  }
+  [[nodiscard]] std::optional<MomentumGain> gain() const final { return momentum_.gain(); }
+  [[nodiscard]] double bound(double before, double gradient) const final {
+    return momentum_.bound(before, gradient);
+  }
+
+ protected:
+  explicit MomentumRule(const Momentum& momentum) : momentum_(momentum) {}
+
+ private:
+  Momentum momentum_;
+};
+
 }  // namespace orthrus::optim

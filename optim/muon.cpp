@@ -5,26 +5,14 @@
 namespace orthrus::optim {
 namespace {
 
-class Muon final : public MatrixRule {
+class Muon final : public MomentumRule {
  public:
-  explicit Muon(const RuleConfig& c) : momentum_(c) {}
+  explicit Muon(const RuleConfig& c) : MomentumRule(Momentum(c)) {}
 
   [[nodiscard]] std::span<const StateSpec> state() const override { return kState; }
 
-  void accumulate(const Piece& p, const StepScalars&, kernels::Backend& backend) const override {
-    momentum_.accumulate(p.state[0], p.gradient, backend);
-  }
-  void query(const Piece& p, kernels::Backend& backend) const override {
-    momentum_.query(p.state[0], p.gradient, backend);
-  }
-  [[nodiscard]] std::optional<MomentumGain> gain() const override { return momentum_.gain(); }
-  [[nodiscard]] double bound(double before, double gradient) const override {
-    return momentum_.bound(before, gradient);
-  }
-
  private:
   static constexpr StateSpec kState[] = {{"momentum", StateSpec::Extent::elements}};
-  Momentum momentum_;
 };
 
 }  // namespace

@@ -7,10 +7,10 @@
 namespace orthrus::optim {
 namespace {
 
-class NorMuon final : public MatrixRule {
+class NorMuon final : public MomentumRule {
  public:
   explicit NorMuon(const RuleConfig& c)
-      : momentum_(c),
+      : MomentumRule(Momentum(c)),
         beta2_(c.number("beta2")),
         eps_(c.number("eps")),
         long_axis_(c.word("axis") == "long"),
@@ -19,17 +19,6 @@ class NorMuon final : public MatrixRule {
                          long_axis_ ? StateSpec::Extent::short_side : StateSpec::Extent::rows}} {}
 
   [[nodiscard]] std::span<const StateSpec> state() const override { return state_; }
-
-  void accumulate(const Piece& p, const StepScalars&, kernels::Backend& backend) const override {
-    momentum_.accumulate(p.state[0], p.gradient, backend);
-  }
-  void query(const Piece& p, kernels::Backend& backend) const override {
-    momentum_.query(p.state[0], p.gradient, backend);
-  }
-  [[nodiscard]] std::optional<MomentumGain> gain() const override { return momentum_.gain(); }
-  [[nodiscard]] double bound(double before, double gradient) const override {
-    return momentum_.bound(before, gradient);
-  }
 
   [[nodiscard]] Lines scaled_lines(Index rows, Index cols) const override {
     return long_axis_ && cols < rows ? Lines::columns : Lines::rows;
@@ -55,7 +44,6 @@ class NorMuon final : public MatrixRule {
   }
 
  private:
-  Momentum momentum_;
   double beta2_, eps_;
   bool long_axis_;
   StateSpec state_[2];

@@ -37,18 +37,11 @@ class TwoSided : public KroneckerDirection {
     if (std::string why = root_.obstacle(std::max(rows, cols)); !why.empty()) {
       return why + ": " + remedy();
     }
-    switch (mode) {
-      case Mode::owner:
-      case Mode::exchange:
-      case Mode::gather:
-        return {};
-      case Mode::gram:
-      case Mode::gram_steps:
-        return "it needs the factors of both sides, and that of the side that shards cut is "
-               "nowhere whole: owner, exchange or gather";
-      default:
-        return "the factors of a piece are not those of the matrix: owner, exchange or gather";
-    }
+    if (is_bitwise(mode)) return {};
+    return uses_gram(mode)
+               ? "it needs the factors of both sides, and that of the side that shards cut is "
+                 "nowhere whole: owner, exchange or gather"
+               : "the factors of a piece are not those of the matrix: owner, exchange or gather";
   }
   [[nodiscard]] double flops(const Lmo&, Index rows, Index cols) const override {
     return products(rows, cols) + turns_.share() * (root_.flops(rows) + root_.flops(cols));
@@ -256,12 +249,7 @@ class Shampoo final : public TwoSided {
     for (const Factor& factor : {left, right}) {
       auto rest = work;
       const MatrixView full = carve(rest, factor.side, factor.side, DType::f32);
-      factor.load(full, backend);
-      backend.syrk(factors_.weight(), m.g, factor.of_rows ? Transpose::no : Transpose::yes,
-                   factors_.beta, full);
-      if (factor.store(full, backend)) continue;
-      failures.not_finite(factor);
-      all = false;
+      all = take_in(factor, factors_.beta, factors_.weight(), m.g, full, backend, failures) && all;
     }
     return all;
   }
@@ -327,12 +315,8 @@ class KlShampoo final : public TwoSided {
       }
       square = rest;
       full = carve(square, factor.side, factor.side, DType::f32);
-      factor.load(full, backend);
-      backend.syrk(factors_.weight() / static_cast<double>(other.side), z,
-                   factor.of_rows ? Transpose::no : Transpose::yes, factors_.beta, full);
-      if (factor.store(full, backend)) continue;
-      failures.not_finite(factor);
-      all = false;
+      const double weight = factors_.weight() / static_cast<double>(other.side);
+      all = take_in(factor, factors_.beta, weight, z, full, backend, failures) && all;
     }
     return all;
   }
@@ -389,11 +373,8 @@ class OneSided final : public KroneckerDirection {
     if (std::string why = root_.obstacle(std::min(rows, cols)); !why.empty()) {
       return why + ": rule.root coupled";
     }
+    if (is_bitwise(mode)) return {};
     switch (mode) {
-      case Mode::owner:
-      case Mode::exchange:
-      case Mode::gather:
-        return {};
       case Mode::gram:
         return of_rows == (rows <= cols) ? ""
                                          : "its shards cut the short side, whose factor it needs: "

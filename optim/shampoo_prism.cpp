@@ -450,26 +450,16 @@ class BidirectionalPrism final : public Innovation {
 // ---- rules -------------------------------------------------------------------------------------
 
 template <class D>
-class OfInnovation final : public MatrixRule {
+class OfInnovation final : public MomentumRule {
  public:
-  explicit OfInnovation(const RuleConfig& c) : momentum_(c.number("momentum")), direction_(c) {}
+  explicit OfInnovation(const RuleConfig& c)
+      : MomentumRule(Momentum(c.number("momentum"))), direction_(c) {}
 
   [[nodiscard]] std::span<const StateSpec> state() const override { return kState; }
   [[nodiscard]] const Direction& direction() const override { return direction_; }
-  void accumulate(const Piece& p, const StepScalars&, Backend& backend) const override {
-    momentum_.accumulate(p.state[0], p.gradient, backend);
-  }
-  void query(const Piece& p, Backend& backend) const override {
-    momentum_.query(p.state[0], p.gradient, backend);
-  }
-  [[nodiscard]] std::optional<MomentumGain> gain() const override { return momentum_.gain(); }
-  [[nodiscard]] double bound(double before, double gradient) const override {
-    return momentum_.bound(before, gradient);
-  }
 
  private:
   static constexpr StateSpec kState[] = {{"momentum", StateSpec::Extent::elements}};
-  Momentum momentum_;
   D direction_;
 };
 

@@ -44,18 +44,11 @@ class Soap final : public KroneckerDirection {
   }
 
   [[nodiscard]] std::string obstacle(Mode mode, Index, Index, bool, bool) const override {
-    switch (mode) {
-      case Mode::owner:
-      case Mode::exchange:
-      case Mode::gather:
-        return {};
-      case Mode::gram:
-      case Mode::gram_steps:
-        return "it divides entries in the eigenvectors of both sides, which no Gram matrix does: "
-               "owner, exchange or gather";
-      default:
-        return "the eigenvectors of a piece are not those of the matrix: owner, exchange or gather";
-    }
+    if (is_bitwise(mode)) return {};
+    return uses_gram(mode) ? "it divides entries in the eigenvectors of both sides, which no Gram "
+                             "matrix does: owner, exchange or gather"
+                           : "the eigenvectors of a piece are not those of the matrix: owner, "
+                             "exchange or gather";
   }
   [[nodiscard]] bool takes_bf16() const override { return false; }
   [[nodiscard]] double flops(const Lmo&, Index rows, Index cols) const override {
@@ -84,11 +77,7 @@ class Soap final : public KroneckerDirection {
       if (factor.side == 0) continue;
       auto rest = work;
       const MatrixView full = carve(rest, factor.side, factor.side, DType::f32);
-      factor.load(full, backend);
-      backend.syrk(factors_.weight(), m.g, factor.of_rows ? Transpose::no : Transpose::yes,
-                   factors_.beta, full);
-      if (!factor.store(full, backend)) {
-        trouble.not_finite(factor);
+      if (!take_in(factor, factors_.beta, factors_.weight(), m.g, full, backend, trouble)) {
         joined = false;
       } else if (turns_.due(s.step, m.phase) || !factor.is_made(backend)) {
         renew(factor, full, second, rest, backend, trouble);
