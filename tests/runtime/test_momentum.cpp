@@ -217,15 +217,21 @@ TEST(Momentum, IsRoundedToANeighbourAfterItsUse) {
   }
 }
 
+/// A tensor "w", and one gradient.
+modes::Model one_step_of(Index rows, Index cols) {
+  modes::Model model;
+  model.tensors = {{"w", {rows, cols}}};
+  model.weights = {modes::floats(zoo::gaussian(rows, cols, 1))};
+  model.gradients = {{modes::floats(zoo::gaussian(rows, cols, 2))}};
+  return model;
+}
+
 // The mean over seeds is the f32 momentum: of every element within 5 sigma (of 2000 elements one in
 // 1e3 such tests is beyond), of all together within 4.
 TEST(Momentum, IsRoundedWithoutBias) {
   constexpr int seeds = 400;
   constexpr Index rows = 4, cols = 100;
-  modes::Model model;
-  model.tensors = {{"w", {rows, cols}}};
-  model.weights = {modes::floats(zoo::gaussian(rows, cols, 1))};
-  model.gradients = {{modes::floats(zoo::gaussian(rows, cols, 2))}};
+  const modes::Model model = one_step_of(rows, cols);
   for (const char* format : kFormats) {
     Config config =
         with_state(parse_config("schema: 1\ngroups: [{match: '*', rule: {name: sgd, lr: 0.1, "
@@ -658,10 +664,7 @@ TEST(Eco, TheMomentumIsWhatItWasAndTheCorrection) {
 TEST(Eco, RoundingsOfAStepKnowNothingOfEachOther) {
   constexpr int seeds = 400;
   constexpr Index rows = 4, cols = 100;
-  modes::Model model;
-  model.tensors = {{"w", {rows, cols}}};
-  model.weights = {modes::floats(zoo::gaussian(rows, cols, 1))};
-  model.gradients = {{modes::floats(zoo::gaussian(rows, cols, 2))}};
+  const modes::Model model = one_step_of(rows, cols);
   const auto with = [&](const char* weights, const char* format) {
     return with_state(
         modes::with_weights(parse_config("schema: 1\ngroups: [{match: '*', rule: {name: sgd, lr: "
