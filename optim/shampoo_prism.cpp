@@ -50,11 +50,9 @@ class Innovation : public Direction {
   [[nodiscard]] bool orthogonalizes(const Lmo&) const final { return true; }
   [[nodiscard]] std::string obstacle(Mode mode, Index rows, Index cols, bool of_rows,
                                      bool with_root) const final {
-    if (mode == Mode::gram_steps || mode == Mode::block_cyclic) {
-      return "its direction is made of the gradient, too: owner, exchange, gather or gram";
-    }
     if (std::string why = side_obstacle(std::min(rows, cols)); !why.empty()) return why;
-    return mode == Mode::gram ? gram_obstacle(rows, cols, of_rows, with_root) : "";
+    const bool of_pieces = uses_gram(mode) || mode == Mode::block_cyclic;
+    return of_pieces ? pieces_obstacle(mode, rows, cols, of_rows, with_root) : "";
   }
   void companion(ConstMatrixView x, MatrixView g, const StepScalars& s,
                  Backend& backend) const final {
@@ -66,8 +64,9 @@ class Innovation : public Direction {
   explicit Innovation(const RuleConfig& c) : damps_first_(c.flag("damp_first_step")) {}
   /// γ of Y = γN.
   [[nodiscard]] virtual double weight() const = 0;
-  [[nodiscard]] virtual std::string gram_obstacle(Index rows, Index cols, bool of_rows,
-                                                  bool with_root) const = 0;
+  /// What keeps it from a mode in which pieces of Z stay where they are.
+  [[nodiscard]] virtual std::string pieces_obstacle(Mode mode, Index rows, Index cols, bool of_rows,
+                                                    bool with_root) const = 0;
   /// What keeps a matrix of this shorter side from any mode.
   [[nodiscard]] virtual std::string side_obstacle(Index /*side*/) const { return {}; }
 
@@ -177,8 +176,8 @@ class Prism final : public Innovation {
 
  protected:
   [[nodiscard]] double weight() const override { return gamma_; }
-  [[nodiscard]] std::string gram_obstacle(Index rows, Index cols, bool of_rows,
-                                          bool with_root) const override {
+  [[nodiscard]] std::string pieces_obstacle(Mode, Index rows, Index cols, bool of_rows,
+                                            bool with_root) const override {
     if (!with_root || gram_blocks(stack(rows, cols), of_rows) == 1) return {};
     return "side " + side_ +
            " has its root on the side that shards cut, which weights.residual "
@@ -325,8 +324,11 @@ class BidirectionalPrism final : public Innovation {
 
  protected:
   [[nodiscard]] double weight() const override { return 1; }
-  [[nodiscard]] std::string gram_obstacle(Index rows, Index cols, bool of_rows,
-                                          bool with_root) const override {
+  [[nodiscard]] std::string pieces_obstacle(Mode mode, Index rows, Index cols, bool of_rows,
+                                            bool with_root) const override {
+    if (mode != Mode::gram) {
+      return "its fourth roots are no iterations to share: owner, exchange, gather or gram";
+    }
     if (of_rows != (rows <= cols))
       return "its shards cut the short side: owner, exchange or gather";
     return with_root

@@ -291,8 +291,13 @@ struct ShardedOptimizer::Impl {
   struct Stacked {
     MatrixView x, y, z;
   };
+  /// Of an X that is rows×cols.
+  static Stacked parts_of(MatrixView z, optim::Stack stack, Index rows, Index cols);
   static Stacked stack_panel(const runtime::MatrixPlan& m, const runtime::Panel& panel,
                              runtime::Carver& carver);
+  /// Of a whole piece: Z where it rests, or the directions that take its place.
+  [[nodiscard]] Stacked stacked_piece(const runtime::OwnSegment& own,
+                                      std::span<std::byte> pieces) const;
   void load_stacked(const runtime::OwnSegment& own, const runtime::MatrixPlan& m,
                     const runtime::Panel& panel, const Stacked& to, bool joins,
                     runtime::Carver scratch);

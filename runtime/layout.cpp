@@ -480,9 +480,9 @@ void lay_out(const Placement& placement, Plan& plan) {
     bucket.lone = bucket.mode == optim::Mode::gram && has_lone_matrix(plan);
     if (bucket.lone) bucket.shared_terms = plan.matrices.front().shared_terms;
     bucket.rounds_together = rounds_together(plan, bucket);
-    const bool whole = bucket.mode == optim::Mode::exchange || bucket.mode == optim::Mode::gather ||
-                       bucket.mode == optim::Mode::periodic;
-    if (whole && plan.group(bucket.parameters.front()).direction().asks_for_gradient()) {
+    const bool brings = !bucket.matrices.empty() && bucket.mode != optim::Mode::gram &&
+                        bucket.mode != optim::Mode::block_local;
+    if (brings && plan.group(bucket.parameters.front()).direction().asks_for_gradient()) {
       bucket.brings = 2;
     }
   }

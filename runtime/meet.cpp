@@ -174,6 +174,11 @@ void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
   for (OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
     Carver carver(scratch_);
+    if (bucket.mode == Mode::block_cyclic) {
+      const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+      load_stacked(own, m, whole(own), stacked_piece(own, buffers.mine), /*joins=*/true, carver);
+      continue;
+    }
     // Its k-th matrix lies behind the ones before.
     const auto bring = [&](Index k, auto&& make) {
       const MatrixView leaves =
@@ -288,7 +293,7 @@ void ShardedOptimizer::Impl::compute_on_grid(std::size_t b) {
     Index place = 0;
     for (const OwnSegment& own : segments(b)) {
       if (own.segment.matrix != entry.matrix) continue;
-      place = own.meeting_offset;  // of the first of its pieces
+      place = own.meeting_offset * plan_.buckets[b].brings;  // of the first of its pieces
       break;
     }
     grid_matrices_[i++](floats(buffers.mine, place), lmo.iterations(), lmo.safety(), lmo.options(),
@@ -309,9 +314,8 @@ std::span<const MatrixView> ShardedOptimizer::Impl::state_of(std::size_t b, int 
 double ShardedOptimizer::Impl::finish_piece(OwnSegment& own) {
   const runtime::Bucket& bucket = plan_.buckets[own.bucket];
   const MeetingState& buffers = meeting_states_[own.bucket];
-  if (bucket.mode == Mode::gram_steps) {
-    return apply(own, dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32));
-  }
+  if (bucket.mode == Mode::gram_steps) return apply(own, stacked_piece(own, buffers.theirs).x);
+  if (bucket.mode == Mode::block_cyclic) return apply(own, stacked_piece(own, buffers.back).x);
   MatrixView direction = dense(buffers.back, own.meeting_offset, own.rows, own.cols, bucket.wire);
   if (bucket.wire != DType::f32) {
     const MatrixView wide = Carver(scratch_).matrix(own.rows, own.cols);
@@ -337,7 +341,7 @@ int ShardedOptimizer::Impl::gram_exponent(const runtime::MatrixPlan& m) const {
   return std::abs(e) <= 30 ? 0 : e;
 }
 
-/// G joins the state; what leaves is XXᵀ of this rank's pieces.
+/// G joins the state; what leaves is ZZᵀ of this rank's pieces.
 void ShardedOptimizer::Impl::send_grams(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   const Meeting& meeting = meetings_[b];
@@ -356,13 +360,8 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
           steps ? own.size() : runtime::panel_elements(plan_, bucket, own.segment);
       for_each_panel(own, m.gram_of_rows, elements, [&](const Panel& panel) {
         Carver rest(carver);
-        Stacked all;
-        if (steps) {
-          all.x = dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32);
-          all.z = all.x;
-        } else {
-          all = stack_panel(m, panel, rest);
-        }
+        const Stacked all =
+            steps ? stacked_piece(own, buffers.theirs) : stack_panel(m, panel, rest);
         load_stacked(own, m, panel, all, /*joins=*/true, rest);
         add_gram(m, all.z, any, r, rest);
         any = true;
@@ -382,32 +381,32 @@ void ShardedOptimizer::Impl::send_grams(std::size_t b) {
   }
 }
 
+ShardedOptimizer::Impl::Stacked ShardedOptimizer::Impl::parts_of(MatrixView z, optim::Stack stack,
+                                                                 Index rows, Index cols) {
+  switch (stack) {
+    case optim::Stack::beside:
+      return {block(z, {0, rows, 0, cols}), block(z, {0, rows, cols, cols}), z};
+    case optim::Stack::above:
+      return {block(z, {0, rows, 0, cols}), block(z, {rows, rows, 0, cols}), z};
+    default:
+      return {z, {}, z};
+  }
+}
+
 ShardedOptimizer::Impl::Stacked ShardedOptimizer::Impl::stack_panel(const runtime::MatrixPlan& m,
                                                                     const Panel& panel,
                                                                     Carver& carver) {
-  const Index rows = panel.rows;
-  const Index cols = panel.cols;
-  Stacked s;
-  switch (m.stack) {
-    case optim::Stack::x:
-      s.x = s.z = carver.matrix(rows, cols);
-      break;
-    case optim::Stack::beside:
-      s.z = carver.matrix(rows, 2 * cols);
-      s.x = block(s.z, {0, rows, 0, cols});
-      s.y = block(s.z, {0, rows, cols, cols});
-      break;
-    case optim::Stack::above:
-      s.z = carver.matrix(2 * rows, cols);
-      s.x = block(s.z, {0, rows, 0, cols});
-      s.y = block(s.z, {rows, rows, 0, cols});
-      break;
-    case optim::Stack::companion:
-      s.x = carver.matrix(rows, cols);
-      s.y = s.z = carver.matrix(rows, cols);
-      break;
-  }
-  return s;
+  const MatrixView z = carver.matrix(m.z_rows(panel.rows), m.z_cols(panel.cols));
+  if (m.stack != optim::Stack::companion) return parts_of(z, m.stack, panel.rows, panel.cols);
+  return {carver.matrix(panel.rows, panel.cols), z, z};
+}
+
+ShardedOptimizer::Impl::Stacked ShardedOptimizer::Impl::stacked_piece(
+    const OwnSegment& own, std::span<std::byte> pieces) const {
+  const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+  const Index begin = own.meeting_offset * plan_.buckets[own.bucket].brings;
+  return parts_of(dense(pieces, begin, m.z_rows(own.rows), m.z_cols(own.cols), DType::f32), m.stack,
+                  own.rows, own.cols);
 }
 
 /// X of a panel, and Y, within the range of f32 squares. @param joins  G joins the state; else it
@@ -420,8 +419,9 @@ void ShardedOptimizer::Impl::load_stacked(const OwnSegment& own, const runtime::
   const optim::MatrixRule& rule = group.matrix_rule();
   load_gradient(own, panel, to.x);
   if (to.y.data != nullptr) backend_->convert(to.x, 1, to.y);
-  if (joins || group.compresses()) {
-    accumulate(own, panel, to.x, /*stores=*/!joins || m.mode == Mode::gram_steps, scratch);
+  const bool again = m.mode == Mode::gram && group.compresses();
+  if (joins || again) {
+    accumulate(own, panel, to.x, /*stores=*/!joins || !again, scratch);
   } else {
     query(own, panel, to.x, scratch);
   }
@@ -616,18 +616,17 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
       bool any = false;
       for (OwnSegment& own : segments(b)) {
         if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
-        const MatrixView x =
-            dense(buffers.theirs, own.meeting_offset, own.rows, own.cols, DType::f32);
-        if (t == 0) backend_->convert(x, inverse, x);
-        const MatrixView old = Carver(carver).matrix(own.rows, own.cols);
-        backend_->convert(x, 1, old);
+        const MatrixView z = stacked_piece(own, buffers.theirs).z;
+        if (t == 0) backend_->convert(z, inverse, z);
+        const MatrixView old = Carver(carver).matrix(z.rows, z.cols);
+        backend_->convert(z, 1, old);
         if (m.gram_of_rows) {
-          backend_->gemm(1, s, Transpose::no, old, Transpose::no, p.a, x);
+          backend_->gemm(1, s, Transpose::no, old, Transpose::no, p.a, z);
         } else {
-          backend_->gemm(1, old, Transpose::no, s, Transpose::no, p.a, x);
+          backend_->gemm(1, old, Transpose::no, s, Transpose::no, p.a, z);
         }
         if (t + 1 < iterations.size()) {
-          add_gram(m, x, any, r, carver);
+          add_gram(m, z, any, r, carver);
           any = true;
         }
       }

@@ -97,7 +97,8 @@ bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s) {
   return b.held ? m.owner % plan.shard == s.rank : m.owner == s.rank;
 }
 
-std::vector<Region> pieces_in_matrix(const Plan& plan, const MatrixPlan& m) {
+std::vector<Region> pieces_of_z(const Plan& plan, const MatrixPlan& m) {
+  const Index width = m.z_cols(m.cols);
   std::vector<Region> all;
   for (int s = 0; s < plan.shard; ++s) {
     const auto found = pieces(plan, m, s);
@@ -107,11 +108,11 @@ std::vector<Region> pieces_in_matrix(const Plan& plan, const MatrixPlan& m) {
     }
     const auto flat = [&](Index element) {
       const Index from = element - m.region.first;
-      return from / m.region.distance * m.cols + from % m.region.distance;
+      return m.z_rows(from / m.region.distance) * width + m.z_cols(from % m.region.distance);
     };
     const Region& first = found.front();
     if (found.size() == 1) {
-      all.push_back({flat(first.first), first.rows, first.cols, m.cols});
+      all.push_back({flat(first.first), m.z_rows(first.rows), m.z_cols(first.cols), width});
       continue;
     }
     Index size = 0;  // parts of rows and whole rows, one after the other
@@ -127,17 +128,19 @@ namespace {
 void add_grid_traffic(const Plan& plan, const MatrixPlan& m, int first_rank,
                       std::vector<MeetingSize>& sizes) {
   const auto iterations = plan.group(m.parameter).lmo->iterations();
-  const auto all = pieces_in_matrix(plan, m);
+  const auto all = pieces_of_z(plan, m);
+  const Index rows = m.z_rows(m.rows);
+  const Index cols = m.z_cols(m.cols);
   for (int s = 0; s < plan.shard; ++s) {
     const auto rank = static_cast<std::size_t>(first_rank) + static_cast<std::size_t>(s);
     Traffic& sent = sizes[rank].grid;
-    if (m.rows * m.cols <= plan.max_chunk) {
-      sent += optim::block_cyclic_msign_traffic(m.rows, m.cols, plan.shard, s, iterations,
-                                                plan.max_chunk) +
-              comm::Redistribution::traffic_of(m.rows, m.cols, all[static_cast<std::size_t>(s)],
-                                               plan.shard, s);
+    if (rows * cols <= plan.max_chunk) {
+      sent +=
+          optim::block_cyclic_msign_traffic(rows, cols, plan.shard, s, iterations, plan.max_chunk) +
+          comm::Redistribution::traffic_of(rows, cols, all[static_cast<std::size_t>(s)], plan.shard,
+                                           s);
     } else {
-      sent += optim::BlockCyclicMsign(m.rows, m.cols, all, s).traffic(iterations, plan.max_chunk);
+      sent += optim::BlockCyclicMsign(rows, cols, all, s).traffic(iterations, plan.max_chunk);
     }
   }
 }
@@ -375,7 +378,7 @@ std::size_t mine_bytes(const Bucket& b, const MeetingSize& size) {
 
 std::size_t theirs_bytes(const Bucket& b, const MeetingSize& size) {
   if (b.mode == Mode::gram) return b.lone ? 0 : static_cast<std::size_t>(size.own_back) * 4;
-  if (b.mode == Mode::gram_steps) return static_cast<std::size_t>(size.pieces) * 4;
+  if (b.mode == Mode::gram_steps) return static_cast<std::size_t>(size.pieces * b.brings) * 4;
   const bool makes_beside = b.brings > 1 && b.mode != Mode::gather;
   return static_cast<std::size_t>(size.theirs * (b.brings + (makes_beside ? 1 : 0))) *
          bytes_of(b.wire);
@@ -403,11 +406,11 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
       return 3 * square;
     case Mode::block_cyclic: {
       std::size_t most = 0;
-      const auto all = pieces_in_matrix(plan, m);
+      const auto all = pieces_of_z(plan, m);
       for (int s = 0; s < plan.shard; ++s) {
-        most = std::max(
-            most, optim::block_cyclic_msign_workspace_bytes(
-                      m.rows, m.cols, all[static_cast<std::size_t>(s)].size(), plan.shard, s));
+        most = std::max(most, optim::block_cyclic_msign_workspace_bytes(
+                                  m.z_rows(m.rows), m.z_cols(m.cols),
+                                  all[static_cast<std::size_t>(s)].size(), plan.shard, s));
       }
       return most;
     }
@@ -426,14 +429,14 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
 std::size_t piece_scratch_bytes(const Plan& plan, const Bucket& b, const Segment& s) {
   const MatrixPlan& m = matrix_of(plan, s.matrix);
   const auto panel = Arena::rounded(static_cast<std::size_t>(panel_elements(plan, b, s)) * 4);
-  // ECO where roots are summed over pieces: a square, and two panels.
+  // ECO where roots are summed over pieces: a square, and panels of Z and of a momentum.
   const auto lines_panel =
       Arena::rounded(static_cast<std::size_t>(lines_panel_elements(plan, m, s)) * 4);
   const bool sums_roots = plan.group(s.parameter).feeds_back() &&
                           (b.mode == Mode::gram_steps || b.mode == Mode::block_cyclic);
   const std::size_t roots =
       sums_roots ? Arena::rounded(static_cast<std::size_t>(m.gram_side() * m.gram_side()) * 4) +
-                       2 * lines_panel
+                       (1 + static_cast<std::size_t>(b.brings)) * lines_panel
                  : 0;
   if (!uses_gram(b.mode)) {
     const auto copies = static_cast<std::size_t>(b.wire == DType::f32 ? 0 : b.brings);

@@ -13,8 +13,9 @@
 ///   line where the rule scales lines; `back` is all of that, owner by owner. A lone matrix is
 ///   summed on all ranks instead, and its Q replaces it in `mine`; where they share its terms,
 ///   those do, in their order.
-/// - gram_steps: `mine` is the packed triangles, summed on all ranks; `theirs` r's pieces, in f32.
-/// - block_cyclic: `mine` is r's pieces; they go to the grid and come back matrix by matrix.
+/// - gram_steps: `mine` is the packed triangles, summed on all ranks; `theirs` r's pieces of Z, in
+///   f32.
+/// - block_cyclic: `mine` is r's pieces of Z; they go to the grid and come back matrix by matrix.
 
 #include <vector>
 
@@ -53,8 +54,9 @@ struct MeetingSize {
   Index largest_piece = 0;
   int matrices = 0;  ///< that meet in its replica
 };
-/// What each rank of the shard group has of matrix m, in m's own flat order.
-std::vector<Region> pieces_in_matrix(const Plan& plan, const MatrixPlan& m);
+/// What each rank of the shard group has of matrix m's Z. In which order Z's lines lie does not
+/// matter to its Gram matrix: those of Y follow X's piece by piece.
+std::vector<Region> pieces_of_z(const Plan& plan, const MatrixPlan& m);
 /// Of every rank, by world rank.
 std::vector<MeetingSize> meeting_sizes(const Plan& plan, const Bucket& b);
 

@@ -102,6 +102,10 @@ std::string obstacle(const Plan& plan, const MatrixPlan& m, Mode mode) {
       return "its shards begin or end inside a row: weights.residual momentum needs whole rows or "
              "columns there";
     }
+    if (direction.asks_for_gradient() && !whole_lines) {
+      return "its shards begin or end inside a row: rule " + g.config->rule.name +
+             " needs whole rows or columns there";
+    }
     return g.feeds_back() ? long_root(m, of_rows) : "";
   }
   if (!optim::uses_gram(mode)) return "";
@@ -286,7 +290,8 @@ class Planner {
                2 * static_cast<double>(kernels::packed_size(m.gram_side())) * 4;
       case Mode::block_cyclic:
         return piece + static_cast<double>(optim::block_cyclic_msign_workspace_bytes(
-                           m.rows, m.cols, m.rows * m.cols / plan_.shard, plan_.shard, 0));
+                           m.z_rows(m.rows), m.z_cols(m.cols),
+                           m.z_rows(m.rows) * m.z_cols(m.cols) / plan_.shard, plan_.shard, 0));
       default:  // whole once more, on its way
         return piece + whole + static_cast<double>(meeting_scratch_bytes(plan_, m));
     }
@@ -341,7 +346,7 @@ class Planner {
         cost.every += cost.owner;
         cost.owner = 0;
         cost.wire = seconds(Collective::broadcast, static_cast<double>(g.lmo->iterations().size()) *
-                                                       2 * elements * 4 /
+                                                       2 * (1 + more) * elements * 4 /
                                                        std::sqrt(static_cast<double>(plan_.shard)));
         break;
       default:
@@ -668,16 +673,14 @@ double piece_seconds(const Plan& plan, const MachineProfile& profile, const Matr
       pass_seconds(profile, pass_bytes(g) * elements) + undo_seconds(plan, profile, m, piece);
   const auto iterations = static_cast<double>(g.lmo->iterations().size());
   const Index side = m.gram_side();
-  const Index lines = m.gram_of_rows ? cols : rows;
+  const Index lines = m.z_lines(piece.region);
+  const double gram = syrk_seconds(profile, DType::f32, side, lines);
+  const double product = gemm_seconds(profile, DType::f32, side, lines, side);
   switch (m.mode) {
     case Mode::gram:  // X is made twice
-      return update + pass_seconds(profile, 16 * elements) +
-             syrk_seconds(profile, DType::f32, side, lines) +
-             gemm_seconds(profile, DType::f32, side, lines, side);
+      return update + pass_seconds(profile, 16 * elements) + gram + product;
     case Mode::gram_steps:
-      return update + iterations * (syrk_seconds(profile, DType::f32, side, lines) +
-                                    gemm_seconds(profile, DType::f32, side, lines, side) +
-                                    pass_seconds(profile, 8 * elements));
+      return update + iterations * (gram + product + pass_seconds(profile, 8 * elements));
     default:
       return update + pass_seconds(profile, 8 * elements);
   }

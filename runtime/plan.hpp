@@ -100,9 +100,9 @@ struct MatrixPlan {
   Index rows = 0, cols = 0;  ///< its shape: the region's
   optim::Mode mode = optim::Mode::owner;
   int owner = 0;  ///< world rank that computes it (where several do: that saves its line state)
-  /// Gram modes: X·Xᵀ of the rows (pieces are columns) or XᵀX of the columns (pieces are rows).
+  /// Gram modes: Z·Zᵀ of the rows (pieces are columns) or ZᵀZ of the columns (pieces are rows).
   bool gram_of_rows = true;
-  optim::Stack stack = optim::Stack::x;  ///< …of Z, stacked so
+  optim::Stack stack = optim::Stack::x;  ///< what Z is: there, and in block_cyclic
   /// Of what is done in turns, in [0, 1): apart from the other costly matrices of its group.
   double phase = 0;
   int bound_slot = -1;  ///< Gram modes: where its gradient's norm is summed
@@ -116,6 +116,13 @@ struct MatrixPlan {
   /// Side of the Gram matrix.
   [[nodiscard]] Index gram_side() const {
     return line_length() * optim::gram_blocks(stack, gram_of_rows);
+  }
+  /// Shape of Z where X is r×c: of the matrix, or of a piece.
+  [[nodiscard]] Index z_rows(Index r) const { return stack == optim::Stack::above ? 2 * r : r; }
+  [[nodiscard]] Index z_cols(Index c) const { return stack == optim::Stack::beside ? 2 * c : c; }
+  /// Lines of Z across the side that no piece cuts.
+  [[nodiscard]] Index z_lines(const Region& piece) const {
+    return gram_of_rows ? z_cols(piece.cols) : z_rows(piece.rows);
   }
 };
 
@@ -155,7 +162,7 @@ struct Bucket {
   optim::Mode mode = optim::Mode::owner;
   std::int64_t period = 1;
   DType wire = DType::f32;  ///< of what meets
-  int brings = 1;           ///< exchange, gather, periodic: pieces of X, or (2) of X and of G
+  int brings = 1;           ///< pieces of X, or (2) of X and of G; gram_steps, block_cyclic: of Z
   bool lone = false;        ///< gram: holds the model's only matrix, which every rank computes…
   int shared_terms = 0;     ///< …or its share of so many terms
   bool rounds_together = false;  ///< line 7 concerns several ranks (rounding.hpp)

@@ -370,7 +370,7 @@ void add_meeting(const Plan& plan, const Bucket& b, const MachineProfile& profil
       const bool all = b.mode == optim::Mode::gather || b.mode == optim::Mode::gram_steps ||
                        b.mode == optim::Mode::block_cyclic || b.lone;
       std::int64_t needed = all || m.owner % plan.shard == w % plan.shard ? scratch : 0;
-      if (b.mode == optim::Mode::gram_steps) needed += room(size.largest_piece, 4);
+      if (b.mode == optim::Mode::gram_steps) needed += room(size.largest_piece * b.brings, 4);
       at_least(r.work.rule, needed);
       if (!all && m.owner % plan.shard != w % plan.shard) continue;
       r.flops += m.flops * computed_share(plan, m, w);

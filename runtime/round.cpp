@@ -194,7 +194,7 @@ bool ShardedOptimizer::Impl::has_piece(std::size_t b, int matrix) {
   });
 }
 
-/// gram_steps, block_cyclic: P⁻¹ = D·Xᵀ, summed over pieces as the Gram matrices were.
+/// gram_steps, block_cyclic: P⁻¹ = msign(Z)·Zᵀ, summed over pieces as the Gram matrices were.
 void ShardedOptimizer::Impl::sum_roots(std::size_t b) {
   const runtime::Bucket& bucket = plan_.buckets[b];
   const MeetingState& buffers = meeting_states_[b];
@@ -214,21 +214,22 @@ void ShardedOptimizer::Impl::sum_roots(std::size_t b) {
     bool any = false;
     for (const OwnSegment& own : segments(b)) {
       if (own.segment.matrix != index || own.size() == 0) continue;
-      const MatrixView all = dense(directions, own.meeting_offset, own.rows, own.cols, DType::f32);
+      const Stacked made = stacked_piece(own, directions);
       const Index elements = runtime::lines_panel_elements(plan_, m, own.segment);
       for_each_panel(own, m.gram_of_rows, elements, [&](const Panel& panel) {
         Carver rest(carver);
-        const MatrixView x = rest.matrix(panel.rows, panel.cols);
-        const MatrixView d = block(all, panel);
-        load_gradient(own, panel, x);
-        query(own, panel, x, rest);
-        kernels::scale_by_power(x, -gram_exponent(m), *backend_);
-        if (m.gram_of_rows) {
-          backend_->gemm(1, d, Transpose::no, x, Transpose::yes, any ? 1 : 0, root);
-        } else {
-          backend_->gemm(1, d, Transpose::yes, x, Transpose::no, any ? 1 : 0, root);
+        const Stacked of = stack_panel(m, panel, rest);
+        load_stacked(own, m, panel, of, /*joins=*/false, rest);
+        for (const auto& [d, x] : {std::pair{made.x, of.x}, std::pair{made.y, of.y}}) {
+          if (x.data == nullptr) continue;
+          const MatrixView o = block(d, panel);
+          if (m.gram_of_rows) {
+            backend_->gemm(1, o, Transpose::no, x, Transpose::yes, any ? 1 : 0, root);
+          } else {
+            backend_->gemm(1, o, Transpose::yes, x, Transpose::no, any ? 1 : 0, root);
+          }
+          any = true;
         }
-        any = true;
       });
     }
     backend_->pack_triangle(root, triangle);

@@ -572,8 +572,8 @@ void ShardedOptimizer::Impl::allocate() {
     if (bucket.mode != optim::Mode::block_cyclic) continue;
     for (const runtime::Meeting::Matrix& entry : meetings_.back().matrices) {
       const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
-      grid_matrices_.emplace_back(m.rows, m.cols, runtime::pieces_in_matrix(plan_, m),
-                                  mesh_.shard.rank());
+      grid_matrices_.emplace_back(m.z_rows(m.rows), m.z_cols(m.cols),
+                                  runtime::pieces_of_z(plan_, m), mesh_.shard.rank());
     }
   }
   bounds_.assign(static_cast<std::size_t>(plan_.bound_slots), 0);

@@ -850,7 +850,7 @@ class Walk {
     double finish = 12;  // …and all that come after
     double passes = all;
     if (uses_gram(b.mode)) {
-      const Index lines = m.gram_of_rows ? cols : rows;
+      const Index lines = m.z_lines(s.region);
       const double gram = syrk_seconds(profile_, DType::f32, m.gram_side(), lines);
       const double product =
           gemm_seconds(profile_, DType::f32, m.gram_side(), lines, m.gram_side());

@@ -259,6 +259,19 @@ class Trainer {
 
 // ---- models ------------------------------------------------------------------------------------
 
+/// ‖W − W_one‖ / ‖W_one − W_0‖ of a tensor.
+inline double change_error(const Model& model, std::size_t tensor, const std::vector<float>& w,
+                           const std::vector<float>& one) {
+  double off = 0;
+  double moved = 0;
+  for (std::size_t i = 0; i < w.size(); ++i) {
+    off += std::pow(w[i] - one[i], 2);
+    moved += std::pow(one[i] - model.weights[tensor][i], 2);
+  }
+  EXPECT_GT(moved, 0) << model.tensors[tensor].name;
+  return std::sqrt(off / moved);
+}
+
 using zoo::Matrix;
 
 inline const char* const kSpectra[] = {"flat",           "gaussian", "power_law", "condition_1e4",

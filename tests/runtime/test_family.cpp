@@ -23,13 +23,16 @@ struct Family {
   bool has_gram = true;
   bool keeps_factors = false;  ///< of the squares of gradients: in f32, so not of tiny or huge ones
   bool needs_f32 = false;      ///< on the wire
+  bool iterates = false;       ///< has iterations that ranks share
 };
 // lr·wd = 1/16, as the zoo's weights need it.
 const Family kFamilies[] = {
-    {"prism", "{name: prism, lr: 0.125, weight_decay: 0.5, momentum: 0.9}"},
+    {"prism", "{name: prism, lr: 0.125, weight_decay: 0.5, momentum: 0.9}", "", true, false, false,
+     true},
     {"left", "{name: prism, lr: 0.125, weight_decay: 0.5, momentum: 0.9, side: left, gamma: 0.5}",
-     "{scale: match_rms_adamw}"},
-    {"right", "{name: prism, lr: 0.125, weight_decay: 0.5, momentum: 0.9, side: right, gamma: 2}"},
+     "{scale: match_rms_adamw}", true, false, false, true},
+    {"right", "{name: prism, lr: 0.125, weight_decay: 0.5, momentum: 0.9, side: right, gamma: 2}",
+     "", true, false, false, true},
     {"rational", "{name: prism, lr: 0.125, weight_decay: 0.5, momentum: 0.9}",
      "{coefficients: rational, terms: 4}"},
     {"both",
@@ -59,9 +62,10 @@ Config recipe_of(const ModeCase& mode, const std::string& extra = "") {
   }
   Config config = modes::in_mode(parse_config(text + extra), mode);
   for (std::size_t g = 0; g < config.groups.size(); ++g) {
-    if (mode.name == std::string("gram") && !kFamilies[g].has_gram) {
-      config.groups[g].matrix.mode = "exchange";
-    }
+    const bool has_mode = mode.name == std::string("gram")         ? kFamilies[g].has_gram
+                          : mode.name == std::string("gram_steps") ? kFamilies[g].iterates
+                                                                   : true;
+    if (!has_mode) config.groups[g].matrix.mode = "exchange";
     if (kFamilies[g].needs_f32) config.groups[g].matrix.wire = "f32";
   }
   return config;
@@ -99,24 +103,12 @@ struct Zoo {
   }
 };
 
-/// ‖W − W_one‖ / ‖W_one − W_0‖.
-double error_of(const Model& model, std::size_t tensor, const std::vector<float>& w,
-                const std::vector<float>& one) {
-  double off = 0;
-  double moved = 0;
-  for (std::size_t i = 0; i < w.size(); ++i) {
-    off += std::pow(w[i] - one[i], 2);
-    moved += std::pow(one[i] - model.weights[tensor][i], 2);
-  }
-  EXPECT_GT(moved, 0) << model.tensors[tensor].name;
-  return std::sqrt(off / moved);
-}
-
 class InMode : public testing::TestWithParam<ModeCase> {
  public:
   /// As for Muon (runtime.md 9). A Gram matrix of the longer side of Z has not full rank.
   static double bound_of(const std::string& spectrum, bool of_short_side) {
     if (GetParam().wire == std::string("bf16")) return 3e-2;
+    if (GetParam().name == std::string("gram_steps")) return 1e-4;
     const bool ill = spectrum == "condition_1e4" || spectrum == "rank_deficient";
     return ill || !of_short_side ? 5e-3 : 1e-4;
   }
@@ -130,7 +122,7 @@ class InMode : public testing::TestWithParam<ModeCase> {
 };
 INSTANTIATE_TEST_SUITE_P(Modes, InMode,
                          testing::Values(modes::owner, modes::exchange, modes::exchange_bf16,
-                                         modes::gather, modes::gram),
+                                         modes::gather, modes::gram, modes::gram_steps),
                          modes::name_of_case);
 
 TEST_P(InMode, IsTheUpdateOfTheWholeMatrixOnAnyNumberOfRanks) {
@@ -165,7 +157,7 @@ TEST_P(InMode, IsTheUpdateOfTheWholeMatrixOnAnyNumberOfRanks) {
         EXPECT_EQ(found.weights[i], zoo.one.weights[i]) << where << name;
         continue;
       }
-      const double error = error_of(zoo.model, i, found.weights[i], zoo.one.weights[i]);
+      const double error = modes::change_error(zoo.model, i, found.weights[i], zoo.one.weights[i]);
       if (is_lifted(name, spectrum)) continue;
       const bool any_side = name.starts_with("left") || name.starts_with("right");
       // A factor's eigenvalues are squares: 1e-8 of the largest is below what f32 knows.
@@ -188,7 +180,9 @@ TEST_P(InMode, ShardsTheTrainerHoldsAreUpdatedAsWholeMatrices) {
   if (GetParam().name == std::string("owner")) GTEST_SKIP() << "owner needs whole matrices";
   const Zoo& zoo = Zoo::instance();
   for (const modes::ShardCase& c : modes::kCuts) {
-    if (GetParam().name == std::string("gram") && c.along == modes::Along::elements) continue;
+    const bool of_lines =
+        GetParam().name == std::string("gram") || GetParam().name == std::string("gram_steps");
+    if (of_lines && c.along == modes::Along::elements) continue;
     if (!GetParam().bitwise && !c.ragged) continue;
     Model model = zoo.model;
     modes::cut(model, c, 3);
@@ -209,7 +203,7 @@ TEST_P(InMode, ShardsTheTrainerHoldsAreUpdatedAsWholeMatrices) {
       const std::string& name = model.tensors[i].name;
       const std::string spectrum = spectrum_of(name);
       if (spectrum == "zero" || is_lifted(name, spectrum)) continue;
-      EXPECT_LE(error_of(zoo.model, i, found.weights[i], zoo.one.weights[i]),
+      EXPECT_LE(modes::change_error(zoo.model, i, found.weights[i], zoo.one.weights[i]),
                 // Four terms are that far from 1, and of Z's other side at other places.
                 name.starts_with("rational") ? 2e-2 : bound_of(spectrum, false))
           << where << " " << name;
@@ -263,13 +257,13 @@ TEST(Prism, AreRefusedWhereTheirDirectionCannotBeMade) {
   modes::add_zoo(model, "right", "gaussian", 6, 40);
   modes::Trainer trainer(model, 0, 1);
   const auto refused = [&](const ModeCase& mode, const std::string& weights) {
-    Config config = recipe_of(mode);
+    Config config = modes::in_mode(recipe_of(mode), mode);
     if (!weights.empty()) config = modes::with_weights(config, weights);
     return modes::thrown<ConfigError>(
         [&] { static_cast<void>(modes::plan_of(config, trainer.parameters, 2)); });
   };
-  modes::expect_says(refused(modes::gram_steps, ""), {"gradient", "exchange"});
-  modes::expect_says(refused(modes::block_cyclic, ""), {"gradient", "exchange"});
+  modes::expect_says(refused(modes::gram_steps, ""), {"fourth roots", "gram"});
+  modes::expect_says(refused(modes::block_cyclic, ""), {"fourth roots", "gram"});
   modes::expect_says(refused(modes::gram, "{format: int8, residual: momentum}"),
                      {"weights.residual momentum", "exchange"});
 }
