@@ -108,9 +108,17 @@ BlockCyclic gram_layout(const BlockCyclic& x) {
 
 // ---- Redistribution
 
+Run even_run(Index total, int parts, int part) {
+  const Index share = total / parts;
+  const Index more = total % parts;
+  return {part * share + std::min<Index>(part, more), share + (part < more ? 1 : 0)};
+}
+
 Redistribution::Redistribution(Index m, Index n, int ranks, int rank)
-    : layout_(block_cyclic(m, n, ranks)), rank_(rank) {
-  const bool turned = m > n;
+    : Redistribution(block_cyclic(m, n, ranks), m > n, rank) {}
+
+Redistribution::Redistribution(const BlockCyclic& layout, bool turned, int rank)
+    : layout_(layout), rank_(rank) {
   const int grid_cols = layout_.cols.parts;
   down_ = turned ? layout_.cols : layout_.rows;
   right_ = turned ? layout_.rows : layout_.cols;
@@ -137,17 +145,48 @@ Redistribution::Redistribution(Index m, Index n, std::span<const Region> pieces,
     throw ShapeError("the pieces of a " + std::to_string(m) + "x" + std::to_string(n) +
                      " matrix have " + std::to_string(total) + " elements together");
   }
+  count();
+}
 
-  to_grid_.assign(pieces.size(), 0);
-  from_pieces_.assign(pieces.size(), 0);
-  cursors_.assign(pieces.size(), 0);
-  for (std::size_t other = 0; other < pieces.size(); ++other) {
-    for (const Rectangle& r : rectangles_of(rank)) {
+Redistribution Redistribution::of_triangle(const BlockCyclic& square, int rank) {
+  Redistribution move{square, /*turned=*/false, rank};
+  const int ranks = square.grid().ranks();
+  const Index side = square.rows.extent;
+  Index row = 0;
+  Index col = 0;
+  for (int r = 0; r < ranks; ++r) {
+    move.first_rectangle_.push_back(move.rectangles_.size());
+    Index left = even_run(side * (side + 1) / 2, ranks, r).count;
+    if (r == rank) move.piece_size_ = left;
+    while (left > 0) {
+      const Index cols = std::min(row + 1 - col, left);
+      move.rectangles_.push_back({row, 1, col, cols});
+      left -= cols;
+      col += cols;
+      if (col <= row) continue;
+      ++row;
+      col = 0;
+    }
+  }
+  move.first_rectangle_.push_back(move.rectangles_.size());
+  // Half of the square is nobody's: what arrives is what the rank has of the triangle.
+  move.count();
+  move.local_size_ = sum(move.from_pieces_);
+  return move;
+}
+
+void Redistribution::count() {
+  const std::size_t ranks = first_rectangle_.size() - 1;
+  to_grid_.assign(ranks, 0);
+  from_pieces_.assign(ranks, 0);
+  cursors_.assign(ranks, 0);
+  for (std::size_t other = 0; other < ranks; ++other) {
+    for (const Rectangle& r : rectangles_of(rank_)) {
       const Patch part = patch(r, static_cast<int>(other));
       to_grid_[other] += part.rows * part.cols;
     }
     for (const Rectangle& r : rectangles_of(static_cast<int>(other))) {
-      const Patch part = patch(r, rank);
+      const Patch part = patch(r, rank_);
       from_pieces_[other] += part.rows * part.cols;
     }
   }
@@ -210,8 +249,12 @@ Traffic Redistribution::traffic_of(Index m, Index n, const Region& piece, int ra
   return {bytes(piece.size() - kept) + bytes(move.local_size_ - kept), 2};
 }
 
+Traffic Redistribution::traffic_to_grid(Index max_chunk) const {
+  return cost::all_to_all(to_grid_, rank_, sizeof(float), max_chunk);
+}
+
 Traffic Redistribution::traffic(Index max_chunk) const {
-  return cost::all_to_all(to_grid_, rank_, sizeof(float), max_chunk) +
+  return traffic_to_grid(max_chunk) +
          cost::all_to_all(from_pieces_, rank_, sizeof(float), max_chunk);
 }
 

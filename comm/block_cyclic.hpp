@@ -80,6 +80,14 @@ void check_grid_sizes(const BlockCyclic& x);
 /// The layout of XXᵀ for an X laid out as `x`: square, in blocks that are square too.
 BlockCyclic gram_layout(const BlockCyclic& x);
 
+/// A part of a row of elements.
+struct Run {
+  Index first = 0, count = 0;
+  friend bool operator==(const Run&, const Run&) = default;
+};
+/// Of `total` elements dealt to `parts` as evenly as can be, the first parts one more.
+Run even_run(Index total, int parts, int part);
+
 /// Moves an m×n row-major matrix, of which every rank has a piece, to its block-cyclic layout and
 /// back: one all_to_all each, of f32, that allocates nothing after the first calls. What a rank
 /// sends is sorted by rank, then lies in the order of its piece.
@@ -88,6 +96,10 @@ class Redistribution {
   /// Pure. @param pieces  one per rank, of the matrix's flat elements; together each element once.
   /// @throws ShapeError  a piece lies outside the matrix, or the pieces are not m·n elements.
   Redistribution(Index m, Index n, std::span<const Region> pieces, int rank);
+  /// Of a symmetric matrix of which every rank has an even run of the packed lower triangle (row
+  /// after row). Its upper triangle on the grid is neither written nor read. Pure.
+  /// @param square  a `gram_layout`.
+  static Redistribution of_triangle(const BlockCyclic& square, int rank);
 
   /// `traffic` of rank `rank` of `ranks` alone, in whole messages: what a plan of thousands of
   /// ranks asks for.
@@ -102,6 +114,8 @@ class Redistribution {
   [[nodiscard]] std::span<const Index> receive_counts() const noexcept { return from_pieces_; }
   /// What `to_grid` and `from_grid` together add to the communicator's traffic.
   [[nodiscard]] Traffic traffic(Index max_chunk) const;
+  /// `to_grid` alone.
+  [[nodiscard]] Traffic traffic_to_grid(Index max_chunk) const;
 
   /// Collective. `local` gets this rank's part of the layout. @param piece  this rank's elements,
   /// densely; @param sent, received  scratch of `piece_size` and `local_size` elements (`sent` may
@@ -122,7 +136,10 @@ class Redistribution {
   };
   /// Without pieces.
   Redistribution(Index m, Index n, int ranks, int rank);
+  Redistribution(const BlockCyclic& layout, bool turned, int rank);
   void cut(const Region& piece);
+  /// What goes where, when all pieces are cut.
+  void count();
   [[nodiscard]] std::span<const Rectangle> rectangles_of(int rank) const;
   [[nodiscard]] Patch patch(const Rectangle& r, int rank) const;
   template <class Copy>

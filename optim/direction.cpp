@@ -5,6 +5,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
+#include "optim/block_cyclic_root.hpp"
 #include "optim/lmo.hpp"
 #include "optim/rule.hpp"
 
@@ -68,6 +69,9 @@ void Direction::gram(const GramForm& form, const Lmo& lmo, const StepScalars&,
     backend.gemm(1, form.q, kernels::Transpose::no, before, kernels::Transpose::no, 0, r);
   }
 }
+
+GridRoot Direction::grid_root(const StepScalars&) const { return {}; }
+void Direction::settle(const GridRootReport&, const Whole&, kernels::Backend&) const {}
 
 const Direction& lmo_direction() {
   static const Direction direction;

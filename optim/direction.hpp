@@ -15,6 +15,8 @@ class Backend;
 }
 
 namespace orthrus::optim {
+struct GridRoot;
+struct GridRootReport;
 class Lmo;
 enum class Mode : std::uint8_t;
 struct StepScalars;
@@ -135,6 +137,15 @@ class Direction {
                                                          bool with_root) const;
   virtual void gram(const GramForm& form, const Lmo& lmo, const StepScalars& s,
                     std::span<std::byte> work, kernels::Backend& backend) const;
+
+  // Mode block_cyclic.
+  /// Is it an inverse root times X there (`BlockCyclicRoot`)? Its first two states of the matrix
+  /// are a factor and its root. Else it is the LMO's of Z.
+  [[nodiscard]] virtual bool has_grid_root() const { return false; }
+  [[nodiscard]] virtual GridRoot grid_root(const StepScalars& s) const;
+  /// Says what went wrong, on all ranks alike. @throws NumericError  as `make`.
+  virtual void settle(const GridRootReport& report, const Whole& m,
+                      kernels::Backend& backend) const;
 };
 
 /// lmo(X).

@@ -56,8 +56,8 @@ void Failures::add(std::string_view what, std::string_view why, bool serves) {
   serves_ = serves_ && serves;
 }
 
-void Failures::not_finite(const Factor& factor) {
-  add(factor.name(), "with this gradient it would not be finite", factor.is_made(backend_));
+void Failures::not_finite(const Factor& factor, bool serves) {
+  add(factor.name(), "with this gradient it would not be finite", serves);
 }
 
 void Failures::settle(bool renewed) {
@@ -88,7 +88,7 @@ bool take_in(const Factor& factor, double beta, double weight, ConstMatrixView z
   factor.load(full, backend);
   backend.syrk(weight, z, factor.of_rows ? Transpose::no : Transpose::yes, beta, full);
   if (factor.store(full, backend)) return true;
-  failures.not_finite(factor);
+  failures.not_finite(factor, factor.is_made(backend));
   return false;
 }
 

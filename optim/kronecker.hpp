@@ -72,7 +72,7 @@ class Failures {
 
   /// @param what  that was not renewed. @param serves  is there something from before?
   void add(std::string_view what, std::string_view why, bool serves);
-  void not_finite(const Factor& factor);
+  void not_finite(const Factor& factor, bool serves);
   [[nodiscard]] bool any() const { return !text_.empty(); }
   /// When all is done. @param renewed  it was time to.
   /// @throws NumericError  nothing serves, or it has served too often.
@@ -107,6 +107,9 @@ class InverseRoot {
 
   /// What keeps a factor of this side from having one; empty: nothing.
   [[nodiscard]] std::string obstacle(Index side) const;
+  [[nodiscard]] By by() const { return by_; }
+  /// Of products.
+  [[nodiscard]] const kernels::Damping& damping() const { return options_.damping; }
   /// What keeps the root in f32 from having an inverse; empty: nothing.
   [[nodiscard]] std::string inverse_obstacle() const;
   [[nodiscard]] std::size_t workspace_bytes(Index m) const;

@@ -12,6 +12,7 @@
 #include "kernels/device_memory.hpp"
 #include "kernels/gram.hpp"
 #include "kernels/msign.hpp"
+#include "optim/block_cyclic_root.hpp"
 #include "optim/kronecker.hpp"
 #include "optim/lmo.hpp"
 #include "optim/matrix_function.hpp"
@@ -369,7 +370,8 @@ class OneSided final : public KroneckerDirection {
 
   [[nodiscard]] LmoUse lmo_use() const override { return LmoUse::scale; }
   [[nodiscard]] std::string obstacle(Mode mode, Index rows, Index cols, bool of_rows,
-                                     bool) const override {
+                                     bool with_root) const override {
+    if (mode == Mode::block_cyclic) return grid_obstacle(with_root);
     if (std::string why = root_.obstacle(std::min(rows, cols)); !why.empty()) {
       return why + ": rule.root coupled";
     }
@@ -382,7 +384,8 @@ class OneSided final : public KroneckerDirection {
       case Mode::gram_steps:
         return "its root has no iterations to share: owner, exchange, gather or gram";
       default:
-        return "the factor of a piece is not that of the matrix: owner, exchange, gather or gram";
+        return "the factor of a piece is not that of the matrix: owner, exchange, gather, gram or "
+               "block_cyclic";
     }
   }
   [[nodiscard]] double flops(const Lmo& lmo, Index rows, Index cols) const override {
@@ -466,7 +469,36 @@ class OneSided final : public KroneckerDirection {
     if (form.with_root) invert_root(factor, correction, form.r, work, backend);
   }
 
+  [[nodiscard]] bool has_grid_root() const override { return true; }
+  [[nodiscard]] GridRoot grid_root(const StepScalars& s) const override {
+    return {factors_.beta, factors_.weight(), factors_.correction(s.step), root_.damping(),
+            1 / momentum_.correction(s.step)};
+  }
+  void settle(const GridRootReport& report, const Whole& m, Backend& backend) const override {
+    Failures trouble = failures(m, backend, 3);
+    const Factor factor = factor_of(m.state, std::min(m.x.rows, m.x.cols), m.x.rows <= m.x.cols);
+    if (!report.joined) {
+      trouble.not_finite(factor, report.serves);
+    } else if (!report.renewed) {
+      trouble.add(factor.name(),
+                  "its root has not converged: the residual is " + std::to_string(report.residual),
+                  report.serves);
+    }
+    trouble.settle(true);
+  }
+
  private:
+  /// The root is by products there, in every step, and nobody has it whole.
+  [[nodiscard]] std::string grid_obstacle(bool with_root) const {
+    if (with_root) {
+      return "the root of its factor is nowhere whole, whose inverse weights.residual momentum "
+             "needs: owner, exchange, gather or gram";
+    }
+    if (root_.by() == InverseRoot::By::eigenvectors) {
+      return "rule.root eigh needs the factor on one rank: auto or coupled";
+    }
+    return turns_.every == 1 ? "" : "every step sends the same there: rule.frequency 1";
+  }
   static Factor factor_of(std::span<const MatrixView> state, Index side, bool of_rows) {
     return {of_rows, side, state[1], state[2]};
   }
@@ -488,7 +520,7 @@ class OneSided final : public KroneckerDirection {
               std::span<std::byte> work, Backend& backend) const {
     Failures trouble = failures(m, backend, 3);
     const bool stored = factor.store(full, backend);
-    if (!stored) trouble.not_finite(factor);
+    if (!stored) trouble.not_finite(factor, factor.is_made(backend));
     const bool due = turns_.due(s.step, m.phase) || !factor.is_made(backend);
     if (due) {
       root_.renew(factor, factors_.correction(s.step), false, full, work, backend, trouble);

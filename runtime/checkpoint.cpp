@@ -296,10 +296,8 @@ void for_each_state(const runtime::Plan& plan, const runtime::OwnSegment& own, b
     }
     if (!spec.of_matrix() || own.segment.matrix < 0) {
       if (own.size() > 0) f(std::string(spec.name), own.region(), view);
-    } else if (view.size() > 0 && own.keeps_lines && (own.saves_lines || !to_save)) {
-      f(std::string(spec.name),
-        Region{runtime::first_line(plan, own.segment.matrix, spec), 1, view.size(), view.size()},
-        view);
+    } else if (view.size() > 0 && (!to_save || runtime::saves_state(plan, own, spec))) {
+      f(std::string(spec.name), runtime::lines_region(plan, own, spec), view);
     }
   }
   if (g.master && own.size() > 0) f("master", own.region(), own.master);

@@ -15,6 +15,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/carve.hpp"
 #include "optim/block_cyclic_msign.hpp"
+#include "optim/block_cyclic_root.hpp"
 #include "optim/matrix_function.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/bucket.hpp"
@@ -41,6 +42,7 @@ struct OwnSegment {
   Region here;                ///< of held parameters: in the trainer's buffers
   Index norm_slot = 0;        ///< the first of its sums of squares among the plan's
   bool keeps_lines = false;   ///< the state per line of its matrix is here…
+  bool saves_runs = false;    ///< …a run of it (`is_dealt`) is written from here…
   bool saves_lines = false;   ///< …and written from here
   bool updated = false;       ///< in this step
   double update_squares = 0;  ///< Σ U²
@@ -57,6 +59,10 @@ struct OwnSegment {
 
 /// The shape of a state tensor of `own`: of its piece, or per line of its matrix.
 Region state_region(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec);
+/// What of a state of its matrix `own` has, among those of its parameter's matrices…
+Region lines_region(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec);
+/// …and whether it is written from here: what several ranks keep alike is on one of them.
+bool saves_state(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec);
 
 /// A block of a segment.
 struct Panel {
@@ -140,10 +146,6 @@ inline float* floats(std::span<std::byte> bytes, Index offset) {
   return reinterpret_cast<float*>(bytes.data()) + offset;
 }
 
-/// The per-line state of a parameter puts its matrices' lines one after the other: how many come
-/// before matrix `matrix`, for state `spec`.
-Index first_line(const Plan& plan, int matrix, const optim::StateSpec& spec);
-
 }  // namespace orthrus::runtime
 
 namespace orthrus {
@@ -214,9 +216,9 @@ struct ShardedOptimizer::Impl {
   std::vector<std::size_t> under_way_;        ///< buckets whose request is not waited for yet
   std::vector<std::size_t> owed_;  ///< buckets that have arrived and have matrices to compute
   std::size_t first_owed_ = 0;     ///< those before it have none left
-  std::unique_ptr<comm::ProcessGrid> grid_;  ///< where a bucket is block_cyclic
-  std::vector<optim::BlockCyclicMsign> grid_matrices_;
-  std::vector<std::size_t> grid_first_;  ///< per bucket: its first in `grid_matrices_`
+  std::unique_ptr<comm::ProcessGrid> grid_;               ///< where a bucket is block_cyclic
+  std::map<int, optim::BlockCyclicMsign> grid_matrices_;  ///< by matrix
+  std::map<int, optim::BlockCyclicRoot> grid_roots_;      ///< of others
   /// Per bound slot: no less than the momentum's norm; of a compressed one than any of its entries,
   /// as rounding may make norms larger, but no entry than that (`bound_at_rest`).
   std::vector<double> bounds_;
@@ -304,6 +306,8 @@ struct ShardedOptimizer::Impl {
   void send_pieces(std::size_t bucket);
   void compute_whole(std::size_t bucket, const runtime::Meeting::Matrix& entry);
   void compute_on_grid(std::size_t bucket);
+  void root_on_grid(const runtime::MatrixPlan& m, float* x, const float* g,
+                    std::span<const MatrixView> state);
   void send_grams(std::size_t bucket);
   void compute_polynomial(std::size_t bucket, const runtime::Meeting::Matrix& entry);
   void compute_terms(std::size_t bucket, const runtime::Meeting::Matrix& entry);

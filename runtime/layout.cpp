@@ -214,7 +214,8 @@ void add_matrix(const Plan& plan, const Bucket& bucket, int index, SegmentList& 
       list.add(slot(rank), {m.parameter, index, region, 0, rank});
     }
     // Who computes keeps the numbers per line, with or without a piece.
-    const bool computes = m.mode == optim::Mode::gather || m.owner % plan.shard == s;
+    const bool computes = m.mode == optim::Mode::gather || m.mode == optim::Mode::block_cyclic ||
+                          m.owner % plan.shard == s;
     if (regions.empty() && lines && computes) {
       list.add(slot(rank), {m.parameter, index, {m.region.first, 0, 0, 0}, 0, rank});
     }

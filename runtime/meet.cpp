@@ -174,8 +174,8 @@ void ShardedOptimizer::Impl::send_pieces(std::size_t b) {
   for (OwnSegment& own : segments(b)) {
     if (own.size() == 0) continue;
     Carver carver(scratch_);
-    if (bucket.mode == Mode::block_cyclic) {
-      const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+    const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(own.segment.matrix)];
+    if (bucket.mode == Mode::block_cyclic && m.stack != optim::Stack::companion) {
       load_stacked(own, m, whole(own), stacked_piece(own, buffers.mine), /*joins=*/true, carver);
       continue;
     }
@@ -286,19 +286,46 @@ void ShardedOptimizer::Impl::compute_whole(std::size_t b, const Meeting::Matrix&
 void ShardedOptimizer::Impl::compute_on_grid(std::size_t b) {
   const Meeting& meeting = meetings_[b];
   MeetingState& buffers = meeting_states_[b];
-  std::size_t i = grid_first_[b];
+  const Index brings = plan_.buckets[b].brings;
   for (const Meeting::Matrix& entry : meeting.matrices) {
     const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
-    const optim::Lmo& lmo = *plan_.group(m.parameter).lmo;
-    Index place = 0;
+    const runtime::Group& group = plan_.group(m.parameter);
+    float* piece = floats(buffers.mine, 0);
+    Index size = 0;
     for (const OwnSegment& own : segments(b)) {
       if (own.segment.matrix != entry.matrix) continue;
-      place = own.meeting_offset * plan_.buckets[b].brings;  // of the first of its pieces
-      break;
+      if (size == 0) piece = floats(buffers.mine, own.meeting_offset * brings);  // of its first
+      size += own.size();
     }
-    grid_matrices_[i++](floats(buffers.mine, place), lmo.iterations(), lmo.safety(), lmo.options(),
-                        scratch_, *grid_, mesh_.shard, *backend_);
+    if (group.direction().has_grid_root()) {
+      root_on_grid(m, piece, piece + size, state_of(b, entry.matrix));
+    } else {
+      const optim::Lmo& lmo = *group.lmo;
+      grid_matrices_.at(entry.matrix)(piece, lmo.iterations(), lmo.safety(), lmo.options(),
+                                      scratch_, *grid_, mesh_.shard, *backend_);
+    }
     matrices_ += entry.mine ? 1 : 0;
+  }
+}
+
+/// X ← D of this rank's pieces; as in `whole_matrix` where it cannot be made.
+void ShardedOptimizer::Impl::root_on_grid(const runtime::MatrixPlan& m, float* x, const float* g,
+                                          std::span<const MatrixView> state) {
+  const optim::Direction& direction = plan_.group(m.parameter).direction();
+  const auto index = static_cast<int>(&m - plan_.matrices.data());
+  const Index size = g - x;
+  const optim::GridRootReport report = grid_roots_.at(index)(
+      x, g, static_cast<float*>(state[1].data), static_cast<float*>(state[2].data),
+      direction.grid_root(scalars_of(m)), scratch_, *grid_, mesh_.shard, *backend_);
+  std::string problem;
+  optim::Whole whole{{nullptr, m.rows, m.cols, m.cols, DType::f32}, {}, state};
+  whole.problem = &problem;
+  try {
+    direction.settle(report, whole, *backend_);
+    note_problem(m, problem);
+  } catch (const NumericError& e) {
+    note_problem(m, e.what(), /*is_fatal=*/true);
+    backend_->fill(std::numeric_limits<double>::quiet_NaN(), runtime::row(x, size));
   }
 }
 

@@ -6,6 +6,7 @@
 #include "comm/cost.hpp"
 #include "kernels/gram.hpp"
 #include "optim/block_cyclic_msign.hpp"
+#include "optim/block_cyclic_root.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/plan_steps.hpp"
 #include "runtime/rounding.hpp"
@@ -93,8 +94,14 @@ bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s) {
   const MatrixPlan& m = matrix_of(plan, s.matrix);
   // Of several pieces on one rank, the first.
   if (b.held && s.size() > 0 && pieces(plan, m, s.rank).front() != s.region) return false;
-  if (b.mode == Mode::owner || b.mode == Mode::gather) return true;
+  if (b.mode == Mode::owner || b.mode == Mode::gather || b.mode == Mode::block_cyclic) return true;
   return b.held ? m.owner % plan.shard == s.rank : m.owner == s.rank;
+}
+
+comm::Run state_run(const Plan& plan, const MatrixPlan& m, const optim::StateSpec& state,
+                    int shard) {
+  const Index all = state.rows(m.rows, m.cols) * state.cols(m.rows, m.cols);
+  return is_dealt(m, state) ? comm::even_run(all, plan.shard, shard) : comm::Run{0, all};
 }
 
 std::vector<Region> pieces_of_z(const Plan& plan, const MatrixPlan& m) {
@@ -127,14 +134,17 @@ namespace {
 /// What the ranks of one replica send while matrix m is on the grid.
 void add_grid_traffic(const Plan& plan, const MatrixPlan& m, int first_rank,
                       std::vector<MeetingSize>& sizes) {
-  const auto iterations = plan.group(m.parameter).lmo->iterations();
+  const Group& g = plan.group(m.parameter);
+  const auto iterations = g.lmo->iterations();
   const auto all = pieces_of_z(plan, m);
   const Index rows = m.z_rows(m.rows);
   const Index cols = m.z_cols(m.cols);
   for (int s = 0; s < plan.shard; ++s) {
     const auto rank = static_cast<std::size_t>(first_rank) + static_cast<std::size_t>(s);
     Traffic& sent = sizes[rank].grid;
-    if (rows * cols <= plan.max_chunk) {
+    if (g.direction().has_grid_root()) {
+      sent += optim::BlockCyclicRoot(rows, cols, all, s).traffic(plan.max_chunk);
+    } else if (rows * cols <= plan.max_chunk) {
       sent +=
           optim::block_cyclic_msign_traffic(rows, cols, plan.shard, s, iterations, plan.max_chunk) +
           comm::Redistribution::traffic_of(rows, cols, all[static_cast<std::size_t>(s)], plan.shard,
@@ -408,6 +418,11 @@ std::size_t meeting_scratch_bytes(const Plan& plan, const MatrixPlan& m) {
       std::size_t most = 0;
       const auto all = pieces_of_z(plan, m);
       for (int s = 0; s < plan.shard; ++s) {
+        if (g.direction().has_grid_root()) {
+          const optim::BlockCyclicRoot root(m.rows, m.cols, all, s);
+          most = std::max(most, root.workspace_bytes());
+          continue;
+        }
         most = std::max(most, optim::block_cyclic_msign_workspace_bytes(
                                   m.z_rows(m.rows), m.z_cols(m.cols),
                                   all[static_cast<std::size_t>(s)].size(), plan.shard, s));

@@ -15,10 +15,13 @@
 ///   those do, in their order.
 /// - gram_steps: `mine` is the packed triangles, summed on all ranks; `theirs` r's pieces of Z, in
 ///   f32.
-/// - block_cyclic: `mine` is r's pieces of Z; they go to the grid and come back matrix by matrix.
+/// - block_cyclic: `mine` is r's pieces of Z, or of X and G; they go to the grid and come back
+/// matrix
+///   by matrix.
 
 #include <vector>
 
+#include "comm/block_cyclic.hpp"
 #include "runtime/plan.hpp"
 
 namespace orthrus::runtime {
@@ -41,6 +44,15 @@ Index lines_panel_elements(const Plan& plan, const MatrixPlan& m, const Segment&
 
 /// Does the rank of `s` keep the numbers per line of its matrix?
 bool keeps_lines_here(const Plan& plan, const Bucket& b, const Segment& s);
+
+/// Do the ranks of a shard group keep even runs of this state of matrix m? In block_cyclic they do
+/// of a triangle: it may be too large for one.
+inline bool is_dealt(const MatrixPlan& m, const optim::StateSpec& state) {
+  return m.mode == optim::Mode::block_cyclic && state.triangle_of(m.rows, m.cols) > 0;
+}
+/// What rank `shard` of a shard group keeps of a state of matrix m, if it keeps any.
+comm::Run state_run(const Plan& plan, const MatrixPlan& m, const optim::StateSpec& state,
+                    int shard);
 
 /// Elements in the buffers of one rank.
 struct MeetingSize {

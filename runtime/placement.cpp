@@ -12,6 +12,7 @@
 #include "comm/process_grid.hpp"
 #include "kernels/gram.hpp"
 #include "optim/block_cyclic_msign.hpp"
+#include "optim/block_cyclic_root.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
 #include "runtime/rounding.hpp"
@@ -289,12 +290,27 @@ class Planner {
         return piece + static_cast<double>(meeting_scratch_bytes(plan_, m)) +
                2 * static_cast<double>(kernels::packed_size(m.gram_side())) * 4;
       case Mode::block_cyclic:
+        if (plan_.group(m.parameter).direction().has_grid_root()) {
+          const optim::BlockCyclicRoot root(m.rows, m.cols, pieces_of_z(plan_, m), 0);
+          return piece + static_cast<double>(root.workspace_bytes());
+        }
         return piece + static_cast<double>(optim::block_cyclic_msign_workspace_bytes(
                            m.z_rows(m.rows), m.z_cols(m.cols),
                            m.z_rows(m.rows) * m.z_cols(m.cols) / plan_.shard, plan_.shard, 0));
       default:  // whole once more, on its way
         return piece + whole + static_cast<double>(meeting_scratch_bytes(plan_, m));
     }
+  }
+
+  /// Elements that products on the grid walk along.
+  [[nodiscard]] double grid_operands(const MatrixPlan& m) const {
+    const Group& g = plan_.group(m.parameter);
+    const auto side = static_cast<double>(std::min(m.rows, m.cols));
+    if (g.direction().has_grid_root()) {
+      return optim::BlockCyclicRoot::products() * side * side;
+    }
+    return static_cast<double>(g.lmo->iterations().size()) *
+           static_cast<double>(m.z_rows(m.rows) * m.z_cols(m.cols));
   }
 
   [[nodiscard]] Cost cost(const Class& c, Mode mode) const {
@@ -345,9 +361,8 @@ class Planner {
       case Mode::block_cyclic:  // every iteration's panels travel once along rows and columns
         cost.every += cost.owner;
         cost.owner = 0;
-        cost.wire = seconds(Collective::broadcast, static_cast<double>(g.lmo->iterations().size()) *
-                                                       2 * (1 + more) * elements * 4 /
-                                                       std::sqrt(static_cast<double>(plan_.shard)));
+        cost.wire = seconds(Collective::broadcast,
+                            2 * 4 * grid_operands(m) / std::sqrt(static_cast<double>(plan_.shard)));
         break;
       default:
         break;
@@ -649,6 +664,11 @@ double compute_seconds(const Plan& plan, const MachineProfile& profile, const Ma
     case Mode::block_local:
       return 0;
     case Mode::block_cyclic:  // the products, shared
+      if (g.direction().has_grid_root()) {
+        const Index shorter = std::min(m.rows, m.cols);
+        const double flops = optim::BlockCyclicRoot::flops(m.rows, m.cols);
+        return products_seconds(profile, flops, shorter, DType::f32) / plan.shard;
+      }
       return lmo_seconds(profile, g, m.rows, m.cols) / plan.shard;
     case Mode::owner:
       return lmo_seconds(profile, g, m.rows, m.cols);

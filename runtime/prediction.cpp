@@ -100,7 +100,12 @@ void add_segment(const Plan& plan, const Bucket& b, const Segment& s, const Mach
       const std::size_t bytes = g.state_bytes(k, s.region.rows, s.region.cols);
       r.memory.state += static_cast<std::int64_t>(Arena::rounded(bytes));
     } else if (s.matrix < 0 || keeps_lines_here(plan, b, s)) {
-      const std::size_t bytes = g.state_bytes(k, rows, cols);
+      const std::size_t bytes =
+          s.matrix < 0 ? g.state_bytes(k, rows, cols)
+                       : 4 * static_cast<std::size_t>(
+                                 state_run(plan, plan.matrices[static_cast<std::size_t>(s.matrix)],
+                                           state[k], s.rank % plan.shard)
+                                     .count);
       r.memory.state += static_cast<std::int64_t>(Arena::rounded(bytes));
     }
   }

@@ -12,7 +12,10 @@
 namespace orthrus {
 
 namespace runtime {
+namespace {
 
+/// The per-line state of a parameter puts its matrices' lines one after the other: how many come
+/// before matrix `matrix`, for state `spec`.
 Index first_line(const Plan& plan, int matrix, const optim::StateSpec& spec) {
   Index lines = 0;
   const int parameter = plan.matrices[static_cast<std::size_t>(matrix)].parameter;
@@ -24,14 +27,26 @@ Index first_line(const Plan& plan, int matrix, const optim::StateSpec& spec) {
   return lines;
 }
 
+}  // namespace
+
 Region state_region(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec) {
   if (!spec.of_matrix()) return {0, own.rows, own.cols, own.cols};
   if (own.segment.matrix < 0) {
     return {0, spec.rows(own.rows, own.cols), spec.cols(own.rows, own.cols), 1};
   }
+  return {0, lines_region(plan, own, spec).size(), 1, 1};
+}
+
+Region lines_region(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec) {
   if (!own.keeps_lines) return {0, 0, 0, 0};
   const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(own.segment.matrix)];
-  return {0, spec.rows(m.rows, m.cols), spec.cols(m.rows, m.cols), 1};
+  const comm::Run run = state_run(plan, m, spec, own.segment.rank % plan.shard);
+  return {first_line(plan, own.segment.matrix, spec) + run.first, 1, run.count, run.count};
+}
+
+bool saves_state(const Plan& plan, const OwnSegment& own, const optim::StateSpec& spec) {
+  const MatrixPlan& m = plan.matrices[static_cast<std::size_t>(own.segment.matrix)];
+  return is_dealt(m, spec) ? own.saves_runs : own.saves_lines;
 }
 
 }  // namespace runtime
@@ -265,6 +280,7 @@ std::vector<runtime::OwnSegment> ShardedOptimizer::Impl::segments_of(int world_r
         own.saves_lines = !own.keeps_lines ? false
                           : bucket.held    ? m.owner % plan_.shard == world_rank && first_replica
                                            : m.owner == world_rank;
+        own.saves_runs = own.keeps_lines && (!bucket.held || first_replica);
       }
       if (plan_.blocked[static_cast<std::size_t>(own.group)]) {
         own.norm_slot += s.matrix >= 0 ? place_in_parameter(plan_, s.matrix)
@@ -337,8 +353,7 @@ void ShardedOptimizer::Impl::set_lr_multiplier(double factor) {
 /// Where a bucket's matrices meet on a process grid. The first product opens its connections: here,
 /// not inside step 1.
 void ShardedOptimizer::Impl::open_grid() {
-  if (grid_matrices_.empty() &&
-      std::none_of(plan_.buckets.begin(), plan_.buckets.end(),
+  if (std::none_of(plan_.buckets.begin(), plan_.buckets.end(),
                    [](const runtime::Bucket& b) { return b.mode == optim::Mode::block_cyclic; })) {
     return;
   }
@@ -563,7 +578,6 @@ void ShardedOptimizer::Impl::allocate() {
     meetings_.emplace_back();
     roundings_.emplace_back();
     if (bucket.rounds_together) place_rounding(b);
-    grid_first_.push_back(grid_matrices_.size());
     if (bucket.matrices.empty()) continue;
     meetings_.back() = runtime::make_meeting(plan_, bucket, mesh_.world.rank());
     for (std::size_t i = first_own_[b]; i < first_own_[b + 1]; ++i) {
@@ -572,8 +586,13 @@ void ShardedOptimizer::Impl::allocate() {
     if (bucket.mode != optim::Mode::block_cyclic) continue;
     for (const runtime::Meeting::Matrix& entry : meetings_.back().matrices) {
       const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
-      grid_matrices_.emplace_back(m.z_rows(m.rows), m.z_cols(m.cols),
-                                  runtime::pieces_of_z(plan_, m), mesh_.shard.rank());
+      const std::vector<Region> pieces = runtime::pieces_of_z(plan_, m);
+      const int rank = mesh_.shard.rank();
+      if (plan_.group(m.parameter).direction().has_grid_root()) {
+        grid_roots_.try_emplace(entry.matrix, m.rows, m.cols, pieces, rank);
+      } else {
+        grid_matrices_.try_emplace(entry.matrix, m.z_rows(m.rows), m.z_cols(m.cols), pieces, rank);
+      }
     }
   }
   bounds_.assign(static_cast<std::size_t>(plan_.bound_slots), 0);
@@ -675,14 +694,12 @@ std::map<std::string, ShardedOptimizer::StateTensor> ShardedOptimizer::Impl::gat
         }
         if (!spec.of_matrix() || own.segment.matrix < 0) {
           take(spec.name, mine, own.region(), p.shape);
-        } else if (own.saves_lines) {
+        } else if (runtime::saves_state(plan_, own, spec)) {
           Index lines = 0;
           for (const runtime::MatrixPlan& m : plan_.matrices) {
             if (m.parameter == own.segment.parameter) lines += spec.rows(m.rows, m.cols);
           }
-          const Index count = runtime::state_region(plan_, own, spec).size();
-          take(spec.name, mine,
-               {runtime::first_line(plan_, own.segment.matrix, spec), 1, count, count}, {lines});
+          take(spec.name, mine, runtime::lines_region(plan_, own, spec), {lines});
         }
       }
       if (g.master) take("master", r == me ? &own.master : nullptr, own.region(), p.shape);

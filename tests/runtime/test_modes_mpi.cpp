@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "comm/process_grid.hpp"
-#include "modes_model.hpp"
+#include "modes_run.hpp"
 #include "support/pmpi_counter.hpp"
 
 namespace orthrus {
@@ -365,6 +365,144 @@ TEST_P(PrismOverMpi, TakesShardsTheTrainerHolds) {
           << modes::name_of(c.along);
     }
   }
+}
+
+// One-sided Shampoo's factor, dealt to the ranks of the grid.
+class FactorOnGrid : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!comm::ProcessGrid::available()) GTEST_SKIP() << "no ScaLAPACK";
+  }
+  static Config recipe(const ModeCase& mode, const std::string& extra = "") {
+    return modes::in_mode(
+        parse_config("schema: 1\ngroups: [{match: '*', rule: {name: one_sided_shampoo, lr: 0.125, "
+                     "weight_decay: 0.5, momentum: 0.9, root: coupled}}]\n" +
+                     extra),
+        mode);
+  }
+  static Model zoo() {
+    Model model;
+    for (const auto& [m, n] : {std::pair<Index, Index>{12, 40}, {40, 12}, {3, 2}, {300, 150}}) {
+      modes::add_zoo(model, "w", "gaussian", m, n);
+    }
+    modes::add_zoo(model, "w", "flat", 9, 20);
+    modes::add_zoo(model, "w", "zero", 9, 20);
+    return model;
+  }
+  /// 1e-4, as runtime.md 9 has it of block_cyclic.
+  static void expect_near(const Model& model, const Trainer& here, const Trainer& alone) {
+    std::vector<std::vector<float>> expected = model.weights;
+    alone.take(expected);
+    auto found = expected;
+    here.take(found);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      EXPECT_LE(modes::change_error(model, i, found[i], expected[i]), 1e-4)
+          << model.tensors[i].name;
+    }
+  }
+};
+
+TEST_F(FactorOnGrid, GivesTheWeightsOfOneRankAlone) {
+  const int ranks = borrow(MPI_COMM_WORLD).size();
+  const Model model = zoo();
+  const Trainer alone = train(recipe(modes::owner), self_communicator(), model);
+  for (const int replicas : {1, 2}) {
+    if (ranks % replicas != 0) continue;
+    for (const Index max_chunk : {0x7fffffff, 300}) {
+      Config config = recipe(modes::block_cyclic);
+      config.mesh.replicate = replicas;
+      Communicator comm = borrow(MPI_COMM_WORLD);
+      comm.set_max_chunk(max_chunk);
+      expect_near(model, train(config, std::move(comm), model), alone);
+    }
+  }
+}
+
+TEST_F(FactorOnGrid, TakesShardsTheTrainerHolds) {
+  Model model;
+  modes::add_zoo(model, "w", "gaussian", 21, 8);
+  modes::add_zoo(model, "w", "flat", 6, 20);
+  const Trainer alone = train(recipe(modes::owner), self_communicator(), model);
+  for (const modes::ShardCase& c : modes::kCuts) {
+    if (c.along == Along::elements) continue;
+    Model held = model;
+    modes::cut(held, c, borrow(MPI_COMM_WORLD).size());
+    expect_near(model, train(recipe(modes::block_cyclic), borrow(MPI_COMM_WORLD), held), alone);
+  }
+}
+
+// Runs of a triangle are saved by whoever has them; in a checkpoint it is whole.
+TEST_F(FactorOnGrid, IsSavedWholeAndDealtAnew) {
+  const Model model = zoo();
+  const int rank = borrow(MPI_COMM_WORLD).rank();
+  const int ranks = borrow(MPI_COMM_WORLD).size();
+  const std::string path = testing::TempDir() + "factor-on-grid-" + std::to_string(ranks);
+  const auto steps = [&](const Config& config, Communicator comm, std::int64_t first,
+                         std::int64_t last, bool loads, bool saves) {
+    Trainer trainer(model, 0, 1);
+    ShardedOptimizer optimizer{config, std::move(comm), trainer.parameters};
+    if (loads) optimizer.load(path);
+    for (std::int64_t s = first; s <= last; ++s) {
+      trainer.backward(s);
+      optimizer.step();
+    }
+    if (saves) optimizer.save(path);
+    return trainer;
+  };
+  const auto last = std::ssize(model.gradients);
+  const Config grid = recipe(modes::block_cyclic);
+  if (rank == 0) std::filesystem::remove_all(path);
+  borrow(MPI_COMM_WORLD).barrier();
+  const Trainer through = steps(grid, borrow(MPI_COMM_WORLD), 1, last, false, false);
+  steps(grid, borrow(MPI_COMM_WORLD), 1, 2, false, true);
+  std::vector<std::vector<float>> expected = model.weights;
+  through.take(expected);
+  EXPECT_EQ(steps(grid, borrow(MPI_COMM_WORLD), 3, last, true, false).different(expected), 0);
+  // On one rank, which has it whole.
+  expect_near(model, steps(recipe(modes::owner), self_communicator(), 3, last, true, false),
+              through);
+  borrow(MPI_COMM_WORLD).barrier();
+  if (rank == 0) std::filesystem::remove_all(path);
+}
+
+TEST_F(FactorOnGrid, IsRefusedWhereItWouldHaveToBeWhole) {
+  Model model;
+  modes::add_zoo(model, "w", "gaussian", 12, 40);
+  const Trainer trainer(model, 0, 1);
+  const auto refused = [&](const std::string& keys, const std::string& group = "") {
+    return modes::thrown<ConfigError>([&] {
+      const Config config = modes::in_mode(
+          parse_config("schema: 1\ngroups: [{match: '*', rule: {name: one_sided_shampoo" + keys +
+                       "}" + group + "}]\n"),
+          modes::block_cyclic);
+      static_cast<void>(modes::plan_of(config, trainer.parameters, 2));
+    });
+  };
+  modes::expect_says(refused(", frequency: 2"), {"rule.frequency 1"});
+  modes::expect_says(refused(", root: eigh"), {"rule.root eigh", "coupled"});
+  modes::expect_says(refused("", ", weights: {format: int8, residual: momentum}"),
+                     {"weights.residual momentum", "gram"});
+}
+
+// A gradient whose square is beyond f32: the root before serves, so often as the rule says; then
+// all ranks stop, told which matrix.
+TEST_F(FactorOnGrid, SaysWhatWasNotRenewedOnAllRanks) {
+  Model model;
+  for (const char* spectrum : {"gaussian", "flat"}) modes::add_zoo(model, "w", spectrum, 12, 40);
+  for (const int step : {1, 2}) {
+    for (float& g : model.gradients[static_cast<std::size_t>(step)][1]) g *= 1e25F;
+  }
+  Config config = recipe(modes::block_cyclic);
+  config.groups.front().rule.values["tolerated_failures"] = 1.0;
+  Trainer trainer(model, 0, 1);
+  ShardedOptimizer optimizer{config, borrow(MPI_COMM_WORLD), trainer.parameters};
+  trainer.backward(1);
+  EXPECT_EQ(optimizer.step().notice, "");
+  trainer.backward(2);
+  modes::expect_says(optimizer.step().notice, {"w.flat", "factor", "not be finite", "1 of 1"});
+  trainer.backward(3);
+  modes::expect_says(modes::thrown<NumericError>([&] { optimizer.step(); }, ExitCode::numeric),
+                     {"w.flat", "tolerated_failures"});
 }
 
 // Terms of one rational matrix on several ranks: what MPI was told to send, and the bits of every
