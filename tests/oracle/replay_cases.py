@@ -269,18 +269,21 @@ def family_case(mode=None):
     """PRISM of every side and Bidirectional-PRISM; matrices in `mode`."""
     groups, zoo = [], {}
     place = {"matrix": {"mode": mode}} if mode else {}
+    shared = mode in ("gram_steps", "block_cyclic")  # iterations that ranks share, in f32
     for variant, rule in FAMILY.items():
+        if shared and rule["name"] != "prism":
+            continue
         shapes = {**MATRICES, **EXTREMES, **DEEP}
         lmo = {"scale": "match_rms_adamw" if variant == "long" else "original"}
         groups += _matrix_groups(variant, {"momentum": 0.9, **rule}, lmo, **place)
         zoo.update(_variant(variant, shapes))
-    for side in ("short", "long"):
+    for side in () if shared else ("short", "long"):
         rule = {"name": "prism", "momentum": 0.9, "side": side}
         groups += _matrix_groups(f"bf16.{side}", rule, {"dtype": "bf16"}, **place)
         zoo.update(_variant(f"bf16.{side}", MATRICES))
     zoo["bias"] = VECTORS["bias"]
     options = {"like": "family", "head": {"bucket": "8KiB"}}
-    if mode == "gram":
+    if shared or mode == "gram":
         options["virtual_shards"] = 0
     elif mode:
         options["same_bits_as"] = "family"
@@ -333,16 +336,20 @@ def kronecker_case(mode=None):
     """Shampoo on both sides, on one, by KL; SOAP where its vectors are no matter of rounding."""
     groups, zoo = [], {}
     place = {"matrix": {"mode": mode}} if mode else {}
+    pieces = mode in ("gram", "block_cyclic")
     for variant, rule in KRONECKER.items():
-        if mode == "gram" and rule["name"] != "one_sided_shampoo":
+        if pieces and rule["name"] != "one_sided_shampoo":
             continue
+        if mode == "block_cyclic" and variant != "one_sided.sums":
+            continue  # its eps is above what the grid damps by
         groups += _matrix_groups(variant, rule, _lmo_of(rule), **place)
         zoo.update(_variant(variant, MATRICES))
         if variant.endswith(".plain"):
             groups.append({**groups[-1], "match": f"scaled.{variant}.*"})
             zoo.update(_variant(f"scaled.{variant}", SQUARED))
     # Renewed in steps 1, 2 and 4: the first matrix of its shape. Its factors have all directions by then.
-    for i, name in enumerate(("one_sided_shampoo", "shampoo", "kl_shampoo")[: 1 if mode == "gram" else 3]):
+    seldom = ("one_sided_shampoo", "shampoo", "kl_shampoo")
+    for i, name in enumerate(() if mode == "block_cyclic" else seldom[: 1 if pieces else 3]):
         rule = {**DECAYED, "name": name, "frequency": 2}
         groups.append({"match": f"seldom.{name}.*", "rule": rule, **place})
         zoo[f"seldom.{name}.weight"] = gaussian(15 + i, 17 + i)
@@ -354,13 +361,13 @@ def kronecker_case(mode=None):
         ("one", {"max_dimension": 16}, {"wide": separated(12, 33), "tall": separated(33, 12)}),
         ("none", {"max_dimension": 8}, {"wide": gaussian(12, 34), "conv": MATRICES["conv"]}),
     ):
-        if mode == "gram":
+        if pieces:
             break
         rule = {**DECAYED, "name": "soap", "eps": 0.1, **rest}
         groups.append({"match": f"soap.{variant}.*", "rule": rule, **place})
         zoo.update(_variant(f"soap.{variant}", shapes))
     options = {"like": "kronecker", "head": {"bucket": "8KiB"}}
-    if mode == "gram":
+    if pieces:
         options["virtual_shards"] = 0
     elif mode:
         options["same_bits_as"] = "kronecker"
@@ -575,9 +582,9 @@ def all_cases():
         rational_case(),
         rational_case("gram"),
         family_case(),
-        *[family_case(mode) for mode in ("exchange", "gather", "gram")],
+        *[family_case(mode) for mode in ("exchange", "gather", "gram", "gram_steps", "block_cyclic")],
         kronecker_case(),
-        *[kronecker_case(mode) for mode in ("exchange", "gather", "gram")],
+        *[kronecker_case(mode) for mode in ("exchange", "gather", "gram", "block_cyclic")],
         # Ranks that hold state but contribute no gradient.
         Case("few-shards", groups, zoo, [1, 2, 5], virtual_shards=4, contributions=4),
         # Without `reproducible`: uneven runs of contributions per rank, D1 only.

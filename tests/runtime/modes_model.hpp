@@ -507,8 +507,8 @@ inline Model model_for(const std::string& weights) {
   if (weights.find("block") != std::string::npos || weights.find("bf16") != std::string::npos) {
     return model;
   }
-  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
-    if (model.tensors[i].name == "muon.gates") model.tensors[i].views.clear();
+  for (Tensor& t : model.tensors) {
+    if (t.name == "muon.gates") t.views.clear();
   }
   return model;
 }
