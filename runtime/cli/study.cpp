@@ -114,8 +114,9 @@ Run add_study(CLI::App& app) {
   CLI::App* known = app.add_subcommand(
       "reproduce", "Known results beside what comes out here (exit 70 when one is not met)");
   static const std::span<const studies::Experiment> experiments = studies::experiments();
-  known->add_option("NAME", given->reproduce.names, "Experiments; all of them unless named")
+  known->add_option("NAME", given->reproduce.names, "Experiments; all quick ones unless named")
       ->check(known_in(experiments, "an experiment"));
+  known->add_flag("--slow", given->reproduce.slow, "All: those of minutes, too");
   known->add_flag("--list", given->reproduce.list, "Names, and what each shows");
   known->add_option("--out", given->reproduce.out, "Write a JSON line per row to this file");
 

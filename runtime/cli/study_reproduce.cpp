@@ -45,7 +45,7 @@ std::string to_text(const Row& row) {
 }
 
 ordered_json head(const Experiment& e) {
-  return {{"test", e.name}, {"title", e.title}, {"source", e.source}};
+  return {{"test", e.name}, {"title", e.title}, {"source", e.source}, {"slow", e.slow}};
 }
 
 void print(const std::string& text) {
@@ -61,10 +61,13 @@ int reproduce(std::span<const Experiment> experiments, const ReproduceOptions& o
   int met = 0, not_met = 0;
   for (const Experiment& e : experiments) {
     const std::vector<std::string>& names = options.names;
-    if (!names.empty() && std::find(names.begin(), names.end(), e.name) == names.end()) continue;
+    const bool named = std::find(names.begin(), names.end(), e.name) != names.end();
+    if (!named && !(names.empty() && (options.slow || options.list || !e.slow))) continue;
     ordered_json test = head(e);
     if (options.list) {
-      if (!options.json) print(fmt::format("{:<28} {}\n", e.name, e.title));
+      if (!options.json) {
+        print(fmt::format("{:<28} {}{}\n", e.name, e.title, e.slow ? " (minutes)" : ""));
+      }
       tests.push_back(std::move(test));
       continue;
     }

@@ -14,6 +14,7 @@ struct ReproduceOptions {
   std::vector<std::string> names;  ///< empty: all
   std::string out;                 ///< a file for one JSON line per row; empty: none
   bool list = false, json = false;
+  bool slow = false;  ///< those of minutes, too
 };
 
 /// Prints each row as value, expected value, tolerance, and whether it is met.

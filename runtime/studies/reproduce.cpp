@@ -5,7 +5,7 @@
 namespace orthrus::studies {
 
 std::span<const Experiment> experiments() {
-  static constexpr std::array<Experiment, 17> all{{
+  static constexpr std::array<Experiment, 19> all{{
       {"closed-forms", "bounds of steepest descent under a norm, and what minimizes them",
        "steepest-descent-lean (github.com/leloykun), figures 1 and weight decay; closed forms",
        closed_forms},
@@ -42,6 +42,10 @@ std::span<const Experiment> experiments() {
        polar_noise},
       {"stable-rank-constants", "stable rank of activations at initialization",
        "arXiv 2512.04299, figure 12", stable_rank_constants},
+      {"sparse-regression", "a product of three inputs, learnt by four layers of 256",
+       "arXiv 2512.04299, figures 1 and 4, at half the size", sparse_regression_small, true},
+      {"sparse-regression-full", "the same by four layers of 512, as published",
+       "arXiv 2512.04299, figures 1 and 4", sparse_regression_full, true},
   }};
   return all;
 }

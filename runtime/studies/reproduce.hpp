@@ -1,7 +1,7 @@
 #pragma once
 /// @file
 /// Small experiments with known results: published numbers and closed forms beside what comes out
-/// here. Deterministic, in double; seconds each.
+/// here. Deterministic, in double; seconds each, or minutes where they are slow.
 
 #include <cmath>
 #include <cstdint>
@@ -53,6 +53,7 @@ struct Experiment {
   std::string_view title;
   std::string_view source;  ///< where the expected numbers are from
   std::vector<Row> (*run)();
+  bool slow = false;  ///< minutes: run where it is named, or all are asked for
 };
 
 /// All of them, in the order of the README.
@@ -78,5 +79,8 @@ std::vector<Row> self_polar_flow();
 std::vector<Row> imbalanced_mixture();
 std::vector<Row> polar_noise();
 std::vector<Row> stable_rank_constants();
+// reproduce_training.cpp
+std::vector<Row> sparse_regression_small();
+std::vector<Row> sparse_regression_full();
 
 }  // namespace orthrus::studies

@@ -1,6 +1,6 @@
 #pragma once
 /// @file
-/// Workloads with a formula: no torch, no data, gradients exact.
+/// Workloads with a formula: no torch, no data, gradients exact (or, of the network, in f32).
 
 #include <memory>
 
@@ -44,5 +44,14 @@ namespace orthrus::workloads {
 /// the last three classes. "majority_learnt" and "minority_learnt": the share of that optimum that
 /// the first and the last class's rows have along their means.
 [[nodiscard]] std::unique_ptr<Workload> open_imbalanced_mixture(const Config& config);
+
+/// Teacher and student: y = W_out·h with h = W_in·x, then `blocks` times
+/// h ← h + W_down·relu(W_up·h)/blocks. Both are `width` wide, their weights drawn apart; the
+/// teacher's answers to x ~ N(0, I_d), `outputs` of them, have unit variance. Every unit is a fresh
+/// x with noise·z on the answers, its loss ½‖y − answer‖²; "val_loss" is of `tests` held-out x
+/// without noise: outputs/2 for who answers 0, 0 at the teacher. Teacher and held-out x are of
+/// `task`, what the student begins with and sees of the seed: runs of other seeds are of one
+/// problem.
+[[nodiscard]] std::unique_ptr<Workload> open_residual_regression(const Config& config);
 
 }  // namespace orthrus::workloads

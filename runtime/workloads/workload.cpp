@@ -28,6 +28,8 @@ constexpr Row rows[] = {
      [](const Config& c, int) { return open_matrix_least_squares(c); }},
     {"random_features", "regression on fixed random features", false,
      [](const Config& c, int) { return open_random_features(c); }},
+    {"residual_mlp", "regression of a residual network on another", false,
+     [](const Config& c, int) { return open_residual_regression(c); }},
     {"imbalanced_mixture", "linear classifier of Gaussian classes of unequal frequency", false,
      [](const Config& c, int) { return open_imbalanced_mixture(c); }},
 };

@@ -481,5 +481,67 @@ TEST(AnalyticWorkloads, NameTheKeyTheyRefuse) {
   }
 }
 
+// ---- residual_mlp ------------------------------------------------------------------------------
+
+const Values kSmallNetwork{{"d", 5.0},       {"width", 6.0}, {"blocks", 2.0},
+                           {"outputs", 3.0}, {"noise", 0.2}, {"tests", 70.0}};
+
+TEST(ResidualMlp, KeepsTheContract) {
+  const auto open = [] {
+    return workloads::open_workload(config_of("residual_mlp", kSmallNetwork));
+  };
+  // f32 sums over 64 examples and six rows.
+  test::expect_contract(*open(), open, 1e-5);
+}
+
+TEST(ResidualMlp, GradientIsTheSlopeOfTheLoss) {
+  // A loss near 1 is known to 1e-7 of itself, slopes over 2e-3 to 1e-4; a relu may turn in between.
+  test::expect_slope(*workloads::open_workload(config_of("residual_mlp", kSmallNetwork)),
+                     {1, 0, 96}, 1e-3F, 5e-3);
+}
+
+TEST(ResidualMlp, WhoAnswersNothingIsOffByTheTeachersVariance) {
+  for (const double outputs : {1.0, 3.0}) {
+    Values values = kSmallNetwork;
+    values["outputs"] = outputs;
+    Config config = config_of("residual_mlp", values);
+    std::vector<double> losses;
+    for (const std::uint64_t seed : {1, 2}) {
+      config.seed = seed;
+      const auto w = workloads::open_workload(config);
+      for (const Parameter& p : w->parameters()) {
+        std::fill_n(test::weights(p), test::elements(p), 0.0F);
+      }
+      losses.push_back(metric(*w, "val_loss"));
+    }
+    EXPECT_NEAR(losses[0], outputs / 2, 1e-6 * outputs);  // f32 answers
+    EXPECT_EQ(losses[0], losses[1]) << "another seed is the same task";
+  }
+}
+
+TEST(ResidualMlp, SeesFreshNoisyAnswers) {
+  // At 0 a unit's loss is ½‖y + noise·z‖²: ½·outputs·(1 + noise²) on average. 4,096 units know it
+  // to √(2/(3·4096))·½·3·1.04, of which five are allowed.
+  const auto w = workloads::open_workload(config_of("residual_mlp", kSmallNetwork));
+  for (const Parameter& p : w->parameters()) {
+    std::fill_n(test::weights(p), test::elements(p), 0.0F);
+  }
+  const double expected = 0.5 * 3 * (1 + 0.2 * 0.2);
+  // The teacher's variance is 1 on 70 held-out examples, elsewhere within √(2/70) of it.
+  EXPECT_NEAR(test::run(*w, {1, 0, 4096}), expected, expected * 0.5);
+  EXPECT_NE(test::run(*w, {1, 0, 64}), test::run(*w, {2, 0, 64}));
+}
+
+TEST(ResidualMlp, RefusesWhatItDoesNotKnow) {
+  Values values = kSmallNetwork;
+  values["depth"] = 2.0;
+  EXPECT_NE(
+      message_of<ConfigError>(
+          [&] { static_cast<void>(workloads::open_workload(config_of("residual_mlp", values))); },
+          ExitCode::config)
+          .find("depth"),
+      std::string::npos);
+}
+
 }  // namespace
 }  // namespace orthrus
