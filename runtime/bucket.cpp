@@ -240,13 +240,12 @@ void GradientBuckets::pack_parameter(std::size_t b, int id) {
                 static_cast<std::size_t>(s.offset) * bytes_of(wire),
             size, wire};
     }
-    if (add) {
-      const Span wide{widened_.data(), size, DType::f32};
-      pack(shape, p.gradient, p.gradient_dtype, s.region, wide, backend_);
-      backend_.axpby(1, row(wide.data, size), 1, row(to.data, size));
-    } else {
-      pack(shape, p.gradient, p.gradient_dtype, s.region, to, backend_);
+    const Span packed = add ? Span{widened_.data(), size, DType::f32} : to;
+    pack(shape, p.gradient, p.gradient_dtype, s.region, packed, backend_);
+    if (!squares_.empty() && bucket.reduced) {
+      squares_[i] += backend_.sum_squares(row(packed.data, size, packed.dtype));
     }
+    if (add) backend_.axpby(1, row(packed.data, size), 1, row(to.data, size));
   }
   packed_[i] = true;
   if (--missing_[b] == 0 && tree) merge_leaf(b);

@@ -29,6 +29,9 @@ class GradientBuckets {
   void micro_batch(std::int64_t index);
   /// A misuse (unknown `id`, ready twice) is remembered: no rank throws alone.
   void ready(int id);
+  /// Until it is told otherwise, adds what the gradients of this rank that travel square to, each
+  /// micro-batch by itself, to `squares`, one per parameter. Empty: does not.
+  void measure(std::span<double> squares) { squares_ = squares; }
   /// Sends what is ready and waits for it: ranks with the same gradients ready have then made the
   /// same calls.
   void settle() { advance(/*wait=*/true); }
@@ -87,6 +90,7 @@ class GradientBuckets {
   std::int64_t micro_batches_;  ///< this rank's
   std::int64_t micro_batch_ = 0;
   std::string misuse_;
+  std::span<double> squares_;
 
   Arena arena_;
   std::vector<Slot> slots_;

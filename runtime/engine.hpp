@@ -157,7 +157,11 @@ struct ShardedOptimizer::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl();
 
+  void gradient_ready(int id);
   const StepReport& step();
+  [[nodiscard]] const GradientNoise& noise(int id) const {
+    return noise_.at(static_cast<std::size_t>(id));
+  }
   void set_lr_multiplier(double factor);
   void save(const std::string& directory, const std::map<std::string, std::string>& user);
   std::map<std::string, std::string> load(const std::string& directory, bool convert);
@@ -247,8 +251,12 @@ struct ShardedOptimizer::Impl {
            beyond = 0;
   };
   static_assert(sizeof(Measured) == runtime::Plan::rounding_sums * sizeof(double));
-  Measured not_counted_;   ///< what another replica measures, too
-  bool measures_ = false;  ///< in this step: `telemetry.every_steps`
+  Measured not_counted_;               ///< what another replica measures, too
+  bool measures_ = false;              ///< in this step: `telemetry.every_steps`
+  std::vector<double> local_squares_;  ///< per parameter: of this rank's gradients, where measured
+  std::vector<GradientNoise> noise_;   ///< per parameter
+  std::vector<std::pair<double, double>> group_sums_;
+  double noise_weight_ = 0;  ///< of the measurements so far
   std::array<double, 9> recent_ms_{};
   double deadline_s_ = 0;
   bool in_step_ = false;  ///< also after a step that failed midway: no other follows it
@@ -271,6 +279,9 @@ struct ShardedOptimizer::Impl {
     if (working_set_) working_set_->for_each_request(f);
   }
   // The walk, in order.
+  [[nodiscard]] bool is_noise_step(std::int64_t step) const;
+  void measure_noise_of(std::int64_t step);
+  void take_noise(const double* sums);
   bool agree_to_go_on();
   void take_turn(runtime::Turn turn);
   void depart(std::size_t bucket);  ///< 3, and the way out of 4

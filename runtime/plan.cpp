@@ -461,7 +461,8 @@ std::string decisions(const Plan& plan) {
     }
   };
   add(plan.ranks), add(plan.shard), add(plan.replicate), add(plan.virtual_shards);
-  add(plan.micro_batches), add(plan.stage), add(std::string(name_of(plan.gradient_wire)));
+  add(plan.micro_batches), add(plan.noise_slots), add(plan.stage),
+      add(std::string(name_of(plan.gradient_wire)));
   add(plan.max_chunk);
   for (const int level : plan.levels) add(level);
   if (plan.weights_sharded()) add(plan.working_set);
@@ -604,6 +605,9 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   plan.levels = mesh.levels;
   plan.virtual_shards = static_cast<int>(config.virtual_shards);
   plan.micro_batches = config.train.micro_batches;
+  if (config.diagnostics.every_steps > 0 && plan.contributions() > 1) {
+    plan.noise_slots = 2 * std::ssize(parameters);
+  }
   plan.stage = static_cast<int>(config.zero_stage);
   plan.bucket_bytes = config.comm.bucket_bytes;
   plan.working_set = config.working_set;

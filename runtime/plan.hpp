@@ -357,7 +357,7 @@ struct Plan {
   /// Elements of the first control all-reduce (flag, rate, its square, then sums
   /// of squared gradients) and of
   /// the second (sums of squared updates, what rounding did, then the audit's flag).
-  [[nodiscard]] Index control_before() const { return 3 + norm_slots + bound_slots; }
+  [[nodiscard]] Index control_before() const { return 3 + norm_slots + bound_slots + noise_slots; }
   [[nodiscard]] Index control_after() const {
     return static_cast<Index>(groups.size()) + rounding_slots + 1;
   }
@@ -375,6 +375,13 @@ struct Plan {
       parameter_slot;         ///< first slot of each parameter (blocked groups), else its group's
   std::vector<bool> blocked;  ///< per group
   Index bound_slots = 0;      ///< matrices in a Gram mode, whose norm is kept in bounds
+  /// Where gradient noise is measured: two per parameter, what contributions squared and what their
+  /// mean squared come to. In the other steps they are zeros, so that every step sends the same.
+  Index noise_slots = 0;
+  /// Gradients behind a mean.
+  [[nodiscard]] std::int64_t contributions() const {
+    return virtual_shards > 0 ? virtual_shards : ranks * micro_batches;
+  }
   static constexpr Index norm_block = 4096;
 };
 

@@ -610,6 +610,10 @@ void ShardedOptimizer::Impl::allocate() {
   clip_.assign(groups, 1);
   report_.update_rms.assign(groups, 0);
   report_.gradient_norm.assign(groups, 0);
+  report_.noise.assign(groups, {});
+  group_sums_.assign(groups, {});
+  noise_.assign(plan_.parameters.size(), {});
+  local_squares_.assign(plan_.noise_slots > 0 ? plan_.parameters.size() : 0, 0);
   report_.skip_reason.reserve(256);
   for (const runtime::Group& g : plan_.groups) {
     const RuleConfig rule = optim::with_defaults(g.config->rule);
@@ -768,7 +772,8 @@ ShardedOptimizer::~ShardedOptimizer() = default;
 int ShardedOptimizer::rank() const { return impl_->mesh_.world.rank(); }
 int ShardedOptimizer::size() const { return impl_->mesh_.world.size(); }
 void ShardedOptimizer::micro_batch(std::int64_t index) { impl_->gradients_->micro_batch(index); }
-void ShardedOptimizer::gradient_ready(int id) { impl_->gradients_->ready(id); }
+void ShardedOptimizer::gradient_ready(int id) { impl_->gradient_ready(id); }
+const GradientNoise& ShardedOptimizer::noise(int id) const { return impl_->noise(id); }
 const StepReport& ShardedOptimizer::step() { return impl_->step(); }
 void ShardedOptimizer::parameter_wait(int) {}  // `step` returns with every weight in place
 void ShardedOptimizer::gather(std::span<const int> ids) { impl_->gather_weights(ids); }

@@ -88,6 +88,7 @@ void ShardedOptimizer::Impl::walk() {
     settle_order();
     working_set_->release_all();  // what was gathered will be old
   }
+  measure_noise_of(steps_);
   gradients_->finish();  // 1, 2: what is still on its way
   ms.reduce = gradients_->wait_ms();
   ms.copy = gradients_->copy_ms();
@@ -149,6 +150,8 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   double* const slots = control_.get();
   std::fill_n(slots, plan_.control_before(), 0.0);
   double* norms = slots + 3;
+  double* const noise = norms + plan_.norm_slots + plan_.bound_slots;
+  const bool measures_noise = is_noise_step(steps_);
   int bad = -1;
   for (const runtime::OwnSegment& own : own_) {
     const auto g = static_cast<std::size_t>(own.group);
@@ -173,7 +176,11 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
                           ? -1
                           : plan_.matrices[static_cast<std::size_t>(own.segment.matrix)].bound_slot;
     if (bound >= 0 && counts(own)) norms[plan_.norm_slots + bound] += sum;
+    if (measures_noise && counts(own)) noise[2 * own.segment.parameter + 1] += sum;
     if (!std::isfinite(sum) && bad < 0) bad = own.segment.parameter;
+  }
+  for (std::size_t i = 0; measures_noise && i < local_squares_.size(); ++i) {
+    noise[2 * i] = local_squares_[i];
   }
   slots[0] = (bad >= 0 ? 1 : 0) + (gradients_->misuse().empty() ? 0 : misused);
   slots[1] = lr_multiplier_;
@@ -204,6 +211,7 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
     clip_[g] = most > 0 && norm > most ? most / norm : 1;
   }
   if (slots[0] == 0) {
+    if (measures_noise) take_noise(noise);
     for (const runtime::MatrixPlan& m : plan_.matrices) {
       if (plan_.bound_slots == 0) break;
       if (m.bound_slot < 0) continue;
@@ -229,6 +237,57 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   std::fill(report_.update_rms.begin(), report_.update_rms.end(), 0.0);
   ++skipped_in_a_row_;
   return false;
+}
+
+void ShardedOptimizer::Impl::gradient_ready(int id) {
+  measure_noise_of(steps_ + 1);
+  gradients_->ready(id);
+}
+
+bool ShardedOptimizer::Impl::is_noise_step(std::int64_t step) const {
+  return plan_.noise_slots > 0 && step % config_.diagnostics.every_steps == 0;
+}
+
+/// Of gradients that become ready from now on, which are those of step `step`.
+void ShardedOptimizer::Impl::measure_noise_of(std::int64_t step) {
+  if (plan_.noise_slots == 0) return;
+  if (gradients_->idle()) std::fill(local_squares_.begin(), local_squares_.end(), 0.0);
+  gradients_->measure(is_noise_step(step) ? std::span(local_squares_) : std::span<double>());
+}
+
+/// @param sums  of all ranks, for each parameter: its contributions squared, and their mean.
+void ShardedOptimizer::Impl::take_noise(const double* sums) {
+  constexpr double kept = 0.9;
+  const double before = kept * noise_weight_;
+  noise_weight_ = before + 1;
+  const auto n = plan_.contributions();
+  const auto batch = static_cast<double>(config_.train.batch);
+  const auto measured = [&](GradientNoise& noise, double mean_squared, double squared_mean) {
+    noise.step = steps_;
+    noise.contributions = n;
+    noise.examples = batch > 0 ? batch / static_cast<double>(n) : 1;
+    noise.mean_squared = mean_squared;
+    noise.squared_mean = squared_mean;
+    noise.trace_trend = (before * noise.trace_trend + noise.trace()) / noise_weight_;
+    noise.signal_trend = (before * noise.signal_trend + noise.signal()) / noise_weight_;
+  };
+  // Sums of both over parameters are sums over all their elements.
+  std::fill(group_sums_.begin(), group_sums_.end(), std::pair(0.0, 0.0));
+  std::pair all(0.0, 0.0);
+  for (std::size_t i = 0; i < noise_.size(); ++i) {
+    if (sums[2 * i] == 0) continue;  // averaged or in shards already, or zero
+    const std::pair one(sums[2 * i] / static_cast<double>(n), sums[2 * i + 1]);
+    measured(noise_[i], one.first, one.second);
+    for (auto* total : {&group_sums_[static_cast<std::size_t>(plan_.group_of[i])], &all}) {
+      total->first += one.first;
+      total->second += one.second;
+    }
+  }
+  for (std::size_t g = 0; g < group_sums_.size(); ++g) {
+    if (group_sums_[g].first == 0) continue;
+    measured(report_.noise[g], group_sums_[g].first, group_sums_[g].second);
+  }
+  if (all.first > 0) measured(report_.model_noise, all.first, all.second);
 }
 
 void ShardedOptimizer::Impl::take_turn(runtime::Turn turn) {

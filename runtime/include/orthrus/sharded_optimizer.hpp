@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <orthrus/communicator.hpp>
@@ -120,6 +121,42 @@ struct RoundingReport {
   bool out_of_regime = false;
 };
 
+/// How much of a gradient is chance: what the gradients of single ranks and micro-batches say
+/// (arXiv:1812.06162, appendix A), of a parameter, a group or the model, over all ranks. Measured
+/// every `diagnostics.every_steps` steps, before clipping, else as it was. Units: gradients
+/// squared; examples, or where `train.batch` is not given, contributions.
+struct GradientNoise {
+  std::int64_t step = 0;  ///< when it was measured; 0: never
+  /// Gradients behind the mean: ranks × micro-batches, or virtual shards. 0: nothing can be said of
+  /// one alone, nor of gradients that come averaged or in shards.
+  std::int64_t contributions = 0;
+  double examples = 1;      ///< of each contribution
+  double mean_squared = 0;  ///< mean of the contributions' squared norms
+  double squared_mean = 0;  ///< squared norm of their mean
+  /// Averages over measurements, of weight 0.9, 0.9², … of earlier ones. Of `trace` and of
+  /// `signal`: ratios are taken last.
+  double trace_trend = 0, signal_trend = 0;
+
+  /// trΣ of one example, without bias.
+  [[nodiscard]] double trace() const {
+    if (contributions < 2) return 0;
+    const auto n = static_cast<double>(contributions);
+    return examples * n / (n - 1) * (mean_squared - squared_mean);
+  }
+  /// |G|² of the expected gradient, without bias; by chance it may be negative.
+  [[nodiscard]] double signal() const {
+    if (contributions < 2) return 0;
+    const auto n = static_cast<double>(contributions);
+    return (n * squared_mean - mean_squared) / (n - 1);
+  }
+  /// The batch of which half the squared norm is noise (B_simple), by the trends. Infinite where
+  /// the signal is not above 0.
+  [[nodiscard]] double scale() const {
+    if (trace_trend == 0) return 0;
+    return signal_trend > 0 ? trace_trend / signal_trend : std::numeric_limits<double>::infinity();
+  }
+};
+
 /// What one step did.
 struct StepReport {
   std::int64_t step = 0;
@@ -133,6 +170,8 @@ struct StepReport {
   std::vector<double> gradient_norm;   ///< per group, before clipping
   double lr_multiplier = 1;
   std::vector<RoundingReport> rounding;  ///< per group
+  std::vector<GradientNoise> noise;      ///< per group
+  GradientNoise model_noise;
   /// What this rank cannot do as configured, and does otherwise; said once, in the step that showed
   /// it. What a direction could not be made of on some rank, and was made up for: on all ranks.
   /// Mostly empty.
@@ -187,6 +226,8 @@ class ShardedOptimizer {
   ///         or matrices differ from the plan. All ranks throw together.
   /// The report is valid until the next call.
   const StepReport& step();
+  /// Of parameter `id`, when it was measured last.
+  [[nodiscard]] const GradientNoise& noise(int id) const;
   /// Waits until the weights of `id` are new (with `step` this is so on return).
   void parameter_wait(int id);
 

@@ -1,0 +1,236 @@
+// Gradient noise from the gradients of single ranks and micro-batches, before they are reduced:
+// what sums of f64 over all of them say, counted bytes, and no bit of the training changed.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "modes_run.hpp"
+
+namespace orthrus {
+namespace {
+
+struct Shape {
+  const char* name;
+  Index rows, cols;
+};
+constexpr Shape kShapes[] = {{"m.a", 12, 20}, {"m.b", 9, 5}, {"v.bias", 1, 70}};
+constexpr int kSteps = 4;
+
+/// Contribution k of step t to tensor i: a mean of `truth` and noise of standard deviation sigma.
+std::vector<float> contribution(std::size_t i, std::int64_t t, std::int64_t k, double truth = 1,
+                                double sigma = 3) {
+  std::mt19937_64 random(1 + 100003 * i + 1009 * static_cast<std::uint64_t>(t) +
+                         static_cast<std::uint64_t>(k));
+  std::normal_distribution<double> normal;
+  std::vector<float> g(static_cast<std::size_t>(kShapes[i].rows * kShapes[i].cols));
+  for (float& v : g) v = static_cast<float>(truth + sigma * normal(random));
+  return g;
+}
+
+const char* const kGroups =
+    "groups:\n"
+    "  - {match: 'm.*', rule: {name: muon, lr: 0.01}, clip_norm: 0.001}\n"
+    "  - {match: '*', rule: {name: adamw, lr: 0.01}}\n";
+
+struct Trained {
+  std::vector<GradientNoise> groups, parameters;  ///< after the last step
+  GradientNoise model;
+  std::vector<std::vector<float>> weights;
+  std::vector<std::int64_t> measured_at;
+};
+
+/// Steps on ranks that are threads; every step's bytes and messages are audited.
+Trained train(const std::string& text, int ranks, int contributions, GradientState state) {
+  const Config config = parse_config("schema: 1\n" + text + kGroups);
+  Trained out;
+  run_thread_ranks(ranks, [&](Communicator& comm) {
+    std::vector<std::vector<float>> weights, gradients;
+    std::vector<Parameter> list;
+    for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+      weights.push_back(contribution(i, 77, 0));
+      gradients.emplace_back(weights.back().size());
+    }
+    for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+      Parameter p;
+      p.name = kShapes[i].name;
+      p.shape = {kShapes[i].rows, kShapes[i].cols};
+      p.weights = weights[i].data();
+      p.gradient = gradients[i].data();
+      p.gradient_state = state;
+      list.push_back(p);
+    }
+    ShardedOptimizer optimizer(config, comm.duplicate("job"), list);
+    const int each = contributions / ranks;
+    std::vector<std::int64_t> measured;
+    const StepReport* report = nullptr;
+    for (std::int64_t t = 1; t <= kSteps; ++t) {
+      for (int k = 0; k < each; ++k) {
+        optimizer.micro_batch(k);
+        for (std::size_t i = std::size(kShapes); i-- > 0;) {
+          const auto g =
+              contribution(i, t, state == GradientState::averaged ? 0 : comm.rank() * each + k);
+          std::copy(g.begin(), g.end(), gradients[i].begin());
+          optimizer.gradient_ready(static_cast<int>(i));
+        }
+      }
+      report = &optimizer.step();
+      if (report->model_noise.step == t) measured.push_back(t);
+    }
+    if (comm.rank() != 0) return;
+    out.groups = report->noise;
+    out.model = report->model_noise;
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      out.parameters.push_back(optimizer.noise(static_cast<int>(i)));
+    }
+    out.weights = weights;
+    out.measured_at = measured;
+  });
+  return out;
+}
+
+/// q and r of all contributions in step t, in f64.
+std::pair<double, double> serial(std::size_t i, std::int64_t t, int contributions) {
+  std::vector<double> mean(static_cast<std::size_t>(kShapes[i].rows * kShapes[i].cols));
+  double q = 0;
+  for (int k = 0; k < contributions; ++k) {
+    const auto g = contribution(i, t, k);
+    for (std::size_t e = 0; e < g.size(); ++e) {
+      const auto x = static_cast<double>(g[e]);
+      q += x * x / contributions;
+      mean[e] += x / contributions;
+    }
+  }
+  double r = 0;
+  for (const double x : mean) r += x * x;
+  return {q, r};
+}
+
+TEST(GradientNoise, IsThatOfAllContributionsOnAnyNumberOfRanks) {
+  struct Layout {
+    int ranks, contributions;
+    const char* extra;
+    double tolerance;
+  };
+  // f32 sums of means: 1e-6. In bf16 a sum is off by 2^-9 of itself, its square by twice that, and
+  // so is each contribution's.
+  for (const Layout& c :
+       {Layout{2, 2, "", 1e-6}, Layout{3, 3, "zero: {stage: 1}\n", 1e-6},
+        Layout{4, 4, "mesh: {replicate: 2}\n", 1e-6},
+        Layout{4, 4, "mesh: {replicate: 2, node: 2}\ncomm: {bucket_bytes: 600}\n", 1e-6},
+        Layout{1, 4, "", 1e-6}, Layout{2, 4, "", 1e-6}, Layout{2, 4, "zero: {stage: 1}\n", 1e-6},
+        Layout{2, 4, "zero: {stage: 3}\n", 1e-6},
+        Layout{2, 4, "comm: {gradient_dtype: bf16}\n", 0x1p-7},
+        Layout{2, 8, "reproducible: {virtual_shards: 8}\n", 1e-6}}) {
+    const bool tree = std::string(c.extra).find("virtual") != std::string::npos;
+    const int micro = tree ? 1 : c.contributions / c.ranks;
+    const Trained run =
+        train(std::string(c.extra) + "diagnostics: {every_steps: 2}\n" +
+                  "train: {batch: 40, micro_batches: " + std::to_string(micro) + "}\n",
+              c.ranks, c.contributions, GradientState::local);
+    EXPECT_EQ(run.measured_at, (std::vector<std::int64_t>{2, 4}));
+    std::pair<double, double> all(0, 0), matrices(0, 0);
+    for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+      const auto [q, r] = serial(i, kSteps, c.contributions);
+      const GradientNoise& noise = run.parameters[i];
+      EXPECT_EQ(noise.step, kSteps);
+      EXPECT_EQ(noise.contributions, c.contributions);
+      EXPECT_EQ(noise.examples, 40.0 / c.contributions);
+      EXPECT_NEAR(noise.mean_squared, q, c.tolerance * q) << c.extra << c.ranks;
+      EXPECT_NEAR(noise.squared_mean, r, c.tolerance * r) << c.extra << c.ranks;
+      all = {all.first + q, all.second + r};
+      if (i < 2) matrices = {matrices.first + q, matrices.second + r};
+    }
+    // Before clipping, though the matrices' norm is cut to a thousandth.
+    EXPECT_NEAR(run.groups[0].mean_squared, matrices.first, c.tolerance * matrices.first);
+    EXPECT_NEAR(run.groups[0].squared_mean, matrices.second, c.tolerance * matrices.second);
+    EXPECT_NEAR(run.model.mean_squared, all.first, c.tolerance * all.first);
+    EXPECT_NEAR(run.model.squared_mean, all.second, c.tolerance * all.second);
+    // Measured in steps 2 and 4: the newer one weighs 1, the other 0.9.
+    const auto trace = [&](std::int64_t t) {
+      double sum = 0;
+      for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+        const auto [q, r] = serial(i, t, c.contributions);
+        sum += 40.0 / (c.contributions - 1) * (q - r);
+      }
+      return sum;
+    };
+    const double trend = (0.9 * trace(2) + trace(4)) / 1.9;
+    EXPECT_NEAR(run.model.trace_trend, trend, 10 * c.tolerance * trend);
+  }
+}
+
+// The closed form: n gradients of ‖G‖² = N truth², each over b examples of trΣ = b·N sigma².
+TEST(GradientNoise, IsWithoutBias) {
+  constexpr int n = 4;
+  constexpr int probes = 400;
+  for (const double sigma : {0.5, 3.0}) {
+    double trace = 0;
+    double signal = 0;
+    for (int t = 0; t < probes; ++t) {
+      GradientNoise noise;
+      noise.contributions = n;
+      noise.examples = 5;
+      std::vector<double> mean(240);
+      for (int k = 0; k < n; ++k) {
+        const auto g = contribution(0, t, k, 1, sigma);
+        for (std::size_t e = 0; e < g.size(); ++e) {
+          const auto x = static_cast<double>(g[e]);
+          noise.mean_squared += x * x / n;
+          mean[e] += x / n;
+        }
+      }
+      for (const double x : mean) noise.squared_mean += x * x;
+      trace += noise.trace() / probes;
+      signal += noise.signal() / probes;
+    }
+    // The deviation of a mean of 400: of trΣ √(2/(240·3·400)), of |G|² √(4σ²/n +
+    // 2σ⁴/(n(n−1)))/√96000. Four of each.
+    const double expected = 5 * 240 * sigma * sigma;
+    EXPECT_NEAR(trace, expected, 4 * expected * std::sqrt(2.0 / (240 * 3 * probes)));
+    const double spread = std::sqrt(4 * sigma * sigma / n + 2 * std::pow(sigma, 4) / (n * (n - 1)));
+    EXPECT_NEAR(signal, 240, 4 * 240 * spread / std::sqrt(240.0 * probes));
+  }
+}
+
+TEST(GradientNoise, ChangesNoBitOfTheTrainingAndCostsWhatThePlanSays) {
+  for (const int ranks : {1, 2, 3}) {
+    const std::string batch = "train: {batch: 12, micro_batches: 2}\n";
+    const Trained off = train(batch, ranks, 2 * ranks, GradientState::local);
+    EXPECT_EQ(off.model.step, 0);
+    EXPECT_EQ(off.model.scale(), 0);
+    const Trained on =
+        train(batch + "diagnostics: {every_steps: 1}\n", ranks, 2 * ranks, GradientState::local);
+    EXPECT_EQ(on.weights, off.weights);
+    EXPECT_GT(on.model.scale(), 0);
+  }
+  // Two numbers per parameter more, in the step's first all-reduce.
+  std::vector<runtime::ParameterShape> shapes;
+  for (const Shape& s : kShapes) {
+    Parameter p;
+    p.name = s.name;
+    p.shape = {s.rows, s.cols};
+    shapes.push_back(runtime::shape_of(p));
+  }
+  const auto planned = [&](const std::string& text, int ranks) {
+    const Config config = parse_config("schema: 1\n" + text + kGroups);
+    return runtime::make_plan(config, shapes, ranks);
+  };
+  const std::string on = "diagnostics: {every_steps: 10}\n";
+  EXPECT_EQ(planned(on, 4).control_before(), planned("", 4).control_before() + 6);
+  EXPECT_EQ(planned(on, 1).control_before(), planned("", 1).control_before()) << "one gradient";
+  EXPECT_NE(planned(on, 4).hash, planned("", 4).hash);
+}
+
+TEST(GradientNoise, IsNotKnownOfAveragedGradientsOrOfOne) {
+  const Trained averaged = train("diagnostics: {every_steps: 1}\n", 2, 2, GradientState::averaged);
+  const Trained alone = train("diagnostics: {every_steps: 1}\n", 1, 1, GradientState::local);
+  for (const Trained& run : {averaged, alone}) {
+    EXPECT_EQ(run.model.step, 0);
+    EXPECT_EQ(run.model.contributions, 0);
+    for (const GradientNoise& noise : run.parameters) EXPECT_EQ(noise.step, 0);
+  }
+}
+
+}  // namespace
+}  // namespace orthrus
