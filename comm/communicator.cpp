@@ -547,7 +547,7 @@ void Communicator::reduce(ConstSpan send, Span recv, ReduceOp op, int root) {
   start.finish().wait();
 }
 
-void Communicator::send(ConstSpan data, int to, int tag) {
+Request Communicator::start_send(ConstSpan data, int to, int tag) {
   const comm::Core& c = core();
   const Checks check{c, Verb::send, data.bytes()};
   check.buffer(data, "data");
@@ -557,10 +557,10 @@ void Communicator::send(ConstSpan data, int to, int tag) {
   comm::each_message(data.count, c.options.max_chunk, [&](Index begin, Index n) {
     start.add([&](auto& body) { return body.send(comm::slice(data, begin, n), to, tag); });
   });
-  start.finish().wait();
+  return start.finish();
 }
 
-void Communicator::receive(Span data, int from, int tag) {
+Request Communicator::start_receive(Span data, int from, int tag) {
   const comm::Core& c = core();
   const Checks check{c, Verb::receive, data.bytes()};
   check.buffer(data, "data");
@@ -569,7 +569,7 @@ void Communicator::receive(Span data, int from, int tag) {
   comm::each_message(data.count, c.options.max_chunk, [&](Index begin, Index n) {
     start.add([&](auto& body) { return body.receive(comm::slice(data, begin, n), from, tag); });
   });
-  start.finish().wait();
+  return start.finish();
 }
 
 void Communicator::barrier() {

@@ -193,8 +193,10 @@ class Communicator {
   void broadcast(Span data, int root);
   void reduce(ConstSpan send, Span recv, ReduceOp op, int root);
   /// Point to point, never to oneself; `send` may wait for its `receive`. 0 <= tag <= 32766.
-  void send(ConstSpan data, int to, int tag = 0);
-  void receive(Span data, int from, int tag = 0);
+  [[nodiscard]] Request start_send(ConstSpan data, int to, int tag = 0);
+  [[nodiscard]] Request start_receive(Span data, int from, int tag = 0);
+  void send(ConstSpan data, int to, int tag = 0) { start_send(data, to, tag).wait(); }
+  void receive(Span data, int from, int tag = 0) { start_receive(data, from, tag).wait(); }
   void barrier();
 
   /// Typed short forms.
