@@ -4,16 +4,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <array>
-#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <ctime>
 #include <exception>
 #include <filesystem>
-#include <limits>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -23,23 +19,20 @@
 #include <orthrus/error.hpp>
 #include <orthrus/sharded_optimizer.hpp>
 #include <set>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "kernels/cuda/devices.hpp"
 #include "optim/rule.hpp"
 #include "runtime/agree.hpp"
 #include "runtime/cli/command.hpp"
 #include "runtime/cli/progress.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/shared_config.hpp"
-#include "runtime/device.hpp"
+#include "runtime/cli/signals.hpp"
+#include "runtime/cli/training.hpp"
 #include "runtime/report.hpp"
 #include "runtime/safetensors.hpp"
-#include "runtime/tree.hpp"
-#include "runtime/workloads/workload.hpp"
 
 namespace orthrus::cli {
 namespace {
@@ -66,111 +59,7 @@ std::string dump(const json& value, int indent = -1) {
   return value.dump(indent, ' ', false, json::error_handler_t::replace);
 }
 
-// ---- signals ------------------------------------------------------------------------------------
-
-std::atomic<int> stop_requested{0};  // the signal's number
-std::atomic<int> save_requested{0};
-static_assert(std::atomic<int>::is_always_lock_free);
-
-void on_signal(int signal) {
-  if (signal == SIGUSR2) {
-    save_requested = 1;
-  } else {
-    stop_requested = signal;
-  }
-}
-
-/// SIGUSR1 and SIGTERM: save and leave with 75. SIGUSR2: save and go on. All between two steps.
-class SignalScope {
- public:
-  SignalScope() {
-    stop_requested = 0;
-    save_requested = 0;
-    struct sigaction action = {};
-    action.sa_handler = on_signal;
-    // MPI and libraries do not expect EINTR.
-    action.sa_flags = SA_RESTART;
-    for (std::size_t i = 0; i < signals.size(); ++i) sigaction(signals[i], &action, &before_[i]);
-  }
-  ~SignalScope() {
-    for (std::size_t i = 0; i < signals.size(); ++i) sigaction(signals[i], &before_[i], nullptr);
-  }
-  SignalScope(const SignalScope&) = delete;
-  SignalScope& operator=(const SignalScope&) = delete;
-
- private:
-  static constexpr std::array signals{SIGUSR1, SIGTERM, SIGUSR2};
-  std::array<struct sigaction, signals.size()> before_{};
-};
-
-// ---- who computes what --------------------------------------------------------------------------
-
-/// The parts of a step's batch that this rank computes, each one call of the workload.
-struct Deal {
-  struct Part {
-    std::int64_t first, count;
-  };
-  std::vector<Part> parts;
-  std::int64_t all_parts = 0;  ///< of all ranks
-};
-
-/// Leaf v of V, or micro-batch k of rank r, is the contiguous run of units that its place in the
-/// order of ranks says. @throws ConfigError  the batch cannot be divided so.
-Deal divide(const Config& config, int rank, int ranks) {
-  const std::int64_t batch = config.train.batch;
-  const auto where = [&](const char* key) {
-    return (config.source.empty() ? "" : config.source + ": ") + std::string(key) + ": ";
-  };
-  Deal deal;
-  if (config.virtual_shards > 0) {
-    const std::int64_t leaves = config.virtual_shards;
-    if (ranks > leaves) {
-      throw ConfigError(
-          where("reproducible.virtual_shards") +
-          fmt::format("{} ranks, but only {} virtual shards to deal; start at most {} ranks", ranks,
-                      leaves, leaves));
-    }
-    if (batch % leaves != 0) {
-      throw ConfigError(
-          where("train.batch") +
-          fmt::format("{} is not divisible by reproducible.virtual_shards = {}", batch, leaves));
-    }
-    const std::int64_t units = batch / leaves;
-    const runtime::Leaves run = runtime::leaf_run(leaves, ranks, rank);
-    for (std::int64_t leaf = run.begin; leaf < run.end; ++leaf)
-      deal.parts.push_back({leaf * units, units});
-    deal.all_parts = leaves;
-    return deal;
-  }
-  const std::int64_t micro_batches = std::max<std::int64_t>(config.train.micro_batches, 1);
-  const std::int64_t parts = ranks * micro_batches;
-  if (batch % parts != 0) {
-    throw ConfigError(where("train.batch") +
-                      fmt::format("{} is not divisible by {} ranks x {} micro-batches = {}", batch,
-                                  ranks, micro_batches, parts));
-  }
-  const std::int64_t units = batch / parts;
-  for (std::int64_t k = 0; k < micro_batches; ++k) {
-    deal.parts.push_back({(rank * micro_batches + k) * units, units});
-  }
-  deal.all_parts = parts;
-  return deal;
-}
-
-/// The number of parts of each rank.
-std::vector<Index> parts_per_rank(const Config& config, int ranks) {
-  std::vector<Index> out;
-  for (int r = 0; r < ranks; ++r)
-    out.push_back(static_cast<Index>(divide(config, r, ranks).parts.size()));
-  return out;
-}
-
 // ---- facts about a model ------------------------------------------------------------------------
-
-std::int64_t elements_of(const Parameter& parameter) {
-  return std::accumulate(parameter.shape.begin(), parameter.shape.end(), std::int64_t{1},
-                         std::multiplies<>());
-}
 
 /// XXH3 over the names and values of all weights, in order: equal exactly when the weights are.
 std::string hash_weights(const std::vector<Parameter>& parameters) {
@@ -254,53 +143,13 @@ std::string utc(const char* format) {
 
 // ---- the run ------------------------------------------------------------------------------------
 
-/// What the ranks tell each other after a step, apart from the optimizer's messages so that its
-/// audit counts only its own.
-struct Shared {
-  double loss =
-      0;  ///< mean over all parts, added up in their order: the same on any number of ranks
-  bool stop = false, save = false, problem = false;
-  double bytes = 0, bytes_max = 0, messages = 0, exceptional = 0, matrices = 0;
-};
-
-/// Under ZeRO-3 a step's forward and backward use what was gathered once.
-Config with_one_gather(Config config) {
-  config.gathers = 1;
-  return config;
-}
-
 class Trainer {
  public:
   Trainer(const Options& options, Context& context, Config config, Communicator world,
           Communicator control)
       : options_(options),
         context_(context),
-        config_(with_one_gather(std::move(config))),
-        rank_(world.rank()),
-        size_(world.size()),
-        control_(std::move(control)),
-        deal_(divide(config_, rank_, size_)),
-        parts_(parts_per_rank(config_, size_)) {
-    DeviceChoice device;
-    if (config_.device == "cuda") {
-      const auto devices = static_cast<int>(kernels::cuda_report().devices.size());
-      device.ordinal = runtime::default_ordinal(control_, std::max(devices, 1));
-    }
-    runtime::agree(control_, [&] {
-      workload_ = workloads::open_workload(config_, device.ordinal);
-      place_ = workload_->device();
-      if (config_.zero_stage == 3 && config_.device != "cpu" && !place_) {
-        throw ConfigError(
-            "zero.stage: 3 keeps whole weights on the device, but this workload computes on the "
-            "host here: device: cpu, or stage 1 or 2");
-      }
-    });
-    parameters_ = workload_->parameters();
-    optimizer_.emplace(config_, std::move(world), parameters_, place_.value_or(device));
-    for (int id = 0; id < std::ssize(parameters_); ++id) {
-      ids_.push_back(id);
-      if (config_.zero_stage == 3) workload_->place_weights(id, optimizer_->weights(id));
-    }
+        training_(std::move(config), std::move(world), std::move(control)) {
     // What cannot be run as given has ended here, and left nothing behind.
     open_directory();
     if (options_.resume) resume();
@@ -312,16 +161,16 @@ class Trainer {
     const Clock::time_point start = Clock::now();
     bool stop = false;
     try {
-      while (!stop && optimizer_->steps() < config_.train.steps) stop = step();
+      while (!stop && optimizer_.steps() < config_.train.steps) stop = step();
     } catch (const NumericError& error) {
       // All ranks are here: the optimizer agrees on it.
       if (rank_ == 0) leave_diagnosis(error.what(), start);
       throw;
     }
-    const bool finished = optimizer_->steps() >= config_.train.steps;
+    const bool finished = optimizer_.steps() >= config_.train.steps;
     if (finished && !evaluated_) {
       // Nothing was left to do: the figures of the loaded weights are still asked for.
-      evaluation_ = evaluate();
+      evaluation_ = training_.evaluate();
     }
     if (!finished || config_.train.save_every > 0) save();
     finish(finished ? "finished" : "preempted", start);
@@ -372,8 +221,8 @@ class Trainer {
       const std::string directory = (run_path_ / "checkpoints" / checkpoint_name(step)).string();
       try {
         const std::map<std::string, std::string> user =
-            optimizer_->load(directory, options_.convert);
-        first_step_ = optimizer_->steps();
+            optimizer_.load(directory, options_.convert);
+        first_step_ = optimizer_.steps();
         saved_step_ = first_step_;
         warn_of_changes(user);
         break;
@@ -429,15 +278,13 @@ class Trainer {
   void announce() {
     if (rank_ != 0) return;
     progress_.emplace(progress_kind(options_.progress), context_.json ? stderr : stdout);
-    std::int64_t elements = 0;
-    for (const Parameter& p : parameters_) elements += elements_of(p);
-    const MemoryPlan memory = optimizer_->memory();
+    const MemoryPlan memory = optimizer_.memory();
     progress_->note(fmt::format(
         "{} | {} | {} rank{} | {} parameters in {} tensors | state {} on rank 0 | {}{}{}",
-        config_.name, config_.workload, size_, size_ == 1 ? "" : "s", elements, parameters_.size(),
-        runtime::format_bytes(static_cast<double>(memory.state)),
+        config_.name, config_.workload, size_, size_ == 1 ? "" : "s", training_.elements(),
+        parameters_.size(), runtime::format_bytes(static_cast<double>(memory.state)),
         config_.device == "cpu" ? ""
-        : place_                ? fmt::format("model on device {} | ", place_->ordinal)
+        : training_.place()     ? fmt::format("model on device {} | ", training_.place()->ordinal)
                                 : "model on the host, mirrored on the device | ",
         run_path_.string(),
         first_step_ > 0 ? fmt::format(" | from step {}", first_step_) : std::string{}));
@@ -449,129 +296,68 @@ class Trainer {
 
   /// @return whether the run was asked to stop.
   bool step() {
-    const Clock::time_point begin = Clock::now();
-    const std::int64_t index = optimizer_->steps();
-    const auto ready = [this](int id) { optimizer_->gradient_ready(id); };
-    losses_.clear();
-    optimizer_->gather(ids_);
-    for (std::size_t k = 0; k < deal_.parts.size(); ++k) {
-      if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
-        optimizer_->micro_batch(static_cast<std::int64_t>(k));
-      }
-      losses_.push_back(
-          workload_->gradient({index, deal_.parts[k].first, deal_.parts[k].count}, ready));
-    }
-    const Clock::time_point computed = Clock::now();
-    const StepReport report = optimizer_->step();
-    const Shared shared = share(report);
-    const Clock::time_point end = Clock::now();
-    if (shared.problem) {
+    const Training::Step done = training_.step([this]() -> Training::Word {
+      return {stop_requested(), take_save_request(), problem_ != nullptr};
+    });
+    if (done.any.problem) {
       runtime::agree(control_, [this] {
         if (problem_) std::rethrow_exception(problem_);
       });
     }
-    const bool last = report.step >= config_.train.steps;
-    evaluated_ =
-        last || (config_.train.eval_every > 0 && report.step % config_.train.eval_every == 0);
-    if (evaluated_) evaluation_ = evaluate();
-    record(report, shared, ms_between(begin, computed), ms_between(begin, end));
-    const bool due = config_.train.save_every > 0 && report.step % config_.train.save_every == 0;
-    if (due || shared.save) save();
-    return shared.stop;
-  }
-
-  Shared share(const StepReport& report) {
-    constexpr std::size_t facts = 7;
-    std::vector<double> mine{problem_ ? 1.0 : 0.0,
-                             stop_requested != 0 ? 1.0 : 0.0,
-                             save_requested.exchange(0) != 0 ? 1.0 : 0.0,
-                             static_cast<double>(report.bytes_sent),
-                             static_cast<double>(report.messages),
-                             static_cast<double>(report.exceptional_bytes),
-                             static_cast<double>(report.matrices)};
-    mine.insert(mine.end(), losses_.begin(), losses_.end());
-    std::vector<Index> counts = parts_;
-    for (Index& count : counts) count += facts;
-    std::vector<double> all(
-        static_cast<std::size_t>(std::accumulate(counts.begin(), counts.end(), Index{0})));
-    control_.all_gather(ConstSpan{mine.data(), static_cast<Index>(mine.size()), DType::f64}, counts,
-                        Span{all.data(), static_cast<Index>(all.size()), DType::f64});
-    Shared shared;
-    auto at = all.begin();
-    for (const Index count : counts) {
-      shared.problem = shared.problem || at[0] != 0;
-      shared.stop = shared.stop || at[1] != 0;
-      shared.save = shared.save || at[2] != 0;
-      shared.bytes += at[3];
-      shared.bytes_max = std::max(shared.bytes_max, at[3]);
-      shared.messages += at[4];
-      shared.exceptional += at[5];
-      shared.matrices += at[6];
-      shared.loss = std::accumulate(at + facts, at + count, shared.loss);
-      at += count;
-    }
-    shared.loss /= static_cast<double>(deal_.all_parts);
-    return shared;
+    const std::int64_t at = done.report.step;
+    const bool last = at >= config_.train.steps;
+    evaluated_ = last || (config_.train.eval_every > 0 && at % config_.train.eval_every == 0);
+    if (evaluated_) evaluation_ = training_.evaluate();
+    record(done);
+    const bool due = config_.train.save_every > 0 && at % config_.train.save_every == 0;
+    if (due || done.any.save) save();
+    return done.any.stop;
   }
 
   std::string hash_gathered_weights() {
-    optimizer_->gather(ids_);
+    optimizer_.gather(training_.ids());
     std::vector<Parameter> gathered = parameters_;
     for (std::size_t i = 0; i < gathered.size() && config_.zero_stage == 3; ++i) {
-      gathered[i].weights = optimizer_->weights(static_cast<int>(i));
+      gathered[i].weights = optimizer_.weights(static_cast<int>(i));
       gathered[i].strides.clear();
     }
     // What lies on a device is looked at in copies.
-    std::vector<std::vector<std::byte>> copies(place_ ? gathered.size() : 0);
+    std::vector<std::vector<std::byte>> copies(training_.place() ? gathered.size() : 0);
     for (std::size_t i = 0; i < copies.size(); ++i) {
       copies[i].resize(static_cast<std::size_t>(elements_of(gathered[i])) *
                        bytes_of(gathered[i].dtype));
-      optimizer_->copy_weights(static_cast<int>(i), copies[i].data());
+      optimizer_.copy_weights(static_cast<int>(i), copies[i].data());
       gathered[i].weights = copies[i].data();
       gathered[i].strides.clear();
     }
     std::string hash = hash_weights(gathered);
-    optimizer_->release(ids_);
+    optimizer_.release(training_.ids());
     return hash;
-  }
-
-  /// Means over the held-out data of all ranks.
-  std::map<std::string, double> evaluate() {
-    optimizer_->gather(ids_);
-    const workloads::Workload::Evaluation mine = workload_->evaluate(rank_, size_);
-    optimizer_->release(ids_);
-    std::vector<double> sums{mine.count};
-    for (const auto& [key, value] : mine.sums) sums.push_back(value);
-    control_.all_reduce(std::span<double>(sums));
-    std::map<std::string, double> means;
-    std::size_t i = 1;
-    for (const auto& [key, value] : mine.sums) means[key] = sums[i++] / sums[0];
-    return means;
   }
 
   /// Writes the step's lines. A failure is kept for the next agreement: the other ranks are ahead
   /// already.
-  void record(const StepReport& report, const Shared& shared, double gradient_ms,
-              double step_ms) try {
-    const double items = static_cast<double>(config_.train.batch * workload_->items_per_unit());
+  void record(const Training::Step& done) try {
+    const StepReport& report = done.report;
+    const auto items = static_cast<double>(training_.items_per_step());
     if (rank_ == 0) {
       json ms = to_json(report.ms);
-      ms["gradient"] = gradient_ms;
-      ms["step"] = step_ms;
+      ms["gradient"] = done.gradient_ms;
+      ms["step"] = done.step_ms;
       json row{{"schema", 1},
                {"step", report.step},
-               {"loss", shared.loss},
+               {"loss", done.loss},
                {"lr_multiplier", report.lr_multiplier},
                {"ms", std::move(ms)},
-               {"bytes_sent", static_cast<std::int64_t>(shared.bytes)},
-               {"bytes_sent_max", static_cast<std::int64_t>(shared.bytes_max)},
-               {"messages", static_cast<std::int64_t>(shared.messages)},
-               {"exceptional_bytes", static_cast<std::int64_t>(shared.exceptional)},
-               {"matrices", static_cast<std::int64_t>(shared.matrices)},
+               {"bytes_sent", static_cast<std::int64_t>(done.bytes)},
+               {"bytes_sent_max", static_cast<std::int64_t>(done.bytes_max)},
+               {"messages", static_cast<std::int64_t>(done.messages)},
+               {"exceptional_bytes", static_cast<std::int64_t>(done.exceptional)},
+               {"matrices", static_cast<std::int64_t>(done.matrices)},
                {"update_rms", report.update_rms},
                {"gradient_norm", report.gradient_norm},
                {"skipped", report.skipped},
-               {"items_per_s", step_ms > 0 ? 1e3 * items / step_ms : 0}};
+               {"items_per_s", done.step_ms > 0 ? 1e3 * items / done.step_ms : 0}};
       if (report.skipped) row["skip_reason"] = report.skip_reason;
       record_rounding(report, row);
       if (!report.notice.empty()) {
@@ -582,9 +368,9 @@ class Trainer {
         for (const auto& [key, value] : evaluation_) row[key] = value;
       }
       directory_->metrics_line(dump(row));
-      matrices_ = static_cast<std::int64_t>(shared.matrices);
-      StepLine line{report.step,  config_.train.steps, shared.loss, step_ms,       report.ms,
-                    shared.bytes, report.update_rms,   {},          report.skipped};
+      matrices_ = static_cast<std::int64_t>(done.matrices);
+      StepLine line{report.step, config_.train.steps, done.loss, done.step_ms,  report.ms,
+                    done.bytes,  report.update_rms,   {},        report.skipped};
       if (evaluated_) line.validation = evaluation_;
       progress_->update(line);
     }
@@ -593,10 +379,9 @@ class Trainer {
       json row{{"schema", 1},
                {"rank", rank_},
                {"step", report.step},
-               {"loss", std::accumulate(losses_.begin(), losses_.end(), 0.0) /
-                            static_cast<double>(losses_.size())},
-               {"gradient_ms", gradient_ms},
-               {"step_ms", step_ms},
+               {"loss", done.own_loss},
+               {"gradient_ms", done.gradient_ms},
+               {"step_ms", done.step_ms},
                {"ms", to_json(report.ms)},
                {"bytes_sent", report.bytes_sent},
                {"messages", report.messages},
@@ -641,10 +426,10 @@ class Trainer {
   // ---- what stays -------------------------------------------------------------------------------
 
   void save() {
-    const std::int64_t step = optimizer_->steps();
+    const std::int64_t step = optimizer_.steps();
     if (step == saved_step_) return;
     const Clock::time_point begin = Clock::now();
-    optimizer_->save((run_path_ / "checkpoints" / checkpoint_name(step)).string(), user_values());
+    optimizer_.save((run_path_ / "checkpoints" / checkpoint_name(step)).string(), user_values());
     saved_step_ = step;
     if (rank_ != 0) return;
     progress_->note(fmt::format("step {:5d} | saved in {}", step,
@@ -673,19 +458,17 @@ class Trainer {
       out["micro_batches"] = config_.train.micro_batches;
     }
     out["seed"] = config_.seed;
-    out["steps"] = optimizer_->steps();
+    out["steps"] = optimizer_.steps();
     out["first_step"] = first_step_;
     out["seconds"] = std::chrono::duration<double>(Clock::now() - start).count();
     for (const auto& [key, value] : evaluation_) out["final"][key] = value;
-    std::int64_t elements = 0;
-    for (const Parameter& p : parameters_) elements += elements_of(p);
-    out["parameters"] = elements;
+    out["parameters"] = training_.elements();
     out["tensors"] = parameters_.size();
     if (matrices_ >= 0) out["matrices_per_step"] = matrices_;
     out["groups"] = describe_groups(config_, parameters_);
-    out["plan_hash"] = optimizer_->plan_hash();
+    out["plan_hash"] = optimizer_.plan_hash();
     out["config_hash"] = config_hash(config_);
-    const json plan = json::parse(optimizer_->plan_json(), nullptr, /*allow_exceptions=*/false);
+    const json plan = json::parse(optimizer_.plan_json(), nullptr, /*allow_exceptions=*/false);
     if (plan.is_object() && plan.contains("per_rank")) {
       std::int64_t bytes = 0;
       for (const json& rank : plan["per_rank"]) bytes += rank.value("bytes_sent", std::int64_t{0});
@@ -702,7 +485,7 @@ class Trainer {
 
   /// Collective.
   void finish(const char* status, Clock::time_point start) {
-    const MemoryPlan m = optimizer_->memory();
+    const MemoryPlan m = optimizer_.memory();
     const std::string hash = hash_gathered_weights();
     const json mine{{"rank", rank_},    {"weights", m.weights}, {"gradients", m.gradients},
                     {"state", m.state}, {"work", m.work},       {"total", m.total()},
@@ -739,7 +522,7 @@ class Trainer {
 
   void say_goodbye(const json& out) {
     std::string line =
-        fmt::format("{} | {} steps", out["status"].get<std::string>(), optimizer_->steps());
+        fmt::format("{} | {} steps", out["status"].get<std::string>(), optimizer_.steps());
     for (const auto& [key, value] : out["final"].items()) {
       if (value.is_number()) line += fmt::format(" | {} {:.5g}", key, value.get<double>());
     }
@@ -754,7 +537,7 @@ class Trainer {
   void leave_diagnosis(const std::string& error, Clock::time_point start) try {
     json out = summary("stopped", start);
     out["error"] = error;
-    const MemoryPlan m = optimizer_->memory();
+    const MemoryPlan m = optimizer_.memory();
     out["state_bytes_max"] = m.state;
     write_summary(out);
     json last = json::array();
@@ -773,7 +556,7 @@ class Trainer {
     directory_->write(
         "diagnosis.json",
         dump({{"schema", 1},
-              {"step", optimizer_->steps()},
+              {"step", optimizer_.steps()},
               {"error", error},
               {"last_saved_step", saved_step_ >= 0 ? json(saved_step_) : json(nullptr)},
               {"config_hash", config_hash(config_)},
@@ -786,11 +569,12 @@ class Trainer {
 
   const Options& options_;
   Context& context_;
-  const Config config_;
-  const int rank_, size_;
-  Communicator control_;
-  const Deal deal_;
-  const std::vector<Index> parts_;
+  Training training_;
+  const Config& config_ = training_.config();
+  const int rank_ = training_.rank(), size_ = training_.size();
+  Communicator& control_ = training_.control();
+  ShardedOptimizer& optimizer_ = training_.optimizer();
+  const std::vector<Parameter>& parameters_ = training_.parameters();
   const std::string started_ = utc("%Y-%m-%dT%H:%M:%SZ");
 
   std::filesystem::path run_path_;
@@ -799,18 +583,11 @@ class Trainer {
   std::set<std::size_t> warned_;      ///< groups that have left ECO's regime
   std::optional<Progress> progress_;  // on rank 0
 
-  std::unique_ptr<workloads::Workload> workload_;
-  std::optional<DeviceChoice> place_;  // of the workload's tensors; empty: the host
-  std::vector<Parameter> parameters_;
-  std::optional<ShardedOptimizer> optimizer_;
-  std::vector<int> ids_;  // of all parameters
-
   std::int64_t first_step_ = 0;
   std::int64_t saved_step_ = -1;
   std::int64_t matrices_ = -1;
   bool evaluated_ = false;
   std::map<std::string, double> evaluation_;
-  std::vector<double> losses_;
   std::exception_ptr problem_;
 };
 

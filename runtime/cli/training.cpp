@@ -1,0 +1,202 @@
+#include "runtime/cli/training.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <numeric>
+#include <orthrus/error.hpp>
+#include <span>
+#include <utility>
+
+#include "kernels/cuda/devices.hpp"
+#include "runtime/agree.hpp"
+#include "runtime/device.hpp"
+#include "runtime/tree.hpp"
+
+namespace orthrus::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+/// Under ZeRO-3 a step's forward and backward use what was gathered once.
+Config with_one_gather(Config config) {
+  config.gathers = 1;
+  return config;
+}
+
+}  // namespace
+
+std::int64_t elements_of(const Parameter& parameter) {
+  return std::accumulate(parameter.shape.begin(), parameter.shape.end(), std::int64_t{1},
+                         std::multiplies<>());
+}
+
+/// Leaf v of V, or micro-batch k of rank r, is the contiguous run of units that its place in the
+/// order of ranks says. @throws ConfigError  the batch cannot be divided so.
+Training::Deal Training::divide(const Config& config, int rank, int ranks) {
+  const std::int64_t batch = config.train.batch;
+  const auto where = [&](const char* key) {
+    return (config.source.empty() ? "" : config.source + ": ") + std::string(key) + ": ";
+  };
+  Deal deal;
+  if (config.virtual_shards > 0) {
+    const std::int64_t leaves = config.virtual_shards;
+    if (ranks > leaves) {
+      throw ConfigError(
+          where("reproducible.virtual_shards") +
+          fmt::format("{} ranks, but only {} virtual shards to deal; start at most {} ranks", ranks,
+                      leaves, leaves));
+    }
+    if (batch % leaves != 0) {
+      throw ConfigError(
+          where("train.batch") +
+          fmt::format("{} is not divisible by reproducible.virtual_shards = {}", batch, leaves));
+    }
+    const std::int64_t units = batch / leaves;
+    const runtime::Leaves run = runtime::leaf_run(leaves, ranks, rank);
+    for (std::int64_t leaf = run.begin; leaf < run.end; ++leaf)
+      deal.parts.push_back({leaf * units, units});
+    deal.all_parts = leaves;
+    return deal;
+  }
+  const std::int64_t micro_batches = std::max<std::int64_t>(config.train.micro_batches, 1);
+  const std::int64_t parts = ranks * micro_batches;
+  if (batch % parts != 0) {
+    throw ConfigError(where("train.batch") +
+                      fmt::format("{} is not divisible by {} ranks x {} micro-batches = {}", batch,
+                                  ranks, micro_batches, parts));
+  }
+  const std::int64_t units = batch / parts;
+  for (std::int64_t k = 0; k < micro_batches; ++k) {
+    deal.parts.push_back({(rank * micro_batches + k) * units, units});
+  }
+  deal.all_parts = parts;
+  return deal;
+}
+
+Training::Training(Config config, Communicator world, Communicator control, Trust trust)
+    : config_(with_one_gather(std::move(config))),
+      rank_(world.rank()),
+      size_(world.size()),
+      trust_(trust),
+      control_(std::move(control)),
+      deal_(divide(config_, rank_, size_)) {
+  for (int r = 0; r < size_; ++r) {
+    parts_.push_back(static_cast<Index>(divide(config_, r, size_).parts.size()));
+  }
+  DeviceChoice device;
+  if (config_.device == "cuda") {
+    const auto devices = static_cast<int>(kernels::cuda_report().devices.size());
+    device.ordinal = runtime::default_ordinal(control_, std::max(devices, 1));
+  }
+  runtime::agree(control_, [&] {
+    workload_ = workloads::open_workload(config_, device.ordinal);
+    place_ = workload_->device();
+    if (config_.zero_stage == 3 && config_.device != "cpu" && !place_) {
+      throw ConfigError(
+          "zero.stage: 3 keeps whole weights on the device, but this workload computes on the "
+          "host here: device: cpu, or stage 1 or 2");
+    }
+  });
+  parameters_ = workload_->parameters();
+  optimizer_.emplace(config_, std::move(world), parameters_, place_.value_or(device));
+  for (int id = 0; id < std::ssize(parameters_); ++id) {
+    ids_.push_back(id);
+    if (config_.zero_stage == 3) workload_->place_weights(id, optimizer_->weights(id));
+  }
+}
+
+void Training::compute_gradients() {
+  const std::int64_t index = optimizer_->steps();
+  const auto ready = [this](int id) { optimizer_->gradient_ready(id); };
+  for (std::size_t k = 0; k < deal_.parts.size(); ++k) {
+    if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
+      optimizer_->micro_batch(static_cast<std::int64_t>(k));
+    }
+    losses_.push_back(
+        workload_->gradient({index, deal_.parts[k].first, deal_.parts[k].count}, ready));
+  }
+}
+
+Training::Step Training::step(const std::function<Word()>& word) {
+  const Clock::time_point begin = Clock::now();
+  losses_.clear();
+  optimizer_->gather(ids_);
+  if (trust_ == Trust::nobody && size_ > 1) {
+    runtime::agree(control_, [this] { compute_gradients(); });
+  } else {
+    compute_gradients();
+  }
+  const Clock::time_point computed = Clock::now();
+  Step step;
+  step.report = optimizer_->step();
+  share(word(), step);
+  step.gradient_ms = ms_between(begin, computed);
+  step.step_ms = ms_between(begin, Clock::now());
+  return step;
+}
+
+void Training::share(const Word& mine, Step& step) {
+  constexpr std::size_t facts = 7;
+  std::vector<double> facts_and_losses{mine.problem ? 1.0 : 0.0,
+                                       mine.stop ? 1.0 : 0.0,
+                                       mine.save ? 1.0 : 0.0,
+                                       static_cast<double>(step.report.bytes_sent),
+                                       static_cast<double>(step.report.messages),
+                                       static_cast<double>(step.report.exceptional_bytes),
+                                       static_cast<double>(step.report.matrices)};
+  facts_and_losses.insert(facts_and_losses.end(), losses_.begin(), losses_.end());
+  std::vector<Index> counts = parts_;
+  for (Index& count : counts) count += facts;
+  std::vector<double> all(
+      static_cast<std::size_t>(std::accumulate(counts.begin(), counts.end(), Index{0})));
+  control_.all_gather(
+      ConstSpan{facts_and_losses.data(), static_cast<Index>(facts_and_losses.size()), DType::f64},
+      counts, Span{all.data(), static_cast<Index>(all.size()), DType::f64});
+  auto at = all.begin();
+  for (const Index count : counts) {
+    step.any.problem = step.any.problem || at[0] != 0;
+    step.any.stop = step.any.stop || at[1] != 0;
+    step.any.save = step.any.save || at[2] != 0;
+    step.bytes += at[3];
+    step.bytes_max = std::max(step.bytes_max, at[3]);
+    step.messages += at[4];
+    step.exceptional += at[5];
+    step.matrices += at[6];
+    step.loss = std::accumulate(at + facts, at + count, step.loss);
+    at += count;
+  }
+  step.loss /= static_cast<double>(deal_.all_parts);
+  step.own_loss =
+      std::accumulate(losses_.begin(), losses_.end(), 0.0) / static_cast<double>(losses_.size());
+}
+
+std::map<std::string, double> Training::evaluate() {
+  optimizer_->gather(ids_);
+  const workloads::Workload::Evaluation mine = workload_->evaluate(rank_, size_);
+  optimizer_->release(ids_);
+  std::vector<double> sums{mine.count};
+  for (const auto& [key, value] : mine.sums) sums.push_back(value);
+  control_.all_reduce(std::span<double>(sums));
+  std::map<std::string, double> means;
+  std::size_t i = 1;
+  for (const auto& [key, value] : mine.sums) means[key] = sums[i++] / sums[0];
+  return means;
+}
+
+std::int64_t Training::elements() const {
+  return std::accumulate(parameters_.begin(), parameters_.end(), std::int64_t{0},
+                         [](std::int64_t sum, const Parameter& p) { return sum + elements_of(p); });
+}
+
+std::int64_t Training::items_per_step() const {
+  return config_.train.batch * workload_->items_per_unit();
+}
+
+}  // namespace orthrus::cli

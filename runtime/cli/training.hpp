@@ -1,0 +1,99 @@
+#pragma once
+/// @file
+/// Training: a workload and its optimizer on the ranks of a communicator, taken through steps. What
+/// `train` and a trial of a study share: no file, no signal, no clock that decides anything.
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <orthrus/communicator.hpp>
+#include <orthrus/config.hpp>
+#include <orthrus/sharded_optimizer.hpp>
+#include <string>
+#include <vector>
+
+#include "runtime/workloads/workload.hpp"
+
+namespace orthrus::cli {
+
+class Training {
+ public:
+  enum class Trust : std::uint8_t {
+    gradients,  ///< a workload that throws on one rank leaves the others waiting for it
+    nobody,     ///< it throws on all ranks; a small message per step more
+  };
+
+  /// Opens the workload, plans, allocates. Collective.
+  /// @param control  the ranks of `world` under a context of their own: messages apart from the
+  ///                 optimizer's, so that its audit counts only those.
+  /// @throws ConfigError  on all ranks: the batch cannot be dealt to so many, or as the workload
+  ///                      and the optimizer say.
+  Training(Config config, Communicator world, Communicator control, Trust trust = Trust::gradients);
+
+  /// What a rank has to say after a step; true for all when any rank says so.
+  struct Word {
+    bool stop = false, save = false, problem = false;
+  };
+  struct Step {
+    StepReport report;  ///< of this rank
+    Word any;
+    double loss = 0;      ///< mean over all parts, added up in their order: the same on any number
+                          ///< of ranks
+    double own_loss = 0;  ///< of this rank's parts
+    double bytes = 0, bytes_max = 0, messages = 0, exceptional = 0, matrices = 0;  ///< of all ranks
+    double gradient_ms = 0, step_ms = 0;
+  };
+  /// Gradients, then the optimizer's step. Collective. @param word  asked when both are done.
+  Step step(const std::function<Word()>& word);
+  /// Means over the held-out data of all ranks. Collective.
+  std::map<std::string, double> evaluate();
+
+  [[nodiscard]] const Config& config() const { return config_; }
+  [[nodiscard]] int rank() const { return rank_; }
+  [[nodiscard]] int size() const { return size_; }
+  [[nodiscard]] Communicator& control() { return control_; }
+  [[nodiscard]] ShardedOptimizer& optimizer() { return *optimizer_; }
+  [[nodiscard]] const ShardedOptimizer& optimizer() const { return *optimizer_; }
+  [[nodiscard]] const workloads::Workload& workload() const { return *workload_; }
+  [[nodiscard]] const std::vector<Parameter>& parameters() const { return parameters_; }
+  [[nodiscard]] const std::vector<int>& ids() const { return ids_; }  ///< of all parameters
+  /// Of the workload's tensors; empty: the host.
+  [[nodiscard]] const std::optional<DeviceChoice>& place() const { return place_; }
+  [[nodiscard]] std::int64_t steps() const { return optimizer_->steps(); }
+  [[nodiscard]] std::int64_t elements() const;  ///< of all parameters
+  /// Tokens or other items in a batch.
+  [[nodiscard]] std::int64_t items_per_step() const;
+
+ private:
+  /// The parts of a step's batch that this rank computes, each one call of the workload.
+  struct Deal {
+    struct Part {
+      std::int64_t first, count;
+    };
+    std::vector<Part> parts;
+    std::int64_t all_parts = 0;  ///< of all ranks
+  };
+  static Deal divide(const Config& config, int rank, int ranks);
+  void compute_gradients();
+  void share(const Word& mine, Step& step);
+
+  const Config config_;
+  const int rank_, size_;
+  const Trust trust_;
+  Communicator control_;
+  const Deal deal_;
+  std::vector<Index> parts_;  // of each rank
+  std::unique_ptr<workloads::Workload> workload_;
+  std::optional<DeviceChoice> place_;
+  std::vector<Parameter> parameters_;
+  std::optional<ShardedOptimizer> optimizer_;
+  std::vector<int> ids_;
+  std::vector<double> losses_;  // of this rank's parts, in the step last taken
+};
+
+/// The number of elements of a tensor.
+[[nodiscard]] std::int64_t elements_of(const Parameter& parameter);
+
+}  // namespace orthrus::cli
