@@ -6,3 +6,4 @@
 #include <orthrus/studies/noise.hpp>
 #include <orthrus/studies/spectrum.hpp>
 #include <orthrus/studies/theory.hpp>
+#include <orthrus/studies/tuning.hpp>
