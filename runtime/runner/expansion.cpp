@@ -1,0 +1,630 @@
+#include "runtime/runner/expansion.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <orthrus/error.hpp>
+#include <set>
+#include <stdexcept>
+#include <string_view>
+
+#include "optim/rule.hpp"
+#include "runtime/config_scalar.hpp"
+#include "runtime/studies/random.hpp"
+#include "runtime/yaml_tree.hpp"
+
+namespace orthrus::runner {
+namespace {
+
+using runtime::config_file::shortest;
+
+// Parameters that say something to a trial; names with dots are keys of its configuration, others
+// only serve expressions.
+constexpr std::array<std::string_view, 8> known_parameters{
+    "optimizer", "batch_size",   "lr",       "seed",
+    "ranks",     "weight_decay", "momentum", "warmup_examples"};
+
+const Json* find(const Point& point, const std::string& name) {
+  const auto found =
+      std::find_if(point.begin(), point.end(), [&](const auto& p) { return p.first == name; });
+  return found == point.end() ? nullptr : &found->second;
+}
+
+Value value_of(const Json& json) {
+  if (json.is_boolean()) return json.get<bool>() ? 1.0 : 0.0;
+  if (json.is_number()) return json.get<double>();
+  return json.get<std::string>();
+}
+
+double number_of(const Json& json, const std::string& name) {
+  if (!json.is_number()) throw ConfigError(name + ": expects a number, found " + json.dump());
+  return json.get<double>();
+}
+
+std::string text_of(const Json& json) {
+  if (json.is_string()) return json.get<std::string>();
+  return json.is_number_float() ? shortest(json.get<double>()) : json.dump();
+}
+
+std::string describe(const Point& point) {
+  std::string out;
+  for (const auto& [name, value] : point)
+    out += (out.empty() ? "" : ", ") + name + "=" + text_of(value);
+  return out;
+}
+
+/// The group that `lr` is the rate of: the first of a matrix rule, else the first.
+std::size_t main_group(const Config& config) {
+  for (std::size_t g = 0; g < config.groups.size(); ++g) {
+    const optim::RuleRow* const rule = optim::find_rule(config.groups[g].rule.name);
+    if (rule != nullptr && rule->matrix) return g;
+  }
+  return 0;
+}
+
+double rate_of(const GroupConfig& group) {
+  const auto lr = group.rule.values.find("lr");
+  if (lr == group.rule.values.end()) return 0;
+  const double* const value = std::get_if<double>(&lr->second);
+  return value == nullptr ? 0 : *value;
+}
+
+/// Sets a key of the main group's rule in every group of that rule. Rates keep their ratios.
+void override_rule(const Config& base, const std::string& key, double value,
+                   std::vector<std::string>& out) {
+  const GroupConfig& main = base.groups.at(main_group(base));
+  for (std::size_t g = 0; g < base.groups.size(); ++g) {
+    if (base.groups[g].rule.name != main.rule.name) continue;
+    const double own = rate_of(base.groups[g]), of_main = rate_of(main);
+    const bool scaled = key == "lr" && own != of_main && of_main > 0;
+    out.push_back(fmt::format("groups.{}.rule.{}={}", g, key,
+                              shortest(scaled ? value * own / of_main : value)));
+  }
+}
+
+}  // namespace
+
+std::string Trial::directory() const { return fmt::format("{:04}-{}", index, id); }
+
+Config default_base(const std::string& rule) {
+  const optim::RuleRow* const row = optim::find_rule(rule);
+  if (row == nullptr) {
+    std::vector<std::string_view> known;
+    for (const optim::RuleRow& r : optim::rules()) known.push_back(r.name);
+    throw ConfigError("search.parameters.optimizer: '" + rule +
+                      "' is neither in `bases` nor a rule; rules: " +
+                      runtime::config_file::join(known) + runtime::nearest_hint(rule, known));
+  }
+  std::string text = "schema: 1\ngroups:\n  - {match: \"*\", rule: {name: " + rule + "}}\n";
+  if (row->matrix) text += "  - {match: \"*\", rule: {name: adamw}}\n";
+  return parse_config(text, "the default base of " + rule);
+}
+
+std::vector<std::string> base_words(const Study& study) {
+  std::vector<std::string> words;
+  const auto add = [&](const Json& value) {
+    const std::string word = text_of(value);
+    if (std::find(words.begin(), words.end(), word) == words.end()) words.push_back(word);
+  };
+  if (const ParameterSpec* const optimizer = study.find("optimizer")) {
+    for (const Json& value : optimizer->values) add(value);
+  }
+  for (const Json& point : study.points) {
+    if (point.contains("optimizer")) add(point["optimizer"]);
+  }
+  if (words.empty()) return {""};
+  if (!study.base.empty()) {
+    throw ConfigError(study.source +
+                      ": base: the parameter optimizer selects among several; give `bases`, a file "
+                      "for each of its words, instead");
+  }
+  for (const std::string& word : words) {
+    if (!study.bases.empty() && study.bases.count(word) == 0)
+      throw ConfigError(study.source + ": bases: no file for the optimizer '" + word + "'");
+  }
+  return words;
+}
+
+Config trial_config(const Config& base, const Trial& trial) {
+  return parse_config(to_yaml(base), base.source, trial.overrides);
+}
+
+Expansion::Expansion(Study study, Bases bases)
+    : study_(std::move(study)), bases_(std::move(bases)) {
+  check_names();
+  const std::vector<std::vector<Point>> dims = dimensions();
+  double points = 1;
+  for (const auto& dim : dims) points *= static_cast<double>(dim.size());
+  if (points > 1e6) {
+    throw ConfigError(fmt::format("{}: search: {:.0f} points; a study has at most a million",
+                                  study_.source, points));
+  }
+  std::vector<std::size_t> at(dims.size(), 0);
+  for (bool more = points > 0; more;) {
+    Point point;
+    for (std::size_t d = 0; d < dims.size(); ++d)
+      point.insert(point.end(), dims[d][at[d]].begin(), dims[d][at[d]].end());
+    add_point(in_order(std::move(point)));
+    more = false;
+    for (std::size_t d = dims.size(); d-- > 0 && !more;) {
+      more = ++at[d] < dims[d].size();
+      if (!more) at[d] = 0;
+    }
+  }
+  if (initial_.empty()) throw ConfigError(study_.source + ": search: no point is left to be tried");
+
+  std::int64_t next = std::ssize(initial_);
+  if (study_.tunes()) {
+    const ParameterSpec& seed = *study_.find("seed");
+    const std::int64_t added =
+        std::ssize(seed.report) + 2 * study_.find("lr")->extend_on_edge * std::ssize(seed.tune);
+    for (Cell& cell : cells_) {
+      cell.first_index = next;
+      next += added;
+    }
+  }
+  most_ = next;
+  if (most_ > study_.run_cap) {
+    throw ConfigError(fmt::format(
+        "{}: budget.run_cap: {} trials{} are more than {}", study_.source, most_,
+        most_ > std::ssize(initial_) ? fmt::format(" ({} of the file, up to {} that results add)",
+                                                   initial_.size(), most_ - std::ssize(initial_))
+                                     : "",
+        study_.run_cap));
+  }
+}
+
+void Expansion::check_names() const {
+  std::set<std::string> used, words;
+  std::vector<std::string_view> parameters(known_parameters.begin(), known_parameters.end());
+  for (const Expression& e : study_.exclude) used.insert(e.names().begin(), e.names().end());
+  for (const auto& [name, e] : study_.derive) {
+    used.insert(e.names().begin(), e.names().end());
+    parameters.push_back(name);
+  }
+  for (const auto& group : study_.zip) {
+    for (const std::string& name : group) {
+      if (study_.find(name) == nullptr)
+        throw ConfigError(study_.source + ": search.zip: '" + name + "' is no parameter");
+    }
+  }
+  for (const ParameterSpec& spec : study_.parameters) {
+    parameters.push_back(spec.name);
+    for (const Json& value : spec.values) {
+      if (value.is_string()) words.insert(value.get<std::string>());
+    }
+    const bool speaks = std::find(known_parameters.begin(), known_parameters.end(), spec.name) !=
+                            known_parameters.end() ||
+                        spec.name.find('.') != std::string::npos || used.count(spec.name) > 0 ||
+                        (study_.find("lr") != nullptr && study_.find("lr")->center &&
+                         study_.find("lr")->center->per == spec.name);
+    if (!speaks) {
+      throw ConfigError(
+          spec.origin.str() + ": search.parameters." + spec.name +
+          ": says nothing to a trial, and no expression uses it; known: " +
+          runtime::config_file::join({known_parameters.begin(), known_parameters.end()}) +
+          ", keys of the configuration with dots" +
+          runtime::nearest_hint(spec.name, {known_parameters.begin(), known_parameters.end()}));
+    }
+  }
+  for (const Json& point : study_.points) {
+    for (const auto& [name, value] : point.items()) {
+      if (value.is_string()) words.insert(value.get<std::string>());
+    }
+  }
+  parameters.insert(parameters.end(), {"max_examples", "max_steps"});
+  for (const std::string& name : used) {
+    bool known = std::find(parameters.begin(), parameters.end(), name) != parameters.end() ||
+                 words.count(name) > 0;
+    for (const Json& point : study_.points) known = known || point.contains(name);
+    if (!known) {
+      throw ConfigError(study_.source + ": search: an expression names '" + name +
+                        "', which is neither a parameter nor a word of one" +
+                        runtime::nearest_hint(name, parameters));
+    }
+  }
+}
+
+/// What is combined with what: parameters that advance together are one dimension.
+std::vector<std::vector<Point>> Expansion::dimensions() const {
+  std::vector<std::vector<Point>> dims;
+  if (!study_.points.empty()) {
+    std::vector<Point> listed;
+    for (const Json& given : study_.points) {
+      Point point;
+      for (const auto& [name, value] : given.items()) point.emplace_back(name, value);
+      listed.push_back(std::move(point));
+    }
+    dims.push_back(std::move(listed));
+  }
+
+  const auto values_of = [](const ParameterSpec& spec) {
+    std::vector<Json> values = spec.values;
+    for (const std::int64_t seed : spec.tune) values.emplace_back(seed);
+    if (spec.center) {
+      // Places for now: the rates depend on the point.
+      const Center& c = *spec.center;
+      const auto places = static_cast<int>(std::lround((c.last - c.first) / c.step)) + 1;
+      for (int place = 0; place < places; ++place) values.emplace_back(place);
+    }
+    return values;
+  };
+  std::set<std::string> done;
+  bool drawn = false;
+  for (const ParameterSpec& spec : study_.parameters) {
+    if (done.count(spec.name) > 0) continue;
+    if (!spec.distribution.empty()) {
+      if (std::exchange(drawn, true)) continue;
+      std::vector<Point> draws;
+      for (std::int64_t k = 0; k < study_.samples; ++k) {
+        studies::Random random(static_cast<std::uint64_t>(study_.draw_seed),
+                               static_cast<std::uint64_t>(k));
+        Point point;
+        for (const ParameterSpec& s : study_.parameters) {
+          if (s.distribution.empty()) continue;
+          const double u = random.uniform();
+          point.emplace_back(s.name, s.distribution == "uniform"
+                                         ? s.min + u * (s.max - s.min)
+                                         : s.min * std::pow(s.max / s.min, u));
+        }
+        draws.push_back(std::move(point));
+      }
+      dims.push_back(std::move(draws));
+      continue;
+    }
+    std::vector<std::string> together{spec.name};
+    for (const auto& group : study_.zip) {
+      if (std::find(group.begin(), group.end(), spec.name) != group.end()) together = group;
+    }
+    std::vector<Point> dim(values_of(spec).size());
+    for (const std::string& name : together) {
+      const std::vector<Json> values = values_of(*study_.find(name));
+      if (values.size() != dim.size()) {
+        throw ConfigError(fmt::format("{}: search.zip: {} has {} values, {} has {}", study_.source,
+                                      spec.name, dim.size(), name, values.size()));
+      }
+      for (std::size_t i = 0; i < values.size(); ++i) dim[i].emplace_back(name, values[i]);
+      done.insert(name);
+    }
+    dims.push_back(std::move(dim));
+  }
+  return dims;
+}
+
+Point Expansion::in_order(Point point) const {
+  const auto rank = [this](const std::string& name) {
+    return std::find_if(study_.parameters.begin(), study_.parameters.end(),
+                        [&](const ParameterSpec& p) { return p.name == name; }) -
+           study_.parameters.begin();
+  };
+  std::stable_sort(point.begin(), point.end(),
+                   [&](const auto& a, const auto& b) { return rank(a.first) < rank(b.first); });
+  return point;
+}
+
+std::string Expansion::base_of(const Point& point) const {
+  const Json* const word = find(point, "optimizer");
+  return word == nullptr ? "" : text_of(*word);
+}
+
+Expression::Lookup Expansion::variables(const Point& point) const {
+  return [this, &point](const std::string& name) -> std::optional<Value> {
+    if (const Json* const value = find(point, name)) return value_of(*value);
+    if (name == "max_examples") return static_cast<double>(study_.max_examples);
+    if (name == "max_steps") return static_cast<double>(study_.max_steps);
+    if (name == "batch_size") return static_cast<double>(bases_.at(base_of(point)).train.batch);
+    return {};
+  };
+}
+
+double Expansion::center_at(const Point& point) const {
+  const ParameterSpec& lr = *study_.find("lr");
+  const Center& center = *lr.center;
+  std::string word;
+  if (!center.per.empty()) {
+    const Json* const value = find(point, center.per);
+    if (value == nullptr) {
+      throw ConfigError(lr.origin.str() + ": search.parameters.lr.center.per: '" + center.per +
+                        "' is no parameter");
+    }
+    word = text_of(*value);
+  }
+  const auto value = center.values.find(word);
+  if (value == center.values.end()) {
+    throw ConfigError(lr.origin.str() + ": search.parameters.lr.center.value: no rate for '" +
+                      word + "'");
+  }
+  if (center.reference_batch == 0) return value->second;
+  const double batch = std::get<double>(*variables(point)("batch_size"));
+  return value->second * std::pow(batch / center.reference_batch, center.exponent());
+}
+
+double Expansion::rate(const Cell& cell, int place) {
+  const auto n = static_cast<int>(cell.rates.size());
+  if (place >= 0 && place < n) return cell.rates[static_cast<std::size_t>(place)];
+  if (n == 1) return cell.rates[0] * std::exp2(0.5 * place);
+  // On with the ratio of the last two.
+  const double low = cell.rates[0] / cell.rates[1];
+  const double high = cell.rates[cell.rates.size() - 1] / cell.rates[cell.rates.size() - 2];
+  return place < 0 ? cell.rates.front() * std::pow(low, -place)
+                   : cell.rates.back() * std::pow(high, place - n + 1);
+}
+
+bool Expansion::is_excluded(const Point& point) const {
+  try {
+    return std::any_of(study_.exclude.begin(), study_.exclude.end(),
+                       [&](const Expression& e) { return e.truth(variables(point)); });
+  } catch (const std::invalid_argument& wrong) {
+    throw ConfigError(study_.source + ": search.exclude: " + wrong.what());
+  }
+}
+
+void Expansion::add_point(Point point) {
+  const ParameterSpec* const lr = study_.find("lr");
+  const auto entry =
+      std::find_if(point.begin(), point.end(), [](const auto& p) { return p.first == "lr"; });
+  if (lr != nullptr && lr->center && entry != point.end()) {
+    const Center& c = *lr->center;
+    entry->second = center_at(point) * std::exp2(c.first + c.step * entry->second.get<int>());
+  }
+  if (is_excluded(point)) {
+    ++excluded_;
+    return;
+  }
+  Trial trial = make_trial(point, std::ssize(initial_));
+  if (!ids_.insert(trial.id).second) {
+    ++equal_;
+    return;
+  }
+  if (study_.tunes()) {
+    trial.role = "tune";
+    Point rest;
+    for (const auto& p : point) {
+      if (p.first != "lr" && p.first != "seed") rest.push_back(p);
+    }
+    auto cell =
+        std::find_if(cells_.begin(), cells_.end(), [&](const Cell& c) { return c.point == rest; });
+    if (cell == cells_.end()) {
+      Cell fresh;
+      fresh.point = rest;
+      if (lr->center) {
+        const Center& c = *lr->center;
+        const double center = center_at(point);
+        const auto places = static_cast<int>(std::lround((c.last - c.first) / c.step)) + 1;
+        for (int k = 0; k < places; ++k)
+          fresh.rates.push_back(center * std::exp2(c.first + c.step * k));
+      } else {
+        for (const Json& value : lr->values) fresh.rates.push_back(number_of(value, "lr"));
+        std::sort(fresh.rates.begin(), fresh.rates.end());
+      }
+      cells_.push_back(std::move(fresh));
+      cell = cells_.end() - 1;
+    }
+    const double rate = number_of(*find(point, "lr"), "lr");
+    trial.cell = static_cast<int>(cell - cells_.begin());
+    trial.place = static_cast<int>(std::find(cell->rates.begin(), cell->rates.end(), rate) -
+                                   cell->rates.begin());
+  }
+  initial_.push_back(std::move(trial));
+}
+
+std::optional<Trial> Expansion::trial_of(int cell, int place, std::int64_t seed,
+                                         const std::string& role, std::int64_t index) const {
+  const Cell& of = cells_[static_cast<std::size_t>(cell)];
+  Point point = of.point;
+  point.emplace_back("lr", rate(of, place));
+  point.emplace_back("seed", seed);
+  point = in_order(std::move(point));
+  if (is_excluded(point)) return {};
+  Trial trial = make_trial(point, index);
+  trial.role = role;
+  trial.cell = cell;
+  trial.place = place;
+  return trial;
+}
+
+Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
+  Trial trial;
+  trial.index = index;
+  trial.base = base_of(given);
+  const Config& base = bases_.at(trial.base);
+  Point point = given;
+  for (const auto& [name, expression] : study_.derive) {
+    try {
+      const Value value = expression.evaluate(variables(point));
+      point.emplace_back(name, std::holds_alternative<double>(value)
+                                   ? Json(std::get<double>(value))
+                                   : Json(std::get<std::string>(value)));
+    } catch (const std::invalid_argument& wrong) {
+      throw ConfigError("search.derive." + name + ": " + wrong.what());
+    }
+  }
+  trial.params = Json::object();
+  for (const auto& [name, value] : point) trial.params[name] = value;
+
+  trial.ranks = study_.ranks_per_trial;
+  trial.batch = base.train.batch;
+  std::vector<std::string>& o = trial.overrides;
+  o.emplace_back("name=trial");
+  for (const auto& [key, value] : study_.task.items())
+    o.push_back("workload." + (key == "builtin" ? "name" : key) + "=" + text_of(value));
+  std::vector<std::string> dotted;
+  double warmup_examples = -1;
+  for (const auto& [name, value] : point) {
+    if (name == "batch_size") {
+      trial.batch = static_cast<std::int64_t>(number_of(value, name));
+      if (trial.batch < 1) throw ConfigError("batch_size: expects at least 1");
+    } else if (name == "seed") {
+      trial.seed = static_cast<std::int64_t>(number_of(value, name));
+      o.push_back("seed=" + text_of(value));
+    } else if (name == "ranks") {
+      trial.ranks = static_cast<std::int64_t>(number_of(value, name));
+    } else if (name == "lr" || name == "weight_decay" || name == "momentum") {
+      override_rule(base, name, number_of(value, name), o);
+    } else if (name == "warmup_examples") {
+      warmup_examples = number_of(value, name);
+    } else if (name.find('.') != std::string::npos) {
+      dotted.push_back(name + "=" + text_of(value));
+    }
+  }
+  trial.steps = study_.max_examples > 0 || study_.max_steps > 0
+                    ? std::numeric_limits<std::int64_t>::max()
+                    : base.train.steps;
+  if (study_.max_examples > 0) trial.steps = study_.max_examples / trial.batch;
+  if (study_.max_steps > 0) trial.steps = std::min(trial.steps, study_.max_steps);
+  if (trial.steps < 1) {
+    throw ConfigError(fmt::format("budget.max_examples: {} are less than one batch of {}",
+                                  study_.max_examples, trial.batch));
+  }
+  if (warmup_examples >= 0) {
+    // Ten steps at least: the first gradients are the largest.
+    const double steps = std::ceil(warmup_examples / static_cast<double>(trial.batch));
+    for (std::size_t g = 0; g < base.groups.size(); ++g)
+      o.push_back(fmt::format("groups.{}.schedule.warmup_steps={:.0f}", g, std::max(10.0, steps)));
+  }
+  const double every = std::floor(study_.eval_every_frac * static_cast<double>(trial.steps));
+  o.push_back(fmt::format("train.batch={}", trial.batch));
+  o.push_back(fmt::format("train.steps={}", trial.steps));
+  o.push_back(fmt::format("train.eval_every={:.0f}", std::max(1.0, every)));
+  o.push_back("train.save_every=0");
+  o.push_back("telemetry.path=");
+  o.insert(o.end(), dotted.begin(), dotted.end());
+
+  const Config config = trial_config(base, trial);
+  // A name with dots may have said these, too.
+  trial.batch = config.train.batch;
+  trial.steps = config.train.steps;
+  Json all{{"config", to_json(runtime::parse_yaml(to_yaml(config), "trial"))},
+           {"metric", study_.metric},
+           {"target", number(study_.target)},
+           {"stop_on_target", study_.stop_on_target},
+           {"diverged", study_.diverged},
+           {"max_seconds", study_.max_seconds}};
+  if (study_.exclusive) all["ranks"] = trial.ranks;
+  trial.id = identity_of(all);
+  return trial;
+} catch (const ConfigError& error) {
+  throw ConfigError(
+      fmt::format("{}: trial of {}: {}", study_.source, describe(given), error.what()));
+}
+
+// ---- results ------------------------------------------------------------------------------------
+
+Campaign::Campaign(const Expansion& expansion)
+    : expansion_(expansion), searches_(expansion.cells().size()) {
+  for (const Trial& trial : expansion.initial()) add(trial);
+  for (std::size_t c = 0; c < searches_.size(); ++c)
+    searches_[c].high = static_cast<int>(expansion.cells()[c].rates.size());
+}
+
+void Campaign::add(Trial trial) {
+  if (trial.role == "tune") places_[{trial.cell, trial.place, trial.seed}] = trial.index;
+  trials_.emplace(trial.index, std::move(trial));
+}
+
+std::vector<int> Campaign::record(const Json& record) {
+  const auto index = record.at("index").get<std::int64_t>();
+  results_[index] = record;
+  std::vector<int> decided;
+  const auto trial = trials_.find(index);
+  if (trial == trials_.end() || trial->second.role != "tune") return decided;
+  if (advance(trial->second.cell)) decided.push_back(trial->second.cell);
+  return decided;
+}
+
+studies::RateChoice Campaign::choose(int cell, bool by_loss) const {
+  const bool by_steps = expansion_.study().has_target() && !by_loss;
+  std::map<int, studies::RateOutcome> outcomes;
+  for (const auto& [key, index] : places_) {
+    if (std::get<0>(key) != cell) continue;
+    const Json& result = results_.at(index);
+    const std::string state = result.at("state");
+    double value = std::numeric_limits<double>::infinity();
+    if (by_steps) {
+      if (result.at("steps_to_target").is_number()) value = result["steps_to_target"];
+    } else if (state == "complete" || state == "censored") {
+      if (result.at("best_val").is_number()) value = result["best_val"];
+    }
+    studies::RateOutcome& outcome = outcomes[std::get<1>(key)];
+    outcome.lr = trials_.at(index).params.at("lr").get<double>();
+    outcome.values.push_back(value);
+  }
+  std::vector<studies::RateOutcome> list;
+  for (auto& [place, outcome] : outcomes) list.push_back(std::move(outcome));
+  return studies::choose_rate(
+      list, by_steps ? studies::RateMetric::steps_to_target : studies::RateMetric::loss);
+}
+
+/// Adds what the results of a cell ask for. @return whether its rate has been decided.
+bool Campaign::advance(int cell) {
+  Search& search = searches_[static_cast<std::size_t>(cell)];
+  if (search.decided) return false;
+  const Study& study = expansion_.study();
+  const ParameterSpec &lr = *study.find("lr"), &seed = *study.find("seed");
+  const std::int64_t first = expansion_.cells()[static_cast<std::size_t>(cell)].first_index;
+  const auto reports = std::ssize(seed.report), tunes = std::ssize(seed.tune);
+  for (;;) {
+    for (const auto& [key, index] : places_) {
+      if (std::get<0>(key) == cell && results_.count(index) == 0) return false;
+    }
+    Tuned tuned;
+    tuned.choice = choose(cell, false);
+    if (tuned.choice.censored && study.has_target()) {
+      tuned.choice = choose(cell, true);
+      tuned.by_loss = true;
+    }
+    const studies::GridEdge edge = tuned.choice.edge;
+    if (edge != studies::GridEdge::none && search.extensions < lr.extend_on_edge) {
+      const bool low = edge == studies::GridEdge::low;
+      bool added = false;
+      for (int j = 0; j < 2; ++j) {
+        const int place = low ? --search.low : search.high++;
+        for (std::int64_t s = 0; s < tunes; ++s) {
+          const std::int64_t index = first + reports + (2 * search.extensions + j) * tunes + s;
+          auto trial = expansion_.trial_of(cell, place, seed.tune[static_cast<std::size_t>(s)],
+                                           "tune", index);
+          if (!trial) continue;
+          add(std::move(*trial));
+          added = true;
+        }
+      }
+      ++search.extensions;
+      if (added) continue;
+    }
+    tuned.extensions = search.extensions;
+    tuned.edge_optimum = edge != studies::GridEdge::none;
+    search.decided = true;
+    tuned_[cell] = tuned;
+    // Where every rate diverged there is nothing to report.
+    if (tuned.choice.censored) return true;
+    int chosen = search.low;
+    for (const auto& [key, index] : places_) {
+      if (std::get<0>(key) == cell &&
+          trials_.at(index).params.at("lr").get<double>() == tuned.choice.lr)
+        chosen = std::get<1>(key);
+    }
+    for (std::int64_t s = 0; s < reports; ++s) {
+      auto trial = expansion_.trial_of(cell, chosen, seed.report[static_cast<std::size_t>(s)],
+                                       "report", first + s);
+      if (trial) add(std::move(*trial));
+    }
+    return true;
+  }
+}
+
+std::vector<const Trial*> Campaign::due() const {
+  std::vector<const Trial*> out;
+  for (const auto& [index, trial] : trials_) {
+    if (results_.count(index) == 0) out.push_back(&trial);
+  }
+  if (expansion_.study().order == "longest_first") {
+    std::stable_sort(out.begin(), out.end(),
+                     [](const Trial* a, const Trial* b) { return a->cost() > b->cost(); });
+  }
+  return out;
+}
+
+}  // namespace orthrus::runner

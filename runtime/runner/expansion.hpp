@@ -1,0 +1,145 @@
+#pragma once
+/// @file
+/// Expansion: from a study to its trials. What there is to run depends on the file and on results
+/// alone, never on when they come: an interrupted study ends with the trials of an uninterrupted
+/// one.
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <orthrus/config.hpp>
+#include <orthrus/studies/tuning.hpp>
+#include <set>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "runtime/runner/study_file.hpp"
+
+namespace orthrus::runner {
+
+struct Trial {
+  std::int64_t index = 0;
+  std::string id;
+  std::string role = "only";           ///< tune | report | only: which list its seed is of
+  Json params;                         ///< swept, fixed and derived, in the order of the file
+  std::string base;                    ///< key of the base configurations
+  std::vector<std::string> overrides;  ///< of the base: key.path=value
+  std::int64_t ranks = 1, batch = 0, steps = 0;
+  int cell = -1, place = 0;  ///< where its rate lies in which grid; -1: in none
+  std::int64_t seed = 0;
+
+  /// What it is expected to take, up to a factor that all trials share.
+  [[nodiscard]] double cost() const {
+    return static_cast<double>(steps * batch) / static_cast<double>(ranks);
+  }
+  /// "0042-3fa9c1…": of its directory.
+  [[nodiscard]] std::string directory() const;
+};
+
+/// Base configurations: of each word of `optimizer`, or of "" where there is one for all.
+using Bases = std::map<std::string, Config>;
+
+/// The base of a study that names none: the rule of that name, AdamW for what it passes over.
+[[nodiscard]] Config default_base(const std::string& rule);
+/// The words of `optimizer` that need a base; {""} where there is one for all.
+[[nodiscard]] std::vector<std::string> base_words(const Study& study);
+
+/// The configuration of a trial. @throws ConfigError  naming the parameter.
+[[nodiscard]] Config trial_config(const Config& base, const Trial& trial);
+
+/// A value for each parameter.
+using Point = std::vector<std::pair<std::string, Json>>;
+
+class Expansion {
+ public:
+  /// @throws ConfigError  with the file's line: a parameter that is nobody's, an expression that
+  ///                      fails, a trial whose configuration is refused, more than run_cap trials.
+  Expansion(Study study, Bases bases);
+
+  /// Trials that the file alone decides, in the order of the file: the last parameter fastest.
+  [[nodiscard]] const std::vector<Trial>& initial() const { return initial_; }
+  /// All trials, if every grid of rates were extended as often as it may be.
+  [[nodiscard]] std::int64_t most() const { return most_; }
+  /// Points left out: by `exclude`, and as equal to an earlier one.
+  [[nodiscard]] std::int64_t excluded() const { return excluded_; }
+  [[nodiscard]] std::int64_t equal() const { return equal_; }
+  [[nodiscard]] const Study& study() const { return study_; }
+  [[nodiscard]] const Bases& bases() const { return bases_; }
+
+  /// A run of rates at one point of all other parameters but the seed.
+  struct Cell {
+    Point point;                   ///< all but lr and seed
+    std::vector<double> rates;     ///< of the grid, ascending
+    std::int64_t first_index = 0;  ///< of what results add to it
+  };
+  [[nodiscard]] const std::vector<Cell>& cells() const { return cells_; }
+  /// The rate at a place of the grid: 0 … n−1 are the file's, others lie beyond its ends.
+  [[nodiscard]] static double rate(const Cell& cell, int place);
+  /// The trial of a cell at a place of its grid; nothing where it is excluded.
+  [[nodiscard]] std::optional<Trial> trial_of(int cell, int place, std::int64_t seed,
+                                              const std::string& role, std::int64_t index) const;
+
+ private:
+  void check_names() const;
+  [[nodiscard]] std::vector<std::vector<Point>> dimensions() const;
+  void add_point(Point point);
+  [[nodiscard]] double center_at(const Point& point) const;
+  [[nodiscard]] Point in_order(Point point) const;
+  [[nodiscard]] bool is_excluded(const Point& point) const;
+  [[nodiscard]] Expression::Lookup variables(const Point& point) const;
+  [[nodiscard]] std::string base_of(const Point& point) const;
+  [[nodiscard]] Trial make_trial(const Point& point, std::int64_t index) const;
+
+  Study study_;
+  Bases bases_;
+  std::vector<Trial> initial_;
+  std::vector<Cell> cells_;
+  std::set<std::string> ids_;
+  std::int64_t most_ = 0, excluded_ = 0, equal_ = 0;
+};
+
+/// What became of a cell's rates.
+struct Tuned {
+  studies::RateChoice choice;
+  int extensions = 0;
+  bool edge_optimum = false;  ///< the best rate lies on an end that may not be extended any more
+  bool by_loss = false;       ///< no rate reached the target: the least loss chose
+};
+
+/// A study and its results so far.
+class Campaign {
+ public:
+  explicit Campaign(const Expansion& expansion);
+
+  /// @param record  a line of results.jsonl. @return cells whose rate it has decided.
+  std::vector<int> record(const Json& record);
+  /// Trials that are known to be needed and have no result, in the order in which they are to run.
+  [[nodiscard]] std::vector<const Trial*> due() const;
+  /// All trials known so far, by index.
+  [[nodiscard]] const std::map<std::int64_t, Trial>& trials() const { return trials_; }
+  [[nodiscard]] const std::map<std::int64_t, Json>& results() const { return results_; }
+  [[nodiscard]] bool complete() const { return results_.size() == trials_.size(); }
+  [[nodiscard]] const std::map<int, Tuned>& tuned() const { return tuned_; }
+
+ private:
+  struct Search {
+    int low = 0, high = 0;  ///< places tried so far: [low, high)
+    int extensions = 0;
+    bool decided = false;
+  };
+  bool advance(int cell);
+  void add(Trial trial);
+  [[nodiscard]] studies::RateChoice choose(int cell, bool by_loss) const;
+
+  const Expansion& expansion_;
+  std::map<std::int64_t, Trial> trials_;
+  std::map<std::int64_t, Json> results_;
+  std::vector<Search> searches_;
+  /// (cell, place, seed) → index of the tuning trial.
+  std::map<std::tuple<int, int, std::int64_t>, std::int64_t> places_;
+  std::map<int, Tuned> tuned_;
+};
+
+}  // namespace orthrus::runner

@@ -1,0 +1,878 @@
+#include "runtime/runner/study_file.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <orthrus/error.hpp>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+#include <variant>
+
+#include "runtime/config_scalar.hpp"
+#include "runtime/config_tree.hpp"
+#include "runtime/safetensors.hpp"
+
+namespace orthrus::runner {
+namespace {
+
+using runtime::Origin;
+using runtime::YamlNode;
+using runtime::config_file::join;
+using runtime::config_file::Overloaded;
+using runtime::config_file::Parsed;
+using runtime::config_file::shortest;
+using Kind = YamlNode::Kind;
+using Words = std::vector<std::string_view>;
+
+// ---- the table of keys --------------------------------------------------------------------------
+
+using Slot = std::variant<bool Study::*, std::int64_t Study::*, double Study::*,
+                          std::string Study::*, std::vector<std::string> Study::*>;
+
+struct Row {
+  std::string_view path;
+  Slot slot;
+  std::string_view doc;
+  double min = 0, max = 0;                         ///< of numbers; both 0: any
+  std::array<std::string_view, 5> words = {};      ///< of texts and lists of them; none: any
+  std::array<std::string_view, 3> not_there = {};  ///< words of the contract to come
+  std::string_view none = "";                      ///< what an absent number is called
+};
+
+constexpr double many = 1e15;
+
+const std::vector<Row>& rows() {
+  static const std::vector<Row> table{
+      {.path = "orthrus_study",
+       .slot = &Study::schema,
+       .doc = "version of the keys in this file; required",
+       .min = 1,
+       .max = 1},
+      {.path = "name", .slot = &Study::name, .doc = "of the study's directory; required"},
+      {.path = "description", .slot = &Study::description, .doc = "free text"},
+      {.path = "base",
+       .slot = &Study::base,
+       .doc = "configuration of every trial, relative to this file"},
+      {.path = "search.method",
+       .slot = &Study::method,
+       .doc = "every combination, draws, or points one by one",
+       .words = {"grid", "random", "list"},
+       .not_there = {"telescoping", "asha"}},
+      {.path = "search.samples",
+       .slot = &Study::samples,
+       .doc = "method random: how many points are drawn",
+       .max = 1e6},
+      {.path = "search.seed",
+       .slot = &Study::draw_seed,
+       .doc = "method random: of the draws",
+       .max = many},
+      {.path = "search.metric.name",
+       .slot = &Study::metric,
+       .doc = "what is evaluated and compared"},
+      {.path = "search.metric.goal",
+       .slot = &Study::goal,
+       .doc = "which way is better",
+       .words = {"minimize"},
+       .not_there = {"maximize"}},
+      {.path = "search.metric.target",
+       .slot = &Study::target,
+       .doc = "steps are counted until the metric is at most this",
+       .min = -1e300,
+       .max = 1e300,
+       .none = "none"},
+      {.path = "budget.max_examples",
+       .slot = &Study::max_examples,
+       .doc = "per trial; 0: base's train.steps",
+       .max = many},
+      {.path = "budget.max_steps",
+       .slot = &Study::max_steps,
+       .doc = "per trial; 0: no limit of its own",
+       .max = 1e12},
+      {.path = "budget.max_seconds",
+       .slot = &Study::max_seconds,
+       .doc = "per trial, which then is censored, and no longer the same on any machine; 0: none",
+       .max = 1e9},
+      {.path = "budget.run_cap",
+       .slot = &Study::run_cap,
+       .doc = "a study of more trials is refused before it starts",
+       .min = 1,
+       .max = 1e6},
+      {.path = "eval.every_frac",
+       .slot = &Study::eval_every_frac,
+       .doc = "evaluations are at most this part of a trial's steps apart",
+       .min = 1e-6,
+       .max = 1},
+      {.path = "eval.on",
+       .slot = &Study::eval_on,
+       .doc = "which weights",
+       .words = {"raw"},
+       .not_there = {"ema"}},
+      {.path = "eval.ema_halflife_examples",
+       .slot = &Study::ema_halflife_examples,
+       .doc = "of averaged weights",
+       .max = many},
+      {.path = "stop.on_target",
+       .slot = &Study::stop_on_target,
+       .doc = "a trial ends where it has reached the target"},
+      {.path = "stop.diverged",
+       .slot = &Study::diverged,
+       .doc = "over loss, loss0 (the first step's) and step: a trial of which this holds has "
+              "diverged"},
+      {.path = "probes.gns.every",
+       .slot = &Study::gns_every,
+       .doc = "steps between noise scales; 0: none",
+       .max = many},
+      {.path = "probes.gns.geometry",
+       .slot = &Study::gns_geometry,
+       .doc = "norms of noise scales",
+       .words = {"l2", "l1", "nuc"}},
+      {.path = "probes.advisor",
+       .slot = &Study::advisor,
+       .doc = "which norm fits which matrix",
+       .words = {"off", "report"}},
+      {.path = "probes.budget_frac",
+       .slot = &Study::probe_budget_frac,
+       .doc = "part of the time that probes may take",
+       .max = 1},
+      {.path = "execution.ranks_per_trial",
+       .slot = &Study::ranks_per_trial,
+       .doc = "the parameter `ranks` sweeps it",
+       .min = 1,
+       .max = 1e6},
+      {.path = "execution.max_parallel",
+       .slot = &Study::max_parallel,
+       .doc = "trials at a time",
+       .min = 1,
+       .max = 1e6,
+       .none = "auto"},
+      {.path = "execution.mode",
+       .slot = &Study::mode,
+       .doc = "trials share this job's ranks",
+       .words = {"inprocess"},
+       .not_there = {"subprocess"}},
+      {.path = "execution.max_retries",
+       .slot = &Study::max_retries,
+       .doc = "of a trial that failed",
+       .max = 100},
+      {.path = "execution.heartbeat_s",
+       .slot = &Study::heartbeat_s,
+       .doc = "between lines of the journal that say the study is alive",
+       .min = 0.1,
+       .max = 1e6},
+      {.path = "execution.order",
+       .slot = &Study::order,
+       .doc = "by predicted cost, or as numbered",
+       .words = {"longest_first", "by_index"}},
+      {.path = "execution.exclusive",
+       .slot = &Study::exclusive,
+       .doc = "one trial at a time, so that times can be compared; results then have them"},
+      {.path = "execution.dedicated_scheduler",
+       .slot = &Study::dedicated_scheduler,
+       .doc = "a rank that only schedules"},
+      {.path = "analysis.bootstrap.resamples",
+       .slot = &Study::resamples,
+       .doc = "behind an interval; 0: none",
+       .max = 1e6},
+      {.path = "analysis.bootstrap.kind",
+       .slot = &Study::bootstrap_kind,
+       .doc = "seeds within each batch size are drawn anew",
+       .words = {"stratified"}},
+      {.path = "analysis.bootstrap.level",
+       .slot = &Study::bootstrap_level,
+       .doc = "of intervals",
+       .min = 0.5,
+       .max = 0.999},
+      {.path = "report.formats",
+       .slot = &Study::report_formats,
+       .doc = "what is written",
+       .words = {"html", "json", "csv", "mllog"}},
+      {.path = "report.plots",
+       .slot = &Study::report_plots,
+       .doc = "figures",
+       .words = {"default", "none"}},
+      {.path = "report.pdf",
+       .slot = &Study::report_pdf,
+       .doc = "print",
+       .words = {"if_available", "never"}},
+  };
+  return table;
+}
+
+/// Keys whose values have a form of their own, beside the table.
+struct Special {
+  std::string_view path, type, doc;
+};
+constexpr std::array specials{
+    Special{"task", "{builtin: NAME, sizes…}", "the workload and its sizes; or in `base`"},
+    Special{"bases", "{WORD: file}", "a configuration for each word of the parameter `optimizer`"},
+    Special{
+        "search.parameters",
+        "{NAME: scalar | {values: […]} | {log2: [lo, hi, step]} | {range: [lo, hi, step]} | "
+        "{distribution: uniform | log_uniform, min, max}}",
+        "optimizer, batch_size, lr, seed, ranks, weight_decay, momentum, warmup_examples; names "
+        "with dots are keys of `base`; others serve expressions. lr: {center: {rule: sqrt | "
+        "linear | constant, at: {batch_size: N}, per: optimizer, value}, multipliers: {sqrt2: "
+        "[lo, hi]}, extend_on_edge: 3}. seed: {tune: […], report: […]}"},
+    Special{"search.points", "[{NAME: scalar, …}, …]", "method list: the points"},
+    Special{"search.zip", "[[NAME, NAME], …]", "parameters whose values advance together"},
+    Special{"search.exclude", "[expression, …]", "points that are left out"},
+    Special{"search.derive", "{NAME: expression}", "parameters that follow from others"},
+    Special{"analysis.items", "[{fit | compare: NAME, per, definitions, …}]", "what is fitted"},
+};
+
+/// Keys directly below `section`, in the order of the tables.
+Words children(const std::string& section) {
+  Words names;
+  const auto add = [&](std::string_view path) {
+    if (!section.empty()) {
+      if (path.substr(0, section.size() + 1) != section + ".") return;
+      path.remove_prefix(section.size() + 1);
+    }
+    path = path.substr(0, path.find('.'));
+    if (std::find(names.begin(), names.end(), path) == names.end()) names.push_back(path);
+  };
+  for (const Row& row : rows()) add(row.path);
+  for (const Special& special : specials) add(special.path);
+  return names;
+}
+
+template <std::size_t N>
+Words nonempty(const std::array<std::string_view, N>& words) {
+  Words out;
+  for (const std::string_view word : words) {
+    if (!word.empty()) out.push_back(word);
+  }
+  return out;
+}
+
+// ---- reading ------------------------------------------------------------------------------------
+
+class Reader {
+ public:
+  Reader(const YamlNode& root, Accept accept) : root_(root), accept_(accept) {}
+
+  Study read(const std::string& source) {
+    study_.source = source;
+    if (root_.find("orthrus_study") == nullptr) {
+      error(root_.origin, "orthrus_study",
+            root_.find("schema") != nullptr ? "is required; this is a configuration, not a study"
+                                            : "is required: orthrus_study: 1");
+      finish();
+    }
+    read_map(root_, "");
+    if (study_.name.empty() && root_.find("name") == nullptr)
+      error(root_.origin, "name", "is required");
+    if (accept_ == Accept::runnable) still_missing();
+    if (errors_.empty()) conflicts();
+    finish();
+    return std::move(study_);
+  }
+
+ private:
+  void error(const Origin& at, const std::string& path, const std::string& what) {
+    errors_.push_back(at.str() + ": " + (path.empty() ? "" : path + ": ") + what);
+  }
+  void finish() const {
+    if (errors_.empty()) return;
+    std::string message;
+    for (const std::string& e : errors_) message += (message.empty() ? "" : "\n") + e;
+    throw ConfigError(message);
+  }
+  void unknown(const Origin& at, const std::string& path, const std::string& key,
+               const Words& known) {
+    error(at, path, "unknown key; known: " + join(known) + runtime::nearest_hint(key, known));
+  }
+  bool expect(const YamlNode& node, Kind kind, const std::string& path, const std::string& what) {
+    if (node.kind == kind) return true;
+    error(node.origin, path, "expects " + what + ", found " + node.describe());
+    return false;
+  }
+
+  void read_map(const YamlNode& map, const std::string& section) {
+    if (!expect(map, Kind::map, section, "a mapping with " + join(children(section)))) return;
+    for (std::size_t i = 0; i < map.keys.size(); ++i) {
+      const std::string path = section.empty() ? map.keys[i] : section + "." + map.keys[i];
+      const YamlNode& node = map.items[i];
+      const auto row =
+          std::find_if(rows().begin(), rows().end(), [&](const Row& r) { return r.path == path; });
+      if (row != rows().end()) {
+        read_row(*row, node);
+      } else if (std::any_of(specials.begin(), specials.end(),
+                             [&](const Special& s) { return s.path == path; })) {
+        read_special(path, node);
+      } else if (!children(path).empty()) {
+        read_map(node, path);
+      } else {
+        unknown(map.key_origins[i], path, map.keys[i], children(section));
+      }
+    }
+  }
+
+  void read_row(const Row& row, const YamlNode& node) {
+    const std::string path(row.path);
+    std::visit(
+        Overloaded{[&](bool Study::*flag) {
+                     if (node.text == "true" || node.text == "false") {
+                       study_.*flag = node.text == "true";
+                     } else {
+                       error(node.origin, path, "expects true or false, found " + node.describe());
+                     }
+                   },
+                   [&](std::int64_t Study::*whole) {
+                     if (!row.none.empty() && node.text == row.none) {
+                       study_.*whole = 0;
+                     } else if (const auto x = read_number(node, path, row.min, row.max, true)) {
+                       study_.*whole = static_cast<std::int64_t>(*x);
+                     }
+                   },
+                   [&](double Study::*real) {
+                     if (!row.none.empty() && (node.text == row.none || node.kind == Kind::null)) {
+                       study_.*real = std::numeric_limits<double>::quiet_NaN();
+                     } else if (const auto x = read_number(node, path, row.min, row.max, false)) {
+                       study_.*real = *x;
+                     }
+                   },
+                   [&](std::string Study::*text) {
+                     if (expect(node, Kind::scalar, path, "a text") && check_word(row, node))
+                       study_.*text = node.text;
+                   },
+                   [&](std::vector<std::string> Study::*list) {
+                     if (!expect(node, Kind::list, path, "a list")) return;
+                     (study_.*list).clear();
+                     for (const YamlNode& item : node.items) {
+                       if (expect(item, Kind::scalar, path, "a text") && check_word(row, item))
+                         (study_.*list).push_back(item.text);
+                     }
+                   }},
+        row.slot);
+  }
+
+  bool check_word(const Row& row, const YamlNode& node) {
+    const Words known = nonempty(row.words);
+    if (known.empty() || std::find(known.begin(), known.end(), node.text) != known.end())
+      return true;
+    const Words to_come = nonempty(row.not_there);
+    if (std::find(to_come.begin(), to_come.end(), node.text) != to_come.end()) {
+      if (accept_ == Accept::contract) return true;
+      error(node.origin, std::string(row.path),
+            "'" + node.text + "' is not there yet; there are: " + join(known));
+    } else {
+      error(node.origin, std::string(row.path),
+            node.describe() + " is not known; known: " + join(known) +
+                runtime::nearest_hint(node.text, known));
+    }
+    return false;
+  }
+
+  std::optional<double> read_number(const YamlNode& node, const std::string& path, double min,
+                                    double max, bool whole) {
+    double x = 0;
+    const bool plain = node.kind == Kind::scalar && !node.quoted &&
+                       runtime::config_file::parse_real(node.text, x) == Parsed::ok;
+    const bool any = min == 0 && max == 0;
+    if (plain && (any || (x >= min && x <= max)) && (!whole || x == std::floor(x))) return x;
+    error(node.origin, path,
+          std::string("expects a ") + (whole ? "whole number" : "number") +
+              (any           ? ""
+               : max >= many ? " from " + shortest(min)
+                             : " from " + shortest(min) + " to " + shortest(max)) +
+              ", found " + node.describe());
+    return {};
+  }
+
+  // ---- values with a form of their own ----------------------------------------------------------
+
+  void read_special(const std::string& path, const YamlNode& node) {
+    if (path == "task") {
+      if (!expect(node, Kind::map, path, "{builtin: NAME, …}")) return;
+      study_.task = to_json(node);
+      if (node.find("command") != nullptr) {
+        if (accept_ == Accept::contract) return;
+        error(node.find("command")->origin, "task.command",
+              "trials of another program (execution.mode: subprocess) are not there yet");
+      } else if (node.find("builtin") == nullptr) {
+        unknown(node.origin, path, node.keys.empty() ? "" : node.keys.front(), {"builtin"});
+      }
+    } else if (path == "bases") {
+      if (!expect(node, Kind::map, path, "a file for each word of `optimizer`")) return;
+      for (std::size_t i = 0; i < node.keys.size(); ++i) {
+        if (expect(node.items[i], Kind::scalar, path + "." + node.keys[i], "a file"))
+          study_.bases[node.keys[i]] = node.items[i].text;
+      }
+    } else if (path == "search.parameters") {
+      if (!expect(node, Kind::map, path, "a mapping")) return;
+      for (std::size_t i = 0; i < node.keys.size(); ++i) {
+        ParameterSpec spec;
+        spec.name = node.keys[i];
+        spec.origin = node.key_origins[i];
+        read_parameter(node.items[i], path + "." + spec.name, spec);
+        study_.parameters.push_back(std::move(spec));
+      }
+    } else if (path == "search.points") {
+      if (!expect(node, Kind::list, path, "a list of mappings")) return;
+      for (const YamlNode& item : node.items) {
+        if (expect(item, Kind::map, path, "{NAME: scalar, …}"))
+          study_.points.push_back(to_json(item));
+      }
+    } else if (path == "search.zip") {
+      if (!expect(node, Kind::list, path, "a list of lists of names")) return;
+      for (const YamlNode& item : node.items) {
+        if (!expect(item, Kind::list, path, "a list of names")) continue;
+        std::vector<std::string> names;
+        for (const YamlNode& name : item.items) names.push_back(name.text);
+        study_.zip.push_back(std::move(names));
+      }
+    } else if (path == "search.exclude") {
+      if (!expect(node, Kind::list, path, "a list of expressions")) return;
+      for (const YamlNode& item : node.items) {
+        if (auto e = read_expression(item, path)) study_.exclude.push_back(std::move(*e));
+      }
+    } else if (path == "search.derive") {
+      if (!expect(node, Kind::map, path, "{NAME: expression}")) return;
+      for (std::size_t i = 0; i < node.keys.size(); ++i) {
+        if (auto e = read_expression(node.items[i], path + "." + node.keys[i]))
+          study_.derive.emplace_back(node.keys[i], std::move(*e));
+      }
+    } else if (path == "analysis.items") {
+      static const Words known{"fit",   "compare",   "per",         "definitions",
+                               "b_ref", "numerator", "denominator", "group"};
+      if (!expect(node, Kind::list, path, "a list of mappings")) return;
+      for (const YamlNode& item : node.items) {
+        if (!expect(item, Kind::map, path, "{fit: NAME, …} or {compare: NAME, …}")) continue;
+        for (std::size_t i = 0; i < item.keys.size(); ++i) {
+          if (std::find(known.begin(), known.end(), item.keys[i]) == known.end())
+            unknown(item.key_origins[i], path, item.keys[i], known);
+        }
+      }
+      study_.analysis_items = to_json(node);
+    }
+  }
+
+  std::optional<Expression> read_expression(const YamlNode& node, const std::string& path) {
+    if (!expect(node, Kind::scalar, path, "an expression")) return {};
+    try {
+      return Expression(node.text);
+    } catch (const std::invalid_argument& wrong) {
+      error(node.origin, path, wrong.what());
+      return {};
+    }
+  }
+
+  void read_parameter(const YamlNode& node, const std::string& path, ParameterSpec& spec) {
+    if (node.kind == Kind::scalar) {
+      spec.values = {to_json(node)};
+      return;
+    }
+    if (!expect(node, Kind::map, path, "a scalar or one of values, log2, range, distribution"))
+      return;
+    Words known{"values", "log2", "range", "distribution", "min", "max"};
+    if (spec.name == "lr") known.insert(known.end(), {"center", "multipliers", "extend_on_edge"});
+    if (spec.name == "seed") known.insert(known.end(), {"tune", "report"});
+    int forms = 0;
+    for (std::size_t i = 0; i < node.keys.size(); ++i) {
+      const std::string& key = node.keys[i];
+      const YamlNode& value = node.items[i];
+      const std::string at = path + "." + key;
+      if (std::find(known.begin(), known.end(), key) == known.end()) {
+        unknown(node.key_origins[i], path, key, known);
+      } else if (key == "values") {
+        ++forms;
+        if (!expect(value, Kind::list, at, "a list")) continue;
+        for (const YamlNode& item : value.items) {
+          if (expect(item, Kind::scalar, at, "a scalar")) spec.values.push_back(to_json(item));
+        }
+      } else if (key == "log2" || key == "range") {
+        ++forms;
+        for (const double x : read_range(value, at)) {
+          const double y = key == "log2" ? std::exp2(x) : x;
+          // A batch of 16 is a whole number.
+          spec.values.push_back(y == std::floor(y) && std::abs(y) < many
+                                    ? Json(static_cast<std::int64_t>(y))
+                                    : Json(y));
+        }
+      } else if (key == "distribution") {
+        ++forms;
+        static const Words kinds{"uniform", "log_uniform"};
+        spec.distribution = value.text;
+        if (std::find(kinds.begin(), kinds.end(), value.text) == kinds.end()) {
+          error(value.origin, at,
+                value.describe() + " is not known; known: " + join(kinds) +
+                    runtime::nearest_hint(value.text, kinds));
+        }
+      } else if (key == "min" || key == "max") {
+        if (const auto x = read_number(value, at, 0, 0, false))
+          (key == "min" ? spec.min : spec.max) = *x;
+      } else if (key == "tune" || key == "report") {
+        if (key == "tune") ++forms;
+        if (!expect(value, Kind::list, at, "a list of seeds")) continue;
+        for (const YamlNode& item : value.items) {
+          if (const auto x = read_number(item, at, 0, many, true))
+            (key == "tune" ? spec.tune : spec.report).push_back(static_cast<std::int64_t>(*x));
+        }
+      } else if (key == "center") {
+        ++forms;
+        if (!spec.center) spec.center.emplace();
+        read_center(value, at, *spec.center);
+      } else if (key == "multipliers") {
+        if (!spec.center) spec.center.emplace();
+        read_multipliers(value, at, *spec.center);
+      } else if (key == "extend_on_edge") {
+        if (const auto x = read_number(value, at, 0, 20, true))
+          spec.extend_on_edge = static_cast<std::int64_t>(*x);
+      }
+    }
+    if (forms != 1) {
+      error(node.origin, path,
+            "says how its values come about " + std::to_string(forms) + " times; once is needed");
+    }
+    if (node.find("multipliers") != nullptr && node.find("center") == nullptr)
+      error(node.origin, path, "multipliers are of a center");
+    if (spec.center && spec.center->step == 0) spec.center->step = 1;
+    std::vector<Json> seen;
+    for (const Json& value : spec.values) {
+      if (std::find(seen.begin(), seen.end(), value) != seen.end())
+        error(node.origin, path, value.dump() + " is there twice");
+      seen.push_back(value);
+    }
+    if (!spec.distribution.empty() &&
+        !(spec.min < spec.max && (spec.distribution == "uniform" || spec.min > 0))) {
+      error(
+          node.origin, path,
+          "needs min < max" + std::string(spec.distribution == "uniform" ? "" : ", both above 0"));
+    }
+  }
+
+  /// lo, lo + step, … up to hi. @param step  where the list has no third entry
+  std::vector<double> read_range(const YamlNode& node, const std::string& path, double step = 1) {
+    if (!expect(node, Kind::list, path, "[lo, hi] or [lo, hi, step]")) return {};
+    std::vector<double> x;
+    for (const YamlNode& item : node.items) {
+      if (const auto number = read_number(item, path, 0, 0, false)) x.push_back(*number);
+    }
+    if (x.size() == 3) step = x[2];
+    if ((x.size() != 2 && x.size() != 3) || !(step > 0) || x[1] < x[0] ||
+        (x[1] - x[0]) / step > 1e4) {
+      error(node.origin, path, "expects [lo, hi] or [lo, hi, step], with lo <= hi and step > 0");
+      return {};
+    }
+    std::vector<double> out;
+    // Multiples of the step, not sums: 0.1 ten times is not 1.
+    for (int i = 0; x[0] + i * step <= x[1] + 1e-9 * step; ++i) out.push_back(x[0] + i * step);
+    return out;
+  }
+
+  void read_center(const YamlNode& node, const std::string& path, Center& center) {
+    static const Words known{"rule", "at", "per", "value"};
+    static const Words rules{"sqrt", "linear", "constant"};
+    if (!expect(node, Kind::map, path, "a mapping with " + join(known))) return;
+    for (std::size_t i = 0; i < node.keys.size(); ++i) {
+      const YamlNode& value = node.items[i];
+      const std::string at = path + "." + node.keys[i];
+      if (node.keys[i] == "rule") {
+        center.rule = value.text;
+        if (std::find(rules.begin(), rules.end(), value.text) == rules.end())
+          error(value.origin, at,
+                value.describe() + " is not a rule; known: " + join(rules) +
+                    runtime::nearest_hint(value.text, rules));
+      } else if (node.keys[i] == "at") {
+        const YamlNode* const batch = value.find("batch_size");
+        if (batch == nullptr || value.keys.size() != 1) {
+          error(value.origin, at, "expects {batch_size: N}");
+        } else if (const auto x = read_number(*batch, at + ".batch_size", 1, many, true)) {
+          center.reference_batch = *x;
+        }
+      } else if (node.keys[i] == "per") {
+        center.per = value.text;
+      } else if (node.keys[i] == "value") {
+        const auto take = [&](const std::string& word, const YamlNode& number) {
+          const auto x = read_number(number, at, 0, 0, false);
+          if (x && !(*x > 0)) error(number.origin, at, "expects a number above 0");
+          if (x) center.values[word] = *x;
+        };
+        if (value.kind == Kind::map) {
+          for (std::size_t k = 0; k < value.keys.size(); ++k) take(value.keys[k], value.items[k]);
+        } else {
+          take("", value);
+        }
+      } else {
+        unknown(node.key_origins[i], path, node.keys[i], known);
+      }
+    }
+    if (center.values.empty()) error(node.origin, path, "value is required");
+    if (center.rule != "constant" && center.reference_batch == 0)
+      error(node.origin, path, "rule " + center.rule + " needs at: {batch_size: N}");
+    if (center.per.empty() != (center.values.count("") == 1))
+      error(node.origin, path, "value is a number, or with `per` a number for each word");
+  }
+
+  /// Halves of an octave (sqrt2), or octaves (log2).
+  void read_multipliers(const YamlNode& node, const std::string& path, Center& center) {
+    static const Words known{"sqrt2", "log2"};
+    if (!expect(node, Kind::map, path, "{sqrt2: [lo, hi]}")) return;
+    if (node.keys.size() != 1 ||
+        std::find(known.begin(), known.end(), node.keys[0]) == known.end()) {
+      unknown(node.origin, path, node.keys.empty() ? "" : node.keys[0], known);
+      return;
+    }
+    const double unit = node.keys[0] == "sqrt2" ? 0.5 : 1;
+    const std::vector<double> e = read_range(node.items[0], path + "." + node.keys[0]);
+    if (e.empty()) return;
+    center.first = unit * e.front();
+    center.last = unit * e.back();
+    center.step = unit * (e.size() > 1 ? e[1] - e[0] : 1);
+  }
+
+  // ---- what no single key can see ---------------------------------------------------------------
+
+  void conflicts() {
+    const auto key = [&](const char* path) { return runtime::config_file::origin_of(root_, path); };
+    const auto letters = study_.name.find_first_not_of(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.");
+    if (study_.name.empty() || study_.name[0] == '.' || letters != std::string::npos ||
+        study_.name.size() > 100)
+      error(key("name"), "name", "becomes a directory: letters, digits, '-', '_' and '.'");
+    try {
+      const Expression diverged(study_.diverged);
+      for (const std::string& name : diverged.names()) {
+        static const Words known{"loss", "loss0", "step"};
+        if (std::find(known.begin(), known.end(), name) == known.end())
+          error(key("stop.diverged"), "stop.diverged",
+                "'" + name + "' is no variable here; known: " + join(known));
+      }
+    } catch (const std::invalid_argument& wrong) {
+      error(key("stop.diverged"), "stop.diverged", wrong.what());
+    }
+    if (!study_.base.empty() && !study_.bases.empty())
+      error(key("bases"), "bases", "beside `base`: give one of them");
+    bool random = false;
+    for (const ParameterSpec& spec : study_.parameters) {
+      const std::string path = "search.parameters." + spec.name;
+      if (!spec.distribution.empty() && study_.method != "random")
+        error(spec.origin, path, "draws need search.method: random");
+      random = random || !spec.distribution.empty();
+      if (spec.tune.empty() != spec.report.empty())
+        error(spec.origin, path, "tune and report come together");
+      for (const std::int64_t seed : spec.report) {
+        if (std::find(spec.tune.begin(), spec.tune.end(), seed) != spec.tune.end())
+          error(spec.origin, path,
+                "seed " + std::to_string(seed) +
+                    " both tunes and reports: the chosen rate would be reported with its luck");
+      }
+    }
+    if (study_.method == "random" && (!random || study_.samples == 0))
+      error(key("search.method"), "search.method",
+            "random needs search.samples and a parameter with a distribution");
+    if ((study_.method == "list") != !study_.points.empty())
+      error(key("search.method"), "search.method", "list and search.points come together");
+    if (study_.tunes() && study_.find("lr") == nullptr)
+      error(study_.find("seed")->origin, "search.parameters.seed",
+            "tune chooses among rates: the parameter lr is missing");
+  }
+
+  void still_missing() {
+    const auto key = [&](const char* path) { return runtime::config_file::origin_of(root_, path); };
+    if (study_.gns_every > 0)
+      error(key("probes.gns"), "probes.gns", "noise scales of trials are not there yet");
+    if (study_.advisor != "off") error(key("probes.advisor"), "probes.advisor", "is not there yet");
+    if (study_.dedicated_scheduler)
+      error(key("execution.dedicated_scheduler"), "execution.dedicated_scheduler",
+            "is not there yet: rank 0 schedules between the steps of its own trials");
+  }
+
+  const YamlNode& root_;
+  const Accept accept_;
+  Study study_;
+  std::vector<std::string> errors_;
+};
+
+/// `lr=0.01,0.02` becomes search.parameters.lr: {values: [0.01, 0.02]}.
+void apply_override(YamlNode& root, const std::string& text) {
+  const auto equals = text.find('=');
+  if (equals == std::string::npos)
+    throw ConfigError("--set " + text + ": not of the form key=value", ExitCode::usage);
+  const std::string key = text.substr(0, equals);
+  const Words own = children("");
+  if (std::find(own.begin(), own.end(), key.substr(0, key.find('.'))) != own.end()) {
+    runtime::config_file::apply_override(root, text);
+    return;
+  }
+  const std::string source = "--set " + text.substr(0, 200);
+  const std::string value = text.substr(equals + 1);
+  YamlNode given = value.find(',') == std::string::npos
+                       ? runtime::parse_yaml_value(value, source)
+                       : runtime::parse_yaml_value("[" + value + "]", source);
+  if (given.kind == Kind::list) {
+    YamlNode values;
+    values.kind = Kind::map;
+    values.keys = {"values"};
+    values.key_origins = {given.origin};
+    values.origin = given.origin;
+    values.items = {std::move(given)};
+    given = std::move(values);
+  }
+  // A name with dots is one key here.
+  const auto child = [](YamlNode& map, const std::string& name, const Origin& at) -> YamlNode& {
+    if (map.find(name) == nullptr) {
+      map.kind = Kind::map;
+      map.keys.push_back(name);
+      map.key_origins.push_back(at);
+      map.items.emplace_back();
+      map.items.back().origin = at;
+    }
+    return *map.find(name);
+  };
+  const Origin at = given.origin;
+  child(child(child(root, "search", at), "parameters", at), key, at) = std::move(given);
+}
+
+void put(Json& out, std::string_view path, Json value) {
+  Json* at = &out;
+  while (path.find('.') != std::string_view::npos) {
+    at = &(*at)[std::string(path.substr(0, path.find('.')))];
+    path.remove_prefix(path.find('.') + 1);
+  }
+  (*at)[std::string(path)] = std::move(value);
+}
+
+Json value_of(const Row& row, const Study& study) {
+  return std::visit(Overloaded{[&](std::int64_t Study::*p) -> Json {
+                                 if (!row.none.empty() && study.*p == 0)
+                                   return std::string(row.none);
+                                 return study.*p;
+                               },
+                               [&](double Study::*p) -> Json {
+                                 if (!row.none.empty() && std::isnan(study.*p)) return nullptr;
+                                 return study.*p;
+                               },
+                               [&](auto p) -> Json { return study.*p; }},
+                    row.slot);
+}
+
+Json to_json(const ParameterSpec& spec) {
+  if (spec.center) {
+    const Center& c = *spec.center;
+    Json center{{"rule", c.rule}};
+    if (c.reference_batch > 0) center["at"] = {{"batch_size", c.reference_batch}};
+    if (c.per.empty()) {
+      center["value"] = c.values.at("");
+    } else {
+      center["per"] = c.per;
+      center["value"] = c.values;
+    }
+    return {{"center", std::move(center)},
+            {"multipliers", {{"log2", {c.first, c.last, c.step}}}},
+            {"extend_on_edge", spec.extend_on_edge}};
+  }
+  if (!spec.tune.empty()) return {{"tune", spec.tune}, {"report", spec.report}};
+  if (!spec.distribution.empty())
+    return {{"distribution", spec.distribution}, {"min", spec.min}, {"max", spec.max}};
+  if (spec.values.size() == 1 && spec.extend_on_edge == 0) return spec.values.front();
+  Json out{{"values", spec.values}};
+  if (spec.name == "lr") out["extend_on_edge"] = spec.extend_on_edge;
+  return out;
+}
+
+void compare(const Json& a, const Json& b, const std::string& path, std::vector<std::string>& out) {
+  if (!a.is_object() || !b.is_object()) {
+    if (canonical_json(a) != canonical_json(b)) out.push_back(path);
+    return;
+  }
+  const auto below = [&](const std::string& key) { return path.empty() ? key : path + "." + key; };
+  for (const auto& [key, value] : a.items()) {
+    if (b.contains(key)) {
+      compare(value, b[key], below(key), out);
+    } else {
+      out.push_back(below(key));
+    }
+  }
+  for (const auto& [key, value] : b.items()) {
+    if (!a.contains(key)) out.push_back(below(key));
+  }
+}
+
+}  // namespace
+
+const ParameterSpec* Study::find(const std::string& parameter) const {
+  const auto found = std::find_if(parameters.begin(), parameters.end(),
+                                  [&](const ParameterSpec& p) { return p.name == parameter; });
+  return found == parameters.end() ? nullptr : &*found;
+}
+
+bool Study::tunes() const {
+  const ParameterSpec* const seed = find("seed");
+  return seed != nullptr && !seed->tune.empty();
+}
+
+Study parse_study(const std::string& text, const std::string& source,
+                  std::span<const std::string> overrides, Accept accept) {
+  YamlNode root = runtime::parse_yaml(text, source);
+  for (const std::string& override_text : overrides) apply_override(root, override_text);
+  return Reader(root, accept).read(source);
+}
+
+Study load_study(const std::string& file, std::span<const std::string> overrides) {
+  try {
+    return parse_study(runtime::read_file(file, static_cast<std::int64_t>(runtime::yaml_max_bytes)),
+                       file, overrides);
+  } catch (const DataError& error) {  // too large: what was given, not damaged data
+    throw ConfigError(error.what());
+  }
+}
+
+Json resolved(const Study& study) {
+  Json out = Json::object();
+  for (const Row& row : rows()) put(out, row.path, value_of(row, study));
+  out["task"] = study.task;
+  out["bases"] = study.bases;
+  Json parameters = Json::object();
+  for (const ParameterSpec& spec : study.parameters) parameters[spec.name] = to_json(spec);
+  out["search"]["parameters"] = std::move(parameters);
+  out["search"]["points"] = study.points;
+  out["search"]["zip"] = study.zip;
+  out["search"]["exclude"] = Json::array();
+  for (const Expression& e : study.exclude) out["search"]["exclude"].push_back(e.text());
+  out["search"]["derive"] = Json::object();
+  for (const auto& [name, e] : study.derive) out["search"]["derive"][name] = e.text();
+  out["analysis"]["items"] = study.analysis_items;
+  return out;
+}
+
+std::vector<std::string> differences(const Json& a, const Json& b) {
+  std::vector<std::string> out;
+  compare(a, b, "", out);
+  return out;
+}
+
+std::vector<StudyKey> study_keys() {
+  std::vector<StudyKey> keys;
+  const Study defaults;
+  for (const Row& row : rows()) {
+    std::string type = join(nonempty(row.words));
+    if (type.empty()) {
+      type = std::visit(Overloaded{[](bool Study::*) { return "true | false"; },
+                                   [](std::int64_t Study::*) { return "whole number"; },
+                                   [](double Study::*) { return "number"; },
+                                   [](std::string Study::*) { return "text"; },
+                                   [](std::vector<std::string> Study::*) { return "list"; }},
+                        row.slot);
+    }
+    const Json value = value_of(row, defaults);
+    keys.push_back({std::string(row.path), std::move(type),
+                    value.is_string() ? value.get<std::string>() : value.dump(),
+                    std::string(row.doc)});
+  }
+  for (const Special& special : specials) {
+    const std::string section(special.path.substr(0, special.path.find('.')));
+    // Beside the keys of its section.
+    const auto after = std::find_if(keys.rbegin(), keys.rend(), [&](const StudyKey& k) {
+      return k.path.substr(0, k.path.find('.')) == section;
+    });
+    keys.insert(
+        after == keys.rend() ? keys.begin() + 4 : after.base(),
+        {std::string(special.path), std::string(special.type), "", std::string(special.doc)});
+  }
+  return keys;
+}
+
+}  // namespace orthrus::runner

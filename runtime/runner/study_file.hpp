@@ -1,0 +1,118 @@
+#pragma once
+/// @file
+/// Study: a study file, read as strictly as a configuration. One table of keys serves reading,
+/// `study schema` and `study.resolved.json`; an unknown key is refused with its line and the
+/// nearest known one.
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/runner/expression.hpp"
+#include "runtime/runner/identity.hpp"
+#include "runtime/yaml_tree.hpp"
+
+namespace orthrus::runner {
+
+/// A rate about a centre that moves with the batch: value·(batch/reference)^exponent·2^e, for the
+/// multipliers e.
+struct Center {
+  std::string rule = "constant";  ///< sqrt | linear | constant
+  double reference_batch = 0;     ///< `at: {batch_size: …}`; 0 where the rule is constant
+  std::string per;                ///< the parameter whose words `values` has; empty: one value
+  std::map<std::string, double> values;  ///< of each word; of "" without `per`
+  double first = 0, last = 0, step = 0;  ///< e
+  [[nodiscard]] double exponent() const { return rule == "sqrt" ? 0.5 : rule == "linear" ? 1 : 0; }
+};
+
+/// One entry of `search.parameters`.
+struct ParameterSpec {
+  std::string name;
+  std::vector<Json> values;  ///< one: fixed. Of `lr` with a centre: none
+  std::optional<Center> center;
+  std::int64_t extend_on_edge = 0;  ///< how often two values may be added beyond an end
+  std::string distribution;         ///< of method random: uniform | log_uniform; empty: none
+  double min = 0, max = 0;
+  std::vector<std::int64_t> tune, report;  ///< of `seed`
+  runtime::Origin origin;
+};
+
+struct Study {
+  std::int64_t schema = 1;
+  std::string name, description;
+  Json task = Json::object();                ///< {"builtin": …, sizes…}, or {"command": […]}
+  std::string base;                          ///< a configuration, beside the study file
+  std::map<std::string, std::string> bases;  ///< of each word of the parameter `optimizer`
+
+  std::string method = "grid";
+  std::int64_t samples = 0, draw_seed = 0;
+  std::string metric = "val_loss", goal = "minimize";
+  double target = std::numeric_limits<double>::quiet_NaN();  ///< NaN: none
+  std::vector<ParameterSpec> parameters;                     ///< in the order of the file
+  std::vector<std::vector<std::string>> zip;
+  std::vector<Json> points;  ///< of method list: values of several parameters each
+  std::vector<Expression> exclude;
+  std::vector<std::pair<std::string, Expression>> derive;
+
+  std::int64_t max_examples = 0, max_steps = 0, run_cap = 1000;  ///< 0: no limit
+  double max_seconds = 0;
+  double eval_every_frac = 0.02, ema_halflife_examples = 0;
+  std::vector<std::string> eval_on{"raw"};
+  bool stop_on_target = true;
+  std::string diverged = "loss > 10*loss0 || !isfinite(loss)";
+
+  std::int64_t gns_every = 0;
+  std::vector<std::string> gns_geometry{"l2"};
+  std::string advisor = "off";
+  double probe_budget_frac = 0.01;
+
+  std::int64_t ranks_per_trial = 1, max_parallel = 0, max_retries = 2;
+  std::string mode = "inprocess", order = "longest_first";
+  double heartbeat_s = 30;
+  bool exclusive = false, dedicated_scheduler = false;
+
+  Json analysis_items = Json::array();
+  std::int64_t resamples = 2000;
+  std::string bootstrap_kind = "stratified";
+  double bootstrap_level = 0.95;
+  std::vector<std::string> report_formats{"html", "json", "csv"};
+  std::string report_plots = "default", report_pdf = "if_available";
+
+  std::string source;  ///< the file's name, for messages
+
+  [[nodiscard]] const ParameterSpec* find(const std::string& parameter) const;
+  [[nodiscard]] bool has_target() const { return target == target; }
+  /// Has `seed` two lists: rates are chosen with one and reported with the other?
+  [[nodiscard]] bool tunes() const;
+};
+
+/// What of the contract a reader takes.
+enum class Accept : std::uint8_t {
+  runnable,  ///< what this version can run; the rest is refused by name
+  contract,  ///< all of it
+};
+
+/// @param overrides  `key.path=value` of the file's own keys; any other name is a parameter, with
+///                   one value or several: `lr=0.01,0.02`.
+/// @throws ConfigError  `file:line:column: key.path: what, and a hint`; all that is wrong at once.
+[[nodiscard]] Study parse_study(const std::string& text, const std::string& source,
+                                std::span<const std::string> overrides = {},
+                                Accept accept = Accept::runnable);
+[[nodiscard]] Study load_study(const std::string& file,
+                               std::span<const std::string> overrides = {});
+/// With all defaults, keys as in the file: what study.resolved.json holds.
+[[nodiscard]] Json resolved(const Study& study);
+/// Dotted keys of which two resolved studies differ.
+[[nodiscard]] std::vector<std::string> differences(const Json& a, const Json& b);
+
+struct StudyKey {
+  std::string path, type, default_value, doc;
+};
+/// Every key, in the order of the file.
+[[nodiscard]] std::vector<StudyKey> study_keys();
+
+}  // namespace orthrus::runner

@@ -1,0 +1,292 @@
+// Which trials a study has, and that results alone decide what is added to them.
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <orthrus/error.hpp>
+#include <random>
+#include <set>
+
+#include "runtime/runner/expansion.hpp"
+#include "studies/study_example.hpp"
+
+namespace orthrus::runner {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+Bases bases_of(const Study& study) {
+  Bases bases;
+  for (const std::string& word : base_words(study))
+    bases[word] = default_base(word.empty() ? "muon" : word);
+  return bases;
+}
+
+Expansion expand(const std::string& text, const std::vector<std::string>& set = {}) {
+  Study study = parse_study(text, "s.yaml", set, Accept::contract);
+  Bases bases = bases_of(study);
+  return {std::move(study), std::move(bases)};
+}
+
+Expansion expand_parameters(const std::string& search) {
+  return expand("orthrus_study: 1\nname: s\nbudget: {max_examples: 6400}\nsearch:\n" + search);
+}
+
+std::string error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(TheExample, HasItsTrialsInTheOrderOfTheFile) {
+  const Expansion e = expand(example_study);
+  // Of 3 optimizers × 7 batch sizes one pair is excluded; 5 rates and 2 seeds each. A cell adds 3
+  // report seeds, and in at most 3 extensions 2 rates with 2 seeds.
+  EXPECT_EQ(e.cells().size(), 20U);
+  EXPECT_EQ(e.initial().size(), 200U);
+  EXPECT_EQ(e.excluded(), 10);
+  EXPECT_EQ(e.most(), 200 + 20 * (3 + 3 * 2 * 2));
+
+  const auto value = [&](std::size_t i, const char* name) { return e.initial()[i].params[name]; };
+  EXPECT_EQ(value(0, "optimizer"), "sgd");
+  EXPECT_EQ(value(0, "batch_size"), 16);
+  // 0.1·√(16/64)·2^−1
+  EXPECT_DOUBLE_EQ(value(0, "lr").get<double>(), 0.025);
+  EXPECT_EQ(value(0, "seed"), 0);
+  EXPECT_EQ(value(1, "seed"), 1);
+  EXPECT_DOUBLE_EQ(value(2, "lr").get<double>(), 0.025 * std::sqrt(2.0));
+  EXPECT_EQ(value(10, "batch_size"), 32);
+  EXPECT_EQ(value(60, "optimizer"), "adamw");
+  EXPECT_EQ(value(199, "optimizer"), "muon");
+  EXPECT_EQ(value(199, "batch_size"), 1024);
+  // 0.02·√(1024/64)·2
+  EXPECT_DOUBLE_EQ(value(199, "lr").get<double>(), 0.16);
+  EXPECT_EQ(value(0, "warmup_examples"), 2000);
+  EXPECT_DOUBLE_EQ(value(0, "weight_decay").get<double>(), 16 / (0.025 * 0.2 * 1e5));
+  EXPECT_EQ(e.initial()[0].steps, 100000 / 16);
+  EXPECT_EQ(e.initial()[0].role, "tune");
+
+  std::set<std::string> ids;
+  for (const Trial& trial : e.initial()) ids.insert(trial.id);
+  EXPECT_EQ(ids.size(), 200U);
+  EXPECT_THAT(e.initial()[0].directory(), testing::MatchesRegex("0000-[0-9a-f]{16}"));
+}
+
+TEST(TheExample, BecomesConfigurations) {
+  const Expansion e = expand(example_study);
+  const Trial& muon = e.initial()[199];
+  const Config config = trial_config(e.bases().at("muon"), muon);
+  EXPECT_EQ(config.workload, "residual_mlp");
+  EXPECT_EQ(config.train.batch, 1024);
+  EXPECT_EQ(config.train.steps, 97);
+  EXPECT_EQ(config.train.eval_every, 1);
+  EXPECT_EQ(config.seed, 1U);
+  EXPECT_EQ(std::get<double>(config.groups[0].rule.values.at("lr")), 0.16);
+  // AdamW, for what Muon passes over, keeps its own.
+  EXPECT_EQ(config.groups[1].rule.values.at("lr"),
+            e.bases().at("muon").groups[1].rule.values.at("lr"));
+  // Two batches of warm-up examples, but never under ten steps.
+  EXPECT_EQ(config.groups[0].schedule.warmup_steps, 10);
+}
+
+TEST(Trials, OfAStudyAboveItsCapAreRefused) {
+  EXPECT_THAT(error_of([] { expand(example_study, {"budget.run_cap=499"}); }),
+              AllOf(HasSubstr("500 trials"), HasSubstr("200 of the file"), HasSubstr("499")));
+}
+
+TEST(Parameters, ThatAreZippedAdvanceTogether) {
+  const Expansion e = expand_parameters(
+      "  parameters: {batch_size: {values: [1, 2, 4]}, lr: {values: [0.1, 0.2, 0.4]},\n"
+      "               seed: {values: [0, 1]}}\n  zip: [[batch_size, lr]]\n");
+  ASSERT_EQ(e.initial().size(), 6U);
+  EXPECT_EQ(e.initial()[2].params.dump(), R"({"batch_size":2,"lr":0.2,"seed":0})");
+  EXPECT_THAT(error_of([] {
+                expand_parameters(
+                    "  parameters: {batch_size: {values: [1, 2]}, lr: {values: [1]}}\n"
+                    "  zip: [[batch_size, lr]]\n");
+              }),
+              HasSubstr("batch_size has 2 values, lr has 1"));
+}
+
+TEST(Parameters, OfAListAreItsPoints) {
+  const Expansion e = expand_parameters(
+      "  method: list\n  points: [{batch_size: 4, lr: 0.1}, {batch_size: 8, lr: 0.3}]\n"
+      "  parameters: {seed: {values: [0, 1]}}\n");
+  ASSERT_EQ(e.initial().size(), 4U);
+  EXPECT_EQ(e.initial()[3].params["lr"], 0.3);
+  EXPECT_EQ(e.initial()[3].params["seed"], 1);
+}
+
+TEST(Parameters, OfEqualValuesAreOneTrial) {
+  const Expansion e =
+      expand_parameters("  method: list\n  points: [{lr: 0.1}, {lr: 1e-1}, {lr: 0.2}]\n");
+  EXPECT_EQ(e.initial().size(), 2U);
+  EXPECT_EQ(e.equal(), 1);
+}
+
+TEST(Parameters, ThatAreDrawnAreWithinBoundsAndTheSameAgain) {
+  const char* const search =
+      "  method: random\n  samples: 200\n  seed: 5\n"
+      "  parameters: {lr: {distribution: log_uniform, min: 1.0e-4, max: 1.0}}\n";
+  const Expansion a = expand_parameters(search), b = expand_parameters(search);
+  ASSERT_EQ(a.initial().size(), 200U);
+  int below = 0;
+  for (std::size_t i = 0; i < 200; ++i) {
+    const double lr = a.initial()[i].params["lr"];
+    EXPECT_GE(lr, 1e-4);
+    EXPECT_LE(lr, 1);
+    below += lr < 1e-2 ? 1 : 0;
+    EXPECT_EQ(a.initial()[i].id, b.initial()[i].id);
+  }
+  EXPECT_NEAR(below, 100, 28);  // four standard deviations of a fair coin
+}
+
+TEST(Parameters, ThatSayNothingAreRefused) {
+  EXPECT_THAT(error_of([] { expand_parameters("  parameters: {lrr: 0.1}\n"); }),
+              AllOf(HasSubstr("s.yaml:5:"), HasSubstr("did you mean 'lr'?")));
+  EXPECT_THAT(
+      error_of([] {
+        expand_parameters("  parameters: {optimizer: muon}\n  exclude: [\"optimzer == muon\"]\n");
+      }),
+      HasSubstr("'optimzer'"));
+  EXPECT_THAT(error_of([] { expand_parameters("  parameters: {train.stpes: 3}\n"); }),
+              HasSubstr("train.stpes"));
+  EXPECT_THAT(error_of([] { expand_parameters("  parameters: {optimizer: moun}\n"); }),
+              HasSubstr("did you mean 'muon'?"));
+}
+
+TEST(TheRate, OfOtherGroupsOfTheRuleKeepsItsRatio) {
+  Config base = parse_config(
+      "schema: 1\ngroups:\n"
+      "  - {match: \"a*\", rule: {name: adamw, lr: 0.5}}\n"
+      "  - {match: \"b*\", rule: {name: muon, lr: 0.2}}\n"
+      "  - {match: \"c*\", rule: {name: muon, lr: 0.1}}\n");
+  const Expansion e(
+      {parse_study("orthrus_study: 1\nname: s\nsearch: {parameters: {lr: 0.04}}\n", "s.yaml")},
+      {{"", base}});
+  const Config config = trial_config(base, e.initial()[0]);
+  EXPECT_EQ(std::get<double>(config.groups[0].rule.values.at("lr")), 0.5);
+  EXPECT_EQ(std::get<double>(config.groups[1].rule.values.at("lr")), 0.04);
+  EXPECT_DOUBLE_EQ(std::get<double>(config.groups[2].rule.values.at("lr")), 0.02);
+}
+
+// ---- rates ------------------------------------------------------------------------------------
+
+/// Steps to the target that are least at the rate `best`, in octaves; above `cliff` it diverges.
+struct Valley {
+  double best, cliff = std::numeric_limits<double>::infinity();
+  Json operator()(const Trial& trial) const {
+    const double lr = trial.params["lr"], octaves = std::log2(lr / best);
+    const bool diverged = lr > cliff;
+    const double noise = 1e-3 * static_cast<double>(trial.seed % 7);
+    const Json steps = diverged ? Json(nullptr) : Json(100 * (1 + octaves * octaves + noise));
+    return {{"index", trial.index},
+            {"state", diverged ? "diverged" : "complete"},
+            {"steps_to_target", steps},
+            {"best_val", diverged ? Json("inf") : Json(1 + octaves * octaves)}};
+  }
+};
+
+constexpr const char* tuned_study =
+    "orthrus_study: 1\nname: s\nbudget: {max_examples: 6400}\n"
+    "search:\n  metric: {target: 0.5}\n  parameters:\n"
+    "    batch_size: {values: [8, 16]}\n"
+    "    lr: {center: {value: 1.0}, multipliers: {log2: [-1, 1]}, extend_on_edge: 3}\n"
+    "    seed: {tune: [0, 1], report: [10, 11]}\n";
+
+/// Runs a study whose trials end in the order that `next` picks. @return index → id of all trials.
+std::map<std::int64_t, std::string> run(const Expansion& e, const Valley& valley,
+                                        const std::function<std::size_t(std::size_t)>& next,
+                                        Campaign& campaign) {
+  for (int guard = 0; guard < 1000; ++guard) {
+    const std::vector<const Trial*> due = campaign.due();
+    if (due.empty()) break;
+    campaign.record(valley(*due[next(due.size())]));
+  }
+  EXPECT_TRUE(campaign.complete());
+  std::map<std::int64_t, std::string> all;
+  for (const auto& [index, trial] : campaign.trials()) all[index] = trial.id;
+  EXPECT_LE(std::ssize(all), e.most());
+  return all;
+}
+
+TEST(ACell, IsReportedWithFreshSeedsAtItsBestRate) {
+  const Expansion e = expand(tuned_study);
+  Campaign campaign(e);
+  const auto all = run(
+      e, {1.0}, [](std::size_t) { return 0; }, campaign);
+  EXPECT_EQ(all.size(), 2U * (3 * 2 + 2));
+  int reports = 0;
+  for (const auto& [index, trial] : campaign.trials()) {
+    if (trial.role != "report") continue;
+    ++reports;
+    EXPECT_EQ(trial.params["lr"], 1.0);
+    EXPECT_GE(trial.seed, 10);
+  }
+  EXPECT_EQ(reports, 4);
+  EXPECT_FALSE(campaign.tuned().at(0).edge_optimum);
+  EXPECT_EQ(campaign.tuned().at(0).extensions, 0);
+}
+
+TEST(ACell, IsExtendedByTwoRatesAtAnEdgeUntilTheBestOneLiesWithin) {
+  const Expansion e = expand(tuned_study);
+  Campaign campaign(e);
+  // 0.5 … 2 reach down to 0.125 and 0.03125: 1/16 lies within.
+  run(
+      e, {1.0 / 16}, [](std::size_t) { return 0; }, campaign);
+  EXPECT_EQ(campaign.tuned().at(0).extensions, 2);
+  EXPECT_FALSE(campaign.tuned().at(0).edge_optimum);
+  EXPECT_DOUBLE_EQ(campaign.tuned().at(0).choice.lr, 1.0 / 16);
+}
+
+TEST(ACell, WhoseBestRateStaysAtAnEdgeIsMarked) {
+  const Expansion e = expand(tuned_study);
+  Campaign campaign(e);
+  run(
+      e, {1e6}, [](std::size_t) { return 0; }, campaign);
+  EXPECT_EQ(campaign.tuned().at(1).extensions, 3);
+  EXPECT_TRUE(campaign.tuned().at(1).edge_optimum);
+  EXPECT_DOUBLE_EQ(campaign.tuned().at(1).choice.lr, 128);  // 2·2^6
+}
+
+TEST(ACell, OfWhichEveryRateDivergesHasNothingToReport) {
+  const Expansion e = expand(tuned_study);
+  Campaign campaign(e);
+  run(
+      e, {1.0, 1e-9}, [](std::size_t) { return 0; }, campaign);
+  for (const auto& [index, trial] : campaign.trials()) EXPECT_EQ(trial.role, "tune");
+}
+
+TEST(AStudy, HasTheSameTrialsInWhateverOrderTheyEnd) {
+  const Expansion e = expand(tuned_study);
+  Campaign first(e);
+  const auto all = run(
+      e, {0.2, 1.5}, [](std::size_t) { return 0; }, first);
+  for (const unsigned seed : {1U, 2U, 3U, 4U}) {
+    std::mt19937 random(seed);
+    Campaign other(e);
+    EXPECT_EQ(run(
+                  e, {0.2, 1.5}, [&](std::size_t n) { return random() % n; }, other),
+              all);
+  }
+}
+
+TEST(AStudy, BeginsWithWhatTakesLongest) {
+  const Expansion e =
+      expand_parameters("  parameters: {train.steps: {values: [5, 50, 500]}, batch_size: 4}\n");
+  Campaign campaign(e);
+  std::vector<std::int64_t> order;
+  for (const Trial* trial : campaign.due()) order.push_back(trial->index);
+  EXPECT_THAT(order, ElementsAre(2, 1, 0));
+}
+
+}  // namespace
+}  // namespace orthrus::runner
