@@ -70,6 +70,7 @@ LineFile::~LineFile() {
 
 void LineFile::open(const fs::path& file, bool append) {
   make_directories(file.parent_path());
+  if (file_ != nullptr) std::fclose(std::exchange(file_, nullptr));
   path_ = file;
   // "e": not inherited by what a workload may start.
   file_ = std::fopen(file.c_str(), append ? "ae" : "we");
@@ -84,6 +85,34 @@ void LineFile::line(const std::string& text) {
     throw IoError(path_.string() + ": cannot write: " + std::strerror(errno != 0 ? errno : EIO),
                   ExitCode::io);
   }
+}
+
+DirectoryLock::DirectoryLock(const fs::path& directory) {
+  const fs::path lock = directory / ".lock";
+  lock_ = ::open(lock.c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (lock_ < 0) throw cannot_create(lock, errno);
+  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    const std::string holder = slurp(lock);
+    ::close(lock_);
+    lock_ = -1;
+    throw IoError(directory.string() + ": another run writes here (" +
+                      holder.substr(0, holder.find('\n')) + ")",
+                  ExitCode::cannot_create);
+  }
+  // A file system without locks leaves the run unprotected, not impossible. The text is for people.
+  char host[256] = {};
+  ::gethostname(host, sizeof host - 1);
+  const std::string holder = fmt::format("host {}, process {}\n", host, ::getpid());
+  if (::ftruncate(lock_, 0) != 0 || ::write(lock_, holder.data(), holder.size()) < 0) {
+    const int why = errno;
+    ::close(lock_);
+    lock_ = -1;
+    throw IoError(lock.string() + ": cannot write: " + std::strerror(why), ExitCode::io);
+  }
+}
+
+DirectoryLock::~DirectoryLock() {
+  if (lock_ >= 0) ::close(lock_);
 }
 
 RunDirectory::RunDirectory(fs::path directory, bool resume) : path_(std::move(directory)) {
@@ -103,37 +132,8 @@ RunDirectory::RunDirectory(fs::path directory, bool resume) : path_(std::move(di
     }
   }
   make_directories(path_);
-  const fs::path lock = path_ / ".lock";
-  lock_ = ::open(lock.c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (lock_ < 0) throw cannot_create(lock, errno);
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-    const std::string holder = slurp(lock);
-    ::close(lock_);
-    lock_ = -1;
-    throw IoError(
-        path_.string() + ": another run writes here (" + holder.substr(0, holder.find('\n')) + ")",
-        ExitCode::cannot_create);
-  }
-  // A file system without locks leaves the run unprotected, not impossible. The text is for people.
-  char host[256] = {};
-  ::gethostname(host, sizeof host - 1);
-  const std::string holder = fmt::format("host {}, process {}\n", host, ::getpid());
-  if (::ftruncate(lock_, 0) != 0 || ::write(lock_, holder.data(), holder.size()) < 0) {
-    const int why = errno;
-    ::close(lock_);
-    lock_ = -1;
-    throw IoError(lock.string() + ": cannot write: " + std::strerror(why), ExitCode::io);
-  }
-  try {
-    make_directories(checkpoints());
-  } catch (...) {
-    ::close(lock_);
-    throw;
-  }
-}
-
-RunDirectory::~RunDirectory() {
-  if (lock_ >= 0) ::close(lock_);
+  lock_.emplace(path_);
+  make_directories(checkpoints());
 }
 
 std::vector<std::int64_t> RunDirectory::saved_steps() const {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,7 +28,8 @@ class LineFile {
   LineFile(const LineFile&) = delete;
   LineFile& operator=(const LineFile&) = delete;
 
-  /// Creates missing directories above. @param append  false: starts empty.
+  /// Creates missing directories above; a file that was open is closed.
+  /// @param append  false: starts empty.
   void open(const std::filesystem::path& file, bool append);
   [[nodiscard]] bool is_open() const { return file_ != nullptr; }
   void line(const std::string& text);
@@ -37,12 +39,24 @@ class LineFile {
   std::FILE* file_ = nullptr;
 };
 
+/// A directory that one process writes to: its lock, which the system releases with the process.
+class DirectoryLock {
+ public:
+  /// @throws IoError  another process has it (73), or the directory cannot be written to.
+  explicit DirectoryLock(const std::filesystem::path& directory);
+  ~DirectoryLock();
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+ private:
+  int lock_ = -1;
+};
+
 class RunDirectory {
  public:
   /// Creates `directory` and takes its lock, which the system releases with the process. Without
   /// `resume` the directory must not exist or be empty.
   RunDirectory(std::filesystem::path directory, bool resume);
-  ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
 
@@ -69,7 +83,7 @@ class RunDirectory {
 
  private:
   std::filesystem::path path_;
-  int lock_ = -1;
+  std::optional<DirectoryLock> lock_;
   LineFile metrics_;
 };
 

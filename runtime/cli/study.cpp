@@ -1,10 +1,12 @@
-// orthrus study: known results beside what comes out here, and laws through measurements.
+// orthrus study: trials of a study, known results beside what comes out here, laws through
+// measurements.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +16,7 @@
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/study_fit.hpp"
 #include "runtime/cli/study_reproduce.hpp"
+#include "runtime/cli/study_runner.hpp"
 #include "runtime/safetensors.hpp"
 #include "runtime/yaml_tree.hpp"
 
@@ -149,7 +152,8 @@ Run add_study(CLI::App& app) {
   laws->add_option("--out", given->out, "Write the JSON line of the fit to this file");
   laws->footer(laws_text());
 
-  return [given, laws](Context& context) {
+  return [given, laws, runner = add_study_runner(app)](Context& context) {
+    if (const std::optional<int> code = runner(context)) return *code;
     if (laws->parsed()) return fit(*given, *laws, context);
     if (context.rank() != 0) return 0;
     given->reproduce.json = context.json;

@@ -128,6 +128,12 @@ std::vector<std::string> base_words(const Study& study) {
   return words;
 }
 
+std::optional<double> main_rate(const Config& base) {
+  if (base.groups.empty()) return {};
+  const double rate = rate_of(base.groups[main_group(base)]);
+  return rate > 0 ? std::optional(rate) : std::nullopt;
+}
+
 Config trial_config(const Config& base, const Trial& trial) {
   return parse_config(to_yaml(base), base.source, trial.overrides);
 }

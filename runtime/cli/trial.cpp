@@ -1,0 +1,359 @@
+#include "runtime/cli/trial.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <exception>
+#include <limits>
+#include <map>
+#include <optional>
+#include <orthrus/error.hpp>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "runtime/agree.hpp"
+#include "runtime/cli/run_directory.hpp"
+#include "runtime/cli/training.hpp"
+#include "runtime/runner/crossing.hpp"
+#include "runtime/safetensors.hpp"
+
+namespace orthrus::cli {
+namespace {
+
+using runner::Json;
+using Clock = std::chrono::steady_clock;
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+std::string dump(const Json& value, int indent = -1) {
+  return value.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return std::nan("");
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+Json provenance(const Training& training, int attempt) {
+  std::array<char, 256> host{};
+  ::gethostname(host.data(), host.size() - 1);
+  Json environment = Json::object();
+  for (const char* const name : {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "SLURM_JOB_ID"}) {
+    if (const char* const value = std::getenv(name)) environment[name] = value;
+  }
+  return {{"version", ORTHRUS_VERSION},
+          {"compiler", __VERSION__},
+          {"host", host.data()},
+          {"ranks", training.size()},
+          {"plan_hash", training.optimizer().plan_hash()},
+          {"environment", std::move(environment)},
+          {"attempt", attempt}};
+}
+
+class TrialRun {
+ public:
+  TrialRun(const runner::Study& study, const Config& base, const TrialTask& task,
+           Communicator& group, const std::filesystem::path& directory,
+           const std::function<bool()>& stop)
+      : study_(study),
+        trial_(task.trial),
+        attempt_(task.attempt),
+        directory_(directory),
+        stop_(stop),
+        training_(runner::trial_config(base, task.trial), group.duplicate("trial"),
+                  group.duplicate("control"), Training::Trust::nobody),
+        diverged_(study.diverged) {}
+
+  /// @return whether it was stopped.
+  bool run() {
+    open_files();
+    evaluate(0);
+    if (!std::isfinite(value_)) return finish("diverged", "the metric is not finite at the start");
+    if (study_.has_target() && value_ <= study_.target) {
+      throw ConfigError("search.metric.target: reached before the first step");
+    }
+    const Config& config = training_.config();
+    while (training_.steps() < config.train.steps) {
+      Training::Step step;
+      try {
+        step = training_.step([this]() -> Training::Word {
+          return {stop_() || out_of_time(), false, problem_ != nullptr};
+        });
+      } catch (const NumericError& error) {  // all ranks agree on it
+        return finish("diverged", error.what());
+      }
+      if (step.any.problem) {
+        runtime::agree(training_.control(), [this] {
+          if (problem_) std::rethrow_exception(problem_);
+        });
+      }
+      loss_ = step.loss;
+      const std::int64_t at = training_.steps();
+      if (at == 1) first_loss_ = loss_;
+      if (study_.exclusive) times_.emplace_back(step.step_ms, step.report.ms.total);
+      bytes_max_ = step.bytes_max;
+      if (has_diverged()) return finish("diverged", "stop.diverged: " + study_.diverged);
+      if (step.any.stop) return stopped();
+      if (at < config.train.steps && at % config.train.eval_every != 0) continue;
+      lr_multiplier_ = step.report.lr_multiplier;
+      evaluate(at);
+      if (!std::isfinite(value_)) return finish("diverged", study_.metric + " is not finite");
+      if (crossed_ && study_.stop_on_target) return finish("complete", "");
+    }
+    if (study_.has_target() && !crossed_) return finish("censored", "");
+    return finish("complete", "");
+  }
+
+  [[nodiscard]] Json take_record() { return std::move(record_); }
+
+ private:
+  /// Only the first rank looks at a clock; another's may be ahead of it.
+  bool out_of_time() {
+    if (training_.rank() != 0 || study_.max_seconds <= 0) return false;
+    timed_out_ = seconds() > study_.max_seconds;
+    return timed_out_;
+  }
+  [[nodiscard]] double seconds() const {
+    return std::chrono::duration<double>(Clock::now() - start_).count();
+  }
+  bool stopped() {
+    double timed_out = timed_out_ ? 1 : 0;
+    training_.control().broadcast(std::span<double>(&timed_out, 1));
+    if (timed_out == 0) return true;
+    return finish("censored", "budget.max_seconds");
+  }
+
+  void open_files() {
+    runtime::agree(training_.control(), [this] {
+      if (training_.rank() != 0) return;
+      make_directories(directory_);
+      runtime::write_file_atomically(directory_ / "config.resolved.yaml",
+                                     to_yaml(training_.config()));
+      std::string overrides;
+      for (const std::string& entry : trial_.overrides) overrides += entry + "\n";
+      runtime::write_file_atomically(directory_ / "overrides.txt", overrides);
+      runtime::write_file_atomically(directory_ / "provenance.json",
+                                     dump(provenance(training_, attempt_), 2) + "\n");
+      metrics_.open(directory_ / "metrics.jsonl", /*append=*/false);
+    });
+  }
+
+  [[nodiscard]] bool has_diverged() const {
+    return diverged_.truth([this](const std::string& name) -> std::optional<runner::Value> {
+      if (name == "loss") return loss_;
+      if (name == "loss0") return first_loss_;
+      if (name == "step") return static_cast<double>(training_.steps());
+      return {};
+    });
+  }
+
+  void evaluate(std::int64_t step) {
+    const double before = value_;
+    const auto step_before = static_cast<double>(step_);
+    const std::map<std::string, double> all = training_.evaluate();
+    const auto found = all.find(study_.metric);
+    if (found == all.end()) {
+      std::string known;
+      for (const auto& [key, x] : all) known += (known.empty() ? "" : ", ") + key;
+      throw ConfigError("search.metric.name: '" + study_.metric +
+                        "' is not evaluated by this workload; it has " + known);
+    }
+    value_ = found->second;
+    step_ = step;
+    if (std::isfinite(value_)) best_ = std::min(best_, value_);
+    if (study_.has_target() && !crossed_ && step > 0 && value_ <= study_.target) {
+      crossed_ = true;
+      steps_to_target_ =
+          runner::crossing(step_before, before, static_cast<double>(step), value_, study_.target);
+      low_ = static_cast<std::int64_t>(step_before);
+      high_ = step;
+    }
+    if (training_.rank() != 0) return;
+    const std::int64_t examples = step * trial_.batch;
+    Json row{{"t", "eval"},
+             {"trial", trial_.id},
+             {"step", step},
+             {"examples", examples},
+             {"tokens", examples * training_.workload().items_per_unit()},
+             {"wall_s", seconds()},
+             {"val_loss", runner::number(value_)},
+             {"train_loss", step > 0 ? runner::number(loss_) : Json(nullptr)}};
+    for (const auto& [key, x] : all) row[key] = runner::number(x);
+    if (trial_.params.contains("lr"))
+      row["lr"] = trial_.params["lr"].get<double>() * (step > 0 ? lr_multiplier_ : 1);
+    write(row);
+  }
+
+  /// A failure is kept for the next agreement: the other ranks are ahead already.
+  void write(const Json& row) try { metrics_.line(dump(row)); } catch (...) {
+    problem_ = std::current_exception();
+  }
+
+  /// @return false: it was not stopped.
+  bool finish(const char* state, const std::string& message) {
+    const std::int64_t steps = training_.steps();
+    record_ = {{"t", "summary"},
+               {"trial", trial_.id},
+               {"index", trial_.index},
+               {"state", state},
+               {"params", trial_.params},
+               {"role", trial_.role},
+               {"steps", steps},
+               {"examples", steps * trial_.batch},
+               {"final_val", runner::number(value_)},
+               {"best_val", runner::number(best_)},
+               {"steps_to_target", crossed_ ? Json(steps_to_target_) : Json(nullptr)},
+               {"steps_to_target_lo", crossed_ ? Json(low_) : Json(nullptr)},
+               {"steps_to_target_hi", crossed_ ? Json(high_) : Json(nullptr)},
+               {"train_loss", steps > 0 ? runner::number(loss_) : Json(nullptr)},
+               {"message", message},
+               {"attempt", attempt_}};
+    if (study_.exclusive) record_["timing"] = timing();
+    runtime::agree(training_.control(), [&] {
+      if (problem_) std::rethrow_exception(problem_);
+      if (training_.rank() != 0) return;
+      Json summary = record_;
+      summary["seconds"] = seconds();
+      summary["parameters"] = training_.elements();
+      runtime::write_file_atomically(directory_ / "summary.json", dump(summary, 2) + "\n");
+    });
+    return false;
+  }
+
+  /// Of steps after the first two, which pay for page faults and for plans of libraries.
+  [[nodiscard]] Json timing() const {
+    std::vector<double> step, optimizer;
+    for (std::size_t i = std::min<std::size_t>(2, times_.size() / 2); i < times_.size(); ++i) {
+      step.push_back(times_[i].first);
+      optimizer.push_back(times_[i].second);
+    }
+    Json out{{"ranks", training_.size()},
+             {"oversubscribed",
+              training_.size() > static_cast<int>(std::thread::hardware_concurrency())},
+             {"steps", step.size()},
+             {"step_ms", quantile(step, 0.5)},
+             {"optimizer_ms", quantile(optimizer, 0.5)},
+             {"optimizer_ms_lo", quantile(optimizer, 0.25)},
+             {"optimizer_ms_hi", quantile(optimizer, 0.75)},
+             {"bytes_per_step_max", bytes_max_},
+             {"memory", training_.optimizer().memory().total()}};
+    const Json plan =
+        Json::parse(training_.optimizer().plan_json(), nullptr, /*allow_exceptions=*/false);
+    double predicted_s = 0, predicted_bytes = 0;
+    if (plan.is_object() && plan.contains("per_rank")) {
+      for (const Json& rank : plan["per_rank"]) {
+        predicted_s = std::max(predicted_s, rank.value("seconds", 0.0));
+        predicted_bytes = std::max(predicted_bytes, rank.value("bytes_sent", 0.0));
+      }
+    }
+    out["predicted_ms"] = 1e3 * predicted_s;
+    out["predicted_bytes_per_step_max"] = predicted_bytes;
+    return out;
+  }
+
+  const runner::Study& study_;
+  const runner::Trial& trial_;
+  const int attempt_;
+  const std::filesystem::path directory_;
+  const std::function<bool()>& stop_;
+  const Clock::time_point start_ = Clock::now();
+  Training training_;
+  const runner::Expression diverged_;
+  LineFile metrics_;  // of the first rank
+  std::exception_ptr problem_;
+
+  double loss_ = std::nan(""), first_loss_ = std::nan(""), lr_multiplier_ = 1;
+  double value_ = std::nan(""), best_ = infinity;  // of the metric
+  std::int64_t step_ = -1;                         // of the last evaluation
+  bool crossed_ = false, timed_out_ = false;
+  double steps_to_target_ = 0;
+  std::int64_t low_ = 0, high_ = 0;
+  std::vector<std::pair<double, double>> times_;  // ms of steps, and of the optimizer's part
+  double bytes_max_ = 0;
+  Json record_;
+};
+
+Json failure(const TrialTask& task, const std::string& message) {
+  const runner::Trial& trial = task.trial;
+  return {{"t", "summary"},
+          {"trial", trial.id},
+          {"index", trial.index},
+          {"state", "failed"},
+          {"params", trial.params},
+          {"role", trial.role},
+          {"steps", nullptr},
+          {"examples", nullptr},
+          {"final_val", nullptr},
+          {"best_val", nullptr},
+          {"steps_to_target", nullptr},
+          {"steps_to_target_lo", nullptr},
+          {"steps_to_target_hi", nullptr},
+          {"train_loss", nullptr},
+          {"message", message},
+          {"attempt", task.attempt}};
+}
+
+}  // namespace
+
+std::string to_text(const TrialTask& task) {
+  const runner::Trial& t = task.trial;
+  return dump(Json{{"t", "trial"},
+                   {"index", t.index},
+                   {"id", t.id},
+                   {"role", t.role},
+                   {"params", t.params},
+                   {"base", t.base},
+                   {"overrides", t.overrides},
+                   {"ranks", t.ranks},
+                   {"batch", t.batch},
+                   {"steps", t.steps},
+                   {"attempt", task.attempt}});
+}
+
+TrialTask trial_task(const std::string& text) {
+  const Json json = Json::parse(text);
+  TrialTask task;
+  runner::Trial& t = task.trial;
+  t.index = json["index"];
+  t.id = json["id"];
+  t.role = json["role"];
+  t.params = json["params"];
+  t.base = json["base"];
+  t.overrides = json["overrides"].get<std::vector<std::string>>();
+  t.ranks = json["ranks"];
+  t.batch = json["batch"];
+  t.steps = json["steps"];
+  task.attempt = json["attempt"];
+  return task;
+}
+
+TrialEnd run_trial(const runner::Study& study, const Config& base, const TrialTask& task,
+                   Communicator& group, const std::filesystem::path& directory,
+                   const std::function<bool()>& stop) {
+  const Clock::time_point begin = Clock::now();
+  TrialEnd end;
+  try {
+    TrialRun run(study, base, task, group, directory, stop);
+    end.stopped = run.run();
+    end.record = run.take_record();
+  } catch (const IoError&) {
+    throw;  // the next trial's files would be no better
+  } catch (const CommError&) {
+    throw;
+  } catch (const ConfigError& error) {
+    end.record = failure(task, error.what());
+  } catch (const std::exception& error) {
+    end.record = failure(task, error.what());
+    end.retry = true;
+  }
+  end.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  return end;
+}
+
+}  // namespace orthrus::cli
