@@ -9,6 +9,7 @@
 
 #include "runtime/studies/minimize.hpp"
 #include "runtime/studies/random.hpp"
+#include "runtime/studies/student.hpp"
 
 namespace orthrus::studies {
 namespace {
@@ -103,29 +104,6 @@ std::array<double, K> linear_squares(const std::vector<std::array<double, K>>& r
     x[j] = std::abs(a[j][j]) < 1e-300 ? 0 : a[j][K] / a[j][j] * scale[j];
   }
   return x;
-}
-
-/// P(T ≤ t) of Student's t, by Simpson's rule on the density; t ≥ 0, any degrees of freedom ≥ 1.
-double student_cdf(double t, double freedom) {
-  const double norm = std::exp(std::lgamma((freedom + 1) / 2) - std::lgamma(freedom / 2)) /
-                      std::sqrt(freedom * 3.14159265358979323846);
-  constexpr int pieces = 2000;
-  double sum = 0;
-  for (int i = 0; i <= pieces; ++i) {
-    const double x = t * i / pieces;
-    const double weight = i == 0 || i == pieces ? 1 : i % 2 == 1 ? 4 : 2;
-    sum += weight * std::pow(1 + x * x / freedom, -(freedom + 1) / 2);
-  }
-  return 0.5 + norm * sum * t / pieces / 3;
-}
-
-double student_quantile(double probability, double freedom) {
-  double lo = 0, hi = 100;
-  for (int i = 0; i < 60; ++i) {
-    const double mid = (lo + hi) / 2;
-    (student_cdf(mid, freedom) < probability ? lo : hi) = mid;
-  }
-  return (lo + hi) / 2;
 }
 
 // ---- steps to a target ----
@@ -385,6 +363,12 @@ StepsFit select_steps(std::span<const double> batches, std::span<const double> s
     if (fit.aicc < best.aicc) best = std::move(fit);
   }
   return best;
+}
+
+StepsFit refit_steps(const StepsFit& fit, std::span<const double> batches,
+                     std::span<const double> steps) {
+  const StepsData data = steps_data(fit.model, batches, steps);
+  return quick_fit(fit.model, data, search_parameters(fit, data.log_least));
 }
 
 CbsEstimate critical_batch(const StepsFit& fit, CbsDefinition definition, double reference_batch,

@@ -2,6 +2,7 @@
 /// @file
 /// The mathematics of studies: bounds, fits, noise scales, spectra. No MPI, no clock, no file.
 
+#include <orthrus/studies/cells.hpp>
 #include <orthrus/studies/fit.hpp>
 #include <orthrus/studies/noise.hpp>
 #include <orthrus/studies/spectrum.hpp>

@@ -54,6 +54,11 @@ struct StepsFit {
 /// The fit with the lowest AICc among `hyper`, `hyper_alpha`, `three_term_inv`.
 [[nodiscard]] StepsFit select_steps(std::span<const double> batches, std::span<const double> steps);
 
+/// The model of `fit` through other data, searched for from where `fit` ended: for resamples of its
+/// data. Without left_out_rms and trend.
+[[nodiscard]] StepsFit refit_steps(const StepsFit& fit, std::span<const double> batches,
+                                   std::span<const double> steps);
+
 /// What is meant by a critical batch size. They differ by factors, and in exponent.
 enum class CbsDefinition : std::uint8_t {
   mccandlish,  ///< steps and examples both twice their minimum: b/a

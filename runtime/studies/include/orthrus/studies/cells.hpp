@@ -1,0 +1,128 @@
+#pragma once
+/// @file
+/// From the trials of a study to what it says: a learning rate for every cell, chosen on some seeds
+/// and reported on others; critical batch sizes, the law of the rates, and one optimizer against
+/// another, with intervals that know of the choice.
+
+#include <cstdint>
+#include <optional>
+#include <orthrus/studies/fit.hpp>
+#include <orthrus/studies/tuning.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace orthrus::studies {
+
+/// What a trial's seed is for: to choose the learning rate, to report what it comes to, or both,
+/// which reports too little: of noisy means the least was taken.
+enum class SeedRole : std::uint8_t { tune, report, only };
+
+struct TrialOutcome {
+  std::string series;  ///< what is told apart: an optimizer
+  double batch = 0, lr = 0;
+  std::int64_t seed = 0;
+  SeedRole role = SeedRole::only;
+  double value = 0;  ///< the metric; +inf where it diverged or was censored
+};
+
+struct SeedValue {
+  std::int64_t seed = 0;
+  double value = 0;
+};
+
+struct CellRate {
+  double lr = 0;
+  std::vector<SeedValue> tuning, reporting;  ///< seeds ascending; `only`: the same in both
+};
+
+/// A series at one batch size.
+struct Cell {
+  std::string series;
+  double batch = 0;
+  RateMetric metric = RateMetric::steps_to_target;
+  std::vector<CellRate> rates;    ///< ascending
+  RateChoice choice;              ///< on the tuning seeds
+  std::vector<SeedValue> record;  ///< at the chosen rate, on reporting seeds where it has any
+  bool fresh = false;             ///< the seeds of `record` had no part in the choice
+  double value = 0;               ///< mean of `record`, as choose_rate's; +inf: right-censored
+  [[nodiscard]] bool censored() const noexcept;
+};
+
+/// By series in order of appearance, then by batch. Of two trials that differ in nothing but their
+/// value the later one counts. @throws NumericError  a batch or a rate that is not above zero.
+[[nodiscard]] std::vector<Cell> cells_of(std::span<const TrialOutcome> trials, RateMetric metric);
+
+/// What an interval was made of.
+enum class IntervalKind : std::uint8_t {
+  none,
+  stratified,  ///< seeds drawn anew inside every cell and rate, the rate chosen anew, and refitted
+  residual,    ///< residuals of the fit: some cell has one seed
+  student_t
+};
+[[nodiscard]] std::string_view name_of(IntervalKind kind) noexcept;
+
+struct StepsQuestion {
+  std::optional<StepsModel> model = StepsModel::hyper;  ///< none: the one of least AICc
+  /// Those that the model has no point for are passed over.
+  std::vector<CbsDefinition> definitions{CbsDefinition::mccandlish, CbsDefinition::overhead};
+  double reference_batch = 256, overhead = 0.2;
+  Bootstrap bootstrap;  ///< 0 resamples: no intervals
+};
+
+/// Steps to the target against batch size, of one series.
+struct StepsStudy {
+  std::vector<double> batches, steps;
+  std::vector<Interval> steps_intervals;  ///< {0, 0} unless stratified
+  std::vector<double> censored;           ///< batches whose S lies above: not part of the fit
+  StepsFit fit;
+  std::vector<Interval> parameter_intervals;
+  std::vector<CbsEstimate> critical;
+  std::vector<std::vector<double>> critical_draws;  ///< of every resample, ascending
+  IntervalKind kind = IntervalKind::none;
+};
+/// @param cells  of one series, metric steps_to_target. @throws ShapeError  fewer uncensored cells
+/// than parameters.
+[[nodiscard]] StepsStudy study_steps(std::span<const Cell> cells, const StepsQuestion& question);
+
+/// Best learning rates against batch size, of one series: η* = factor·B^p, perhaps up to a knee.
+struct RateStudy {
+  std::vector<double> batches, lrs;  ///< vertices of the tuning curves
+  std::vector<Interval> lr_intervals;
+  PowerLaw law;                            ///< of batches below the knee, where there is one
+  std::optional<SaturatingPowerLaw> bent;  ///< five batches or more
+  Interval exponent;
+  IntervalKind kind = IntervalKind::none;
+};
+/// Seeds are drawn anew where every rate of every cell has two; else the interval is Student's.
+/// @throws ShapeError  fewer than two uncensored cells.
+[[nodiscard]] RateStudy study_rates(std::span<const Cell> cells, const Bootstrap& bootstrap = {});
+
+/// Standard deviation of ln(value) from seed to seed, pooled over cells.
+struct SeedSpread {
+  double sigma = 0;
+  int freedom = 0;
+};
+[[nodiscard]] SeedSpread seed_spread(std::span<const Cell> cells);
+
+/// What the speed-run community asks of a claim, in standard errors of a known σ:
+/// |difference|/(σ√(1/n₁ + 1/n₂)) of at least this, one chance in a thousand.
+inline constexpr double claim_sigmas = 3.09;
+
+/// Examples of one series over those of another, to the same target at the same batch size.
+struct TokenRatio {
+  double batch = 0;
+  double ratio = 0;   ///< geometric mean over pairs; without pairs that of the cells' means
+  Interval interval;  ///< Student's t on log ratios of equal seeds; {0, ∞} below two pairs
+  int pairs = 0;      ///< seeds that both cells report
+  double sigmas = 0;  ///< |ln ratio| in pooled standard errors of both series; 0: no spread
+  [[nodiscard]] bool conclusive() const noexcept { return interval.lo > 1 || interval.hi < 1; }
+  [[nodiscard]] bool claimed() const noexcept { return sigmas >= claim_sigmas; }
+};
+/// At every batch size where both reach the target.
+[[nodiscard]] std::vector<TokenRatio> token_ratios(std::span<const Cell> numerator,
+                                                   std::span<const Cell> denominator,
+                                                   double level = 0.95);
+
+}  // namespace orthrus::studies
