@@ -9,52 +9,10 @@
 #include <utility>
 
 #include "runtime/report.hpp"
+#include "runtime/report_svg.hpp"
 
 namespace orthrus::runtime::report {
 namespace {
-
-/// Ticks at 1, 2 or 5 times a power of ten, about `wanted` of them, inside [low, high].
-std::vector<double> linear_ticks(double low, double high, int wanted, bool whole) {
-  const double span = high - low;
-  if (!(span > 0)) return {low};
-  const double raw = span / wanted;
-  const double power = std::pow(10.0, std::floor(std::log10(raw)));
-  double pitch = 10 * power;
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (factor * power >= raw) {
-      pitch = factor * power;
-      break;
-    }
-  }
-  if (whole) pitch = std::max(1.0, std::round(pitch));
-  std::vector<double> ticks;
-  const double first = std::ceil(low / pitch - 1e-9);
-  for (double i = first; i * pitch <= high + 1e-9 * span && ticks.size() < 64; ++i) {
-    ticks.push_back(i == 0 ? 0.0 : i * pitch);
-  }
-  return ticks;
-}
-
-std::vector<double> log_ticks(double low, double high) {
-  std::vector<double> ticks;
-  const int first = static_cast<int>(std::floor(std::log10(low)));
-  const int last = static_cast<int>(std::ceil(std::log10(high)));
-  const int stride = std::max(1, (last - first) / 6);
-  for (int e = first; e <= last; e += stride) {
-    const double tick = std::pow(10.0, e);
-    if (tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9)) ticks.push_back(tick);
-  }
-  if (ticks.size() < 2) {
-    for (int e = first; e <= last; ++e) {
-      for (const double factor : {2.0, 5.0}) {
-        const double tick = factor * std::pow(10.0, e);
-        if (tick >= low && tick <= high) ticks.push_back(tick);
-      }
-    }
-    std::sort(ticks.begin(), ticks.end());
-  }
-  return ticks;
-}
 
 /// Keeps the lowest and the highest point of each of `buckets` equal runs of x, so that the outline
 /// of 100 000 points survives in 2·`buckets`.
@@ -100,17 +58,6 @@ std::vector<Point> smooth(const std::vector<Point>& points) {
   return out;
 }
 
-constexpr double chart_width = 880, left = 66, right = 14, top = 10, bottom = 32;
-
-std::string legend(const std::vector<std::pair<std::string, std::string>>& entries) {
-  if (entries.size() < 2) return {};
-  std::string out = "<ul class=\"legend\">";
-  for (const auto& [classes, label] : entries) {
-    out += fmt::format("<li><span class=\"key {}\"></span>{}</li>", classes, escape(label));
-  }
-  return out + "</ul>\n";
-}
-
 /// Grid, labels and the frame of a chart; `x` and `y` map values to the page.
 template <class X, class Y>
 std::string frame(const std::vector<double>& x_ticks, const std::vector<double>& y_ticks, X x, Y y,
@@ -118,11 +65,11 @@ std::string frame(const std::vector<double>& x_ticks, const std::vector<double>&
   std::string out;
   for (const double tick : y_ticks) {
     out += fmt::format(
-        "<line class=\"grid\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>", left,
-        chart_width - right, y(tick), y(tick));
+        "<line class=\"grid\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>",
+        chart_left, chart_width - chart_right, y(tick), y(tick));
     out +=
         fmt::format("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>",
-                    left - 8, y(tick) + 4, escape(format(tick)));
+                    chart_left - 8, y(tick) + 4, escape(format(tick)));
   }
   for (const double tick : x_ticks) {
     const std::string shown = format_count(tick);
@@ -131,18 +78,12 @@ std::string frame(const std::vector<double>& x_ticks, const std::vector<double>&
     const double at = std::min(x(tick), chart_width - half);
     out += fmt::format(
         "<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>", at,
-        height - bottom + 18, shown);
+        height - chart_bottom + 18, shown);
   }
-  out +=
-      fmt::format("<line class=\"axis\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>",
-                  left, chart_width - right, height - bottom, height - bottom);
+  out += fmt::format(
+      "<line class=\"axis\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>", chart_left,
+      chart_width - chart_right, height - chart_bottom, height - chart_bottom);
   return out;
-}
-
-std::string svg_open(double height, std::string_view title) {
-  return fmt::format(
-      "<svg viewBox=\"0 0 {:.0f} {:.0f}\" role=\"img\" aria-label=\"{}\"><title>{}</title>",
-      chart_width, height, escape(title), escape(title));
 }
 
 /// At most `most` bytes, never cut inside a UTF-8 sequence.
@@ -216,11 +157,12 @@ std::string line_chart(std::string_view title, const std::vector<Line>& raw, con
     x0 -= 1;
     x1 += 1;
   }
-  const double plot_width = chart_width - left - right, plot_height = axis.height - top - bottom;
-  const auto x = [&](double v) { return left + plot_width * (v - x0) / (x1 - x0); };
+  const double plot_width = chart_width - chart_left - chart_right,
+               plot_height = axis.height - chart_top - chart_bottom;
+  const auto x = [&](double v) { return chart_left + plot_width * (v - x0) / (x1 - x0); };
   const auto y = [&](double v) {
     const double part = log ? std::log(v / y0) / std::log(y1 / y0) : (v - y0) / (y1 - y0);
-    return top + plot_height * (1 - part);
+    return chart_top + plot_height * (1 - part);
   };
   const std::vector<double> y_ticks = log ? log_ticks(y0, y1) : linear_ticks(y0, y1, 5, false);
   std::vector<double> x_ticks = linear_ticks(std::max(0.0, x0), x1, 8, true);
@@ -287,16 +229,17 @@ std::string phase_chart(const std::vector<Row>& rows) {
   const bool cut = totals.size() > 2 && y1 > 2.5 * typical && typical > 0;
   if (cut) y1 = 1.6 * typical;
   y1 *= 1.05;
-  const double plot_width = chart_width - left - right, plot_height = height - top - bottom;
+  const double plot_width = chart_width - chart_left - chart_right,
+               plot_height = height - chart_top - chart_bottom;
   const double pitch = std::min(plot_width / static_cast<double>(bars.size()), 120.0);
   const double gap = pitch > 6 ? 2 : (pitch > 3 ? 1 : 0);
-  const auto y = [&](double v) { return top + plot_height * (1 - v / y1); };
+  const auto y = [&](double v) { return chart_top + plot_height * (1 - v / y1); };
   const double x_first = bars.front().from, x_last = std::max(bars.back().to, x_first + 1);
   // A tick stands under the middle of the bar that holds its step.
   const auto x = [&](double step) {
     std::size_t b = 0;
     while (b + 1 < bars.size() && bars[b].to < step) ++b;
-    return left + pitch * (static_cast<double>(b) + 0.5);
+    return chart_left + pitch * (static_cast<double>(b) + 0.5);
   };
   std::vector<double> x_ticks =
       bars.size() == 1 ? std::vector<double>{x_first} : linear_ticks(x_first, x_last, 8, true);
@@ -306,7 +249,7 @@ std::string phase_chart(const std::vector<Row>& rows) {
   std::array<bool, phases.size()> seen{};
   for (std::size_t b = 0; b < bars.size(); ++b) {
     const Bar& bar = bars[b];
-    const double at = left + pitch * static_cast<double>(b);
+    const double at = chart_left + pitch * static_cast<double>(b);
     out += "<g>";
     out += bar.from == bar.to
                ? fmt::format("<title>step {}: {}</title>", format_count(bar.from),

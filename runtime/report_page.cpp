@@ -12,11 +12,20 @@ namespace orthrus::runtime {
 namespace report {
 namespace {
 
-constexpr std::string_view style = R"css(
+/// Colours, light and dark, and what is drawn in them.
+constexpr std::string_view drawing = R"css(
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#ffffff;--ink:#1b2330;--soft:#5a6677;--rule:#e1e5ea;
 --c0:#2f6fd0;--c1:#e08a1e;--c2:#2a9d78;--c3:#c3477f;--c4:#7b61c9;--c5:#8d9a2b;--c6:#8593a3;--c7:#c8523a}
 @media(prefers-color-scheme:dark){:root{--page:#12161c;--card:#1a2029;--ink:#e6eaf0;--soft:#98a4b3;--rule:#2b3440;
 --c0:#6ea3f2;--c1:#f0ac55;--c2:#56c4a0;--c3:#e37fae;--c4:#a791ea;--c5:#bcc85c;--c6:#7d8a99;--c7:#ea8069}}
+.grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}
+.tick,.label{fill:var(--soft);font-size:12px;font-family:inherit}.label{fill:var(--ink)}
+.line{fill:none;stroke-width:1.8;stroke-linejoin:round}
+.band{opacity:.14}.ridge{fill:var(--card);stroke:var(--ink);stroke-width:1.6}
+.line.faint{opacity:.32;stroke-width:1}.line.dashed{stroke-dasharray:6 4}
+)css";
+
+constexpr std::string_view style = R"css(
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif}
@@ -36,10 +45,7 @@ vertical-align:middle;color:var(--card);background:var(--c6)}
 .why{color:var(--soft);font-size:13.5px;margin:0 0 10px}
 .note,.none{color:var(--soft);font-size:13px;margin:6px 0 0}
 svg{display:block;width:100%;height:auto}
-.grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}
-.tick,.label{fill:var(--soft);font-size:12px;font-family:inherit}.label{fill:var(--ink)}
-.line{fill:none;stroke-width:1.8;stroke-linejoin:round}
-.line.faint{opacity:.32;stroke-width:1}.line.dashed{stroke-dasharray:6 4}.key.faint{opacity:.4}
+.key.faint{opacity:.4}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:8px 0 0;padding:0;font-size:13px;color:var(--soft)}
 .key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;vertical-align:-1px}
 .scroll{overflow-x:auto}
@@ -119,18 +125,22 @@ std::string format_ms(double ms) {
   return fmt::format("{:.3g} us", ms * 1e3);
 }
 
-std::string page(const std::string& title, const std::string& body, bool wide) {
-  std::string colors;
+std::string chart_style() {
+  std::string out(drawing);
   for (int c = 0; c < palette; ++c) {
-    colors += fmt::format(
+    out += fmt::format(
         ".s{0}{{stroke:var(--c{0})}}.f{0}{{fill:var(--c{0});background:var(--c{0})}}\n", c);
   }
+  return out;
+}
+
+std::string page(const std::string& title, const std::string& body, bool wide) {
   return fmt::format(
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
       "<title>{}</title>\n<style>{}{}</style>\n</head>\n<body>\n<main{}>\n{}</main>\n</body>\n</"
       "html>\n",
-      escape(title), style, colors, wide ? " class=\"wide\"" : "", body);
+      escape(title), style, chart_style(), wide ? " class=\"wide\"" : "", body);
 }
 
 std::string card(std::string_view title, std::string_view why, const std::string& content) {

@@ -20,6 +20,9 @@ std::string format_count(double value);
 std::string format_number(double value);
 std::string format_ms(double ms);
 
+/// The style of charts, colours among it: a part of `page`'s, enough for an SVG of its own.
+std::string chart_style();
+
 /// A whole document. @param body  HTML, as is `content` of a card.
 std::string page(const std::string& title, const std::string& body, bool wide = false);
 std::string card(std::string_view title, std::string_view why, const std::string& content);
