@@ -271,7 +271,8 @@ std::string standalone_svg(const std::string& svg) {
   const std::size_t open = svg.find('>', begin) + 1;
   return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" " +
          svg.substr(begin + 5, open - begin - 5) + "<style>" + chart_style() +
-         "text{font-family:system-ui,sans-serif}</style><rect width=\"100%\" height=\"100%\" style=\"fill:var(--card)\"/>" +
+         "text{font-family:system-ui,sans-serif}</style><rect width=\"100%\" height=\"100%\" "
+         "style=\"fill:var(--card)\"/>" +
          svg.substr(open, end - open) + "</svg>\n";
 }
 

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <orthrus/error.hpp>
 #include <string_view>
+#include <utility>
 
 #include "runtime/safetensors.hpp"
 #include "runtime/yaml_tree.hpp"
@@ -16,6 +17,7 @@ namespace orthrus::cli {
 namespace {
 
 using nlohmann::json;
+using nlohmann::ordered_json;
 
 /// Where a text stops being JSON: what no parser's message says is the key.
 class Trouble : public nlohmann::json_sax<json> {
@@ -44,7 +46,7 @@ class Trouble : public nlohmann::json_sax<json> {
   bool end_array() override { return true; }
 };
 
-const json* find(const json& record, std::string_view key) {
+const ordered_json* find(const ordered_json& record, std::string_view key) {
   if (const auto found = record.find(key); found != record.end()) return &*found;
   const std::size_t dot = key.find('.');
   if (dot == std::string_view::npos) return nullptr;
@@ -52,8 +54,8 @@ const json* find(const json& record, std::string_view key) {
   return inner != record.end() && inner->is_object() ? find(*inner, key.substr(dot + 1)) : nullptr;
 }
 
-double number(const json& record, const std::string& key, const std::string& where) {
-  const json* const value = find(record, key);
+double number(const ordered_json& record, const std::string& key, const std::string& where) {
+  const ordered_json* const value = find(record, key);
   const std::string at = where + key + ": ";
   if (value == nullptr) {
     std::vector<std::string_view> known;
@@ -62,10 +64,10 @@ double number(const json& record, const std::string& key, const std::string& whe
                                 runtime::nearest_hint(key, known), fmt::join(known, ", ")));
   }
   if (!value->is_number()) {
-    throw DataError(
-        at +
-        runtime::quoted_for_message(value->dump(-1, ' ', false, json::error_handler_t::replace)) +
-        " is not a number");
+    throw DataError(at +
+                    runtime::quoted_for_message(
+                        value->dump(-1, ' ', false, ordered_json::error_handler_t::replace)) +
+                    " is not a number");
   }
   const auto x = value->get<double>();
   if (!std::isfinite(x) || x <= 0) {
@@ -76,10 +78,9 @@ double number(const json& record, const std::string& key, const std::string& whe
 
 }  // namespace
 
-Records read_records(const std::filesystem::path& file, const std::vector<std::string>& keys) {
+JsonLines read_json_lines(const std::filesystem::path& file) {
   const std::string text = runtime::read_file(file, std::int64_t{1} << 30);
-  Records records;
-  records.columns.resize(keys.size());
+  JsonLines out;
   std::size_t line_number = 0;
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
@@ -88,13 +89,13 @@ Records read_records(const std::filesystem::path& file, const std::vector<std::s
     ++line_number;
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string where = fmt::format("{}:{}: ", file.string(), line_number);
-    const json record = json::parse(line, nullptr, /*allow_exceptions=*/false);
+    ordered_json record = ordered_json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (record.is_discarded()) {
       Trouble trouble;
       json::sax_parse(line, &trouble);
       // What was still wanted at the end of a line without its end was on its way.
       if (end == text.size() && trouble.byte > line.size()) {
-        records.warning = where + "the last line is cut off: left out";
+        out.warning = where + "the last line is cut off: left out";
         break;
       }
       throw DataError(fmt::format("{}{}{}not JSON from column {} on: {}", where, trouble.at_key,
@@ -102,8 +103,20 @@ Records read_records(const std::filesystem::path& file, const std::vector<std::s
                                   runtime::quoted_for_message(line)));
     }
     if (!record.is_object()) throw DataError(where + "not a JSON object");
+    out.lines.push_back({line_number, std::move(record)});
+  }
+  return out;
+}
+
+Records read_records(const std::filesystem::path& file, const std::vector<std::string>& keys) {
+  const JsonLines lines = read_json_lines(file);
+  Records records;
+  records.warning = lines.warning;
+  records.columns.resize(keys.size());
+  for (const JsonLine& line : lines.lines) {
+    const std::string where = fmt::format("{}:{}: ", file.string(), line.number);
     for (std::size_t k = 0; k < keys.size(); ++k) {
-      records.columns[k].push_back(number(record, keys[k], where));
+      records.columns[k].push_back(number(line.record, keys[k], where));
     }
   }
   if (records.columns.empty() || records.columns.front().empty()) {

@@ -1,0 +1,53 @@
+#pragma once
+/// @file
+/// What a study left in its directory, finished or not: the resolved study file, its trials, their
+/// metrics. Nothing is written here.
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <orthrus/studies/cells.hpp>
+#include <string>
+#include <vector>
+
+namespace orthrus::cli {
+
+/// One line of results.jsonl. Numbers that are not there are NaN.
+struct StudyTrial {
+  std::string id;
+  std::int64_t index = 0;
+  std::string state;  ///< complete, censored, diverged, failed, pruned
+  studies::SeedRole role = studies::SeedRole::only;
+  nlohmann::ordered_json params;
+  nlohmann::ordered_json line;  ///< all of it
+
+  [[nodiscard]] double number(const char* key) const;  ///< of the line
+  [[nodiscard]] double param(const char* key) const;
+  /// As people write it; empty when there is none.
+  [[nodiscard]] std::string param_text(const std::string& key) const;
+  /// Not `failed`: a trial that diverged or was censored has said something.
+  [[nodiscard]] bool result() const { return state != "failed"; }
+};
+
+struct StudyResults {
+  std::filesystem::path directory;
+  std::string name;
+  nlohmann::ordered_json resolved;  ///< study.resolved.json
+  std::vector<StudyTrial> trials;   ///< by index; of one trial's lines the last
+  std::vector<std::string> warnings;
+
+  /// Below dots: "search.metric"; null when there is none.
+  [[nodiscard]] const nlohmann::ordered_json& setting(const std::string& path) const;
+  /// Lines of the trial's metrics.jsonl of type `type`; none where there is no such file.
+  [[nodiscard]] std::vector<nlohmann::ordered_json> metrics(const StudyTrial& trial,
+                                                            const std::string& type) const;
+};
+
+/// "inf", "-inf", "NaN" are numbers; what is none, or null, is NaN.
+[[nodiscard]] double number_of(const nlohmann::ordered_json& value);
+
+/// @throws ConfigError  no such directory, no study.resolved.json or results.jsonl in it
+/// @throws DataError    with file, line and key: malformed
+[[nodiscard]] StudyResults read_study(const std::filesystem::path& directory);
+
+}  // namespace orthrus::cli
