@@ -168,10 +168,13 @@ int retry(const Given& given) {
   const fs::path directory = given.directory;
   const StudyRecord study = read_study_record(directory);
   std::vector<std::pair<std::int64_t, std::string>> found;
+  // Digits alone are an index: an id has 16 hex digits, and rarely begins with none but digits.
+  const bool is_index =
+      given.trial.size() < 8 && given.trial.find_first_not_of("0123456789") == std::string::npos;
   for (const auto& [index, trial] : study.trials) {
     const std::string name = fmt::format("{:04}-{}", index, trial.id);
-    if (trial.id.starts_with(given.trial) || name == given.trial ||
-        std::to_string(index) == given.trial)
+    if (is_index ? index == std::stoll(given.trial)
+                 : trial.id.starts_with(given.trial) || name == given.trial)
       found.emplace_back(index, trial.id);
   }
   if (found.size() != 1) {

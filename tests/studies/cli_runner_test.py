@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""orthrus study run as scripts see it: results that a kill does not change, states, refusals.
+
+usage: cli_runner_test.py ORTHRUS MPIRUN...
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+ORTHRUS = os.path.abspath(sys.argv[1])
+MPIRUN = sys.argv[2:]
+
+BASE = """\
+schema: 1
+name: quad
+seed: 3
+workload: {name: noisy_quadratic, rows: 8, cols: 8}
+train: {steps: 60, batch: 8}
+groups:
+  - {match: "*", rule: {name: muon, lr: 0.1}, lmo: {scale: original}}
+"""
+TUNED = """\
+orthrus_study: 1
+name: s
+base: q.yaml
+search:
+  metric: {target: 2.0}
+  parameters:
+    batch_size: {values: [4, 8]}
+    lr: {center: {rule: sqrt, at: {batch_size: 8}, value: 0.1}, multipliers: {log2: [-1, 1]}, extend_on_edge: 2}
+    seed: {tune: [0, 1], report: [10, 11]}
+budget: {max_examples: 16000}
+"""
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.dir = Path(tempfile.mkdtemp(prefix="orthrus-runner-"))
+        self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
+        self.write("q.yaml", BASE)
+        self.write("s.yaml", TUNED)
+
+    def write(self, name, text):
+        (self.dir / name).write_text(text)
+
+    def study(self, *args, code=0, ranks=None):
+        command = [*(MPIRUN + ["-np", str(ranks)] if ranks else []), ORTHRUS, "study", *map(str, args)]
+        done = subprocess.run(command, cwd=self.dir, timeout=100, capture_output=True, text=True)
+        self.assertEqual(done.returncode, code, f"{command}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def results(self, study):
+        rows = [json.loads(line) for line in (self.dir / study / "results.jsonl").read_text().splitlines()]
+        for row in rows:
+            del row["attempt"]
+        return rows
+
+    def evaluations(self, study, index):
+        file = next((self.dir / study / "trials").glob(f"{index:04}-*")) / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            del row["wall_s"]
+        return rows
+
+
+class Results(Case):
+    def test_are_those_of_one_process_on_any_number_of_groups(self):
+        self.study("run", "s.yaml", "--dir", "one")
+        for ranks in (2, 4):
+            self.study("run", "s.yaml", "--dir", f"on{ranks}", ranks=ranks)
+            self.assertEqual(self.results("one"), self.results(f"on{ranks}"))
+        rows = self.results("one")
+        self.assertEqual([r["index"] for r in rows], sorted(r["index"] for r in rows))
+        # Fresh seeds at the chosen rates, two for each batch size.
+        self.assertEqual([r["params"]["seed"] for r in rows if r["role"] == "report"], [10, 11, 10, 11])
+
+    def test_a_trial_in_the_last_of_four_groups_is_that_of_the_only_group(self):
+        self.write("t.yaml", "orthrus_study: 1\nname: t\nbase: q.yaml\nsearch: {parameters: {seed: {values: "
+                             "[1, 2, 3, 4, 5, 6, 7, 8]}}}\nexecution: {order: by_index}\n")
+        self.study("run", "t.yaml", "--dir", "one")
+        self.study("run", "t.yaml", "--dir", "four", ranks=4)
+        for index in range(8):
+            self.assertEqual(self.evaluations("one", index), self.evaluations("four", index))
+
+    def test_of_groups_of_two_ranks(self):
+        for directory, ranks, per_trial in (("one", 1, 1), ("two", 4, 2)):
+            self.study("run", "s.yaml", "--dir", directory, "--set", f"execution.ranks_per_trial={per_trial}",
+                       ranks=ranks)
+        for one, two in zip(self.results("one"), self.results("two")):
+            self.assertEqual(one["trial"], two["trial"])
+
+    def test_outlive_a_kill_at_any_moment(self):
+        self.study("run", "s.yaml", "--dir", "whole")
+        for k, ranks in enumerate((None, 3, 4, None, 2)):
+            out = f"killed{k}"
+            # Cut off again and again, each time a little later, until it is through.
+            for attempt in range(60):
+                resume = ["--resume"] if (self.dir / out).exists() else []
+                command = [*(MPIRUN + ["-np", str(ranks)] if ranks else []), ORTHRUS, "study", "run", "s.yaml",
+                           "--dir", out, *resume]
+                process = subprocess.Popen(command, cwd=self.dir, stdout=subprocess.DEVNULL,
+                                           stderr=subprocess.DEVNULL, start_new_session=True)
+                try:
+                    process.wait(timeout=(0.3 if ranks else 0.05) + 0.02 * (k + 7 * attempt))
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    continue
+                # Ranks of a launcher that was killed may hold the directory for a moment.
+                if process.returncode == 0:
+                    break
+                time.sleep(0.1)
+            else:
+                self.fail("never came to its end")
+            self.assertEqual(self.results("whole"), self.results(out))
+
+    def test_are_kept_when_a_study_is_asked_to_stop(self):
+        self.study("run", "s.yaml", "--dir", "whole")
+        for ranks in (None, 3):
+            out = f"limited{ranks}"
+            self.study("run", "s.yaml", "--dir", out, "--time-limit", "0.02s", code=75, ranks=ranks)
+            self.assertLess(len(self.results(out)), len(self.results("whole")))
+            self.study("run", "s.yaml", "--dir", out, "--resume", ranks=ranks)
+            self.assertEqual(self.results("whole"), self.results(out))
+
+    def test_tell_failed_and_diverged_trials_from_others(self):
+        self.write("f.yaml", """\
+orthrus_study: 1
+name: f
+base: q.yaml
+search:
+  parameters:
+    workload.rows: {values: [8, 0]}
+    lr: {values: [0.1, 1.0e+6]}
+""")
+        self.study("run", "f.yaml", ranks=2)
+        rows = self.results("studies/f")
+        self.assertEqual([r["state"] for r in rows], ["complete", "diverged", "failed", "failed"])
+        self.assertIn("rows", rows[2]["message"])
+        listed = json.loads(self.study("ls", "studies/f", "--where", "state == failed && lr < 1", "--json").stdout)
+        self.assertEqual([r["index"] for r in listed], [2])
+        self.assertIn("2 trials failed", self.study("check", "studies/f").stdout)
+        self.study("retry", 1, "studies/f")
+        self.assertEqual(json.loads(self.study("status", "studies/f", "--json").stdout)["states"]["waiting"], 1)
+        self.study("run", "f.yaml", "--resume")
+        self.assertEqual(rows, self.results("studies/f"))
+
+
+class Refusals(Case):
+    def refused(self, *args, ranks=None):
+        return self.study(*args, code=78, ranks=ranks).stderr
+
+    def test_name_what_is_wrong(self):
+        self.assertIn("run_cap", self.refused("run", "s.yaml", "--set", "budget.run_cap=20"))
+        self.assertIn("asha", self.refused("run", "s.yaml", "--set", "search.method=asha"))
+        self.assertIn("ranks_per_trial", self.refused("run", "s.yaml", "--set", "execution.ranks_per_trial=3"))
+        self.assertIn("s.yaml:4:1: serch", self.refused_text(TUNED.replace("search:", "serch:")))
+        self.assertIn("not there yet", self.refused("init", "lr-transfer", "q.yaml"))
+        self.assertFalse((self.dir / "studies").exists(), "what cannot run leaves nothing behind")
+
+    def refused_text(self, text):
+        self.write("s.yaml", text)
+        message = self.refused("run", "s.yaml")
+        self.write("s.yaml", TUNED)
+        return message
+
+    def test_of_a_directory_that_is_taken(self):
+        self.assertIn("no study", self.refused("run", "s.yaml", "--resume"))
+        self.study("run", "s.yaml")
+        self.assertIn("--resume", self.refused("run", "s.yaml", ranks=2))
+        self.assertIn("budget.max_examples", self.refused("run", "s.yaml", "--resume", "--set",
+                                                          "budget.max_examples=99"))
+        self.assertIn("is of the study 's'", self.refused("run", "s.yaml", "--dir", "studies/s", "--set", "name=o"))
+        self.write("q.yaml", BASE.replace("seed: 3", "seed: 4"))
+        self.assertIn("q.yaml", self.refused("run", "s.yaml", "--resume"))
+        (self.dir / "mine").mkdir()
+        self.write("mine/notes", "")
+        self.assertIn("no study's", self.refused("run", "s.yaml", "--dir", "mine"))
+
+    def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(self):
+        said = json.loads(self.study("run", "s.yaml", "--dry-run", "--json").stdout)
+        self.assertEqual((said["trials"], said["trials_most"], len(said["first"])), (12, 32, 5))
+        for key in ("wall_s", "gradient_flops", "memory_per_rank", "examples"):
+            self.assertGreater(said[key], 0)
+        self.assertEqual(sorted(p.name for p in self.dir.iterdir()), ["q.yaml", "s.yaml"])
+
+
+class Presets(Case):
+    def test_run_from_a_configuration_alone(self):
+        self.study("lr", "q.yaml")
+        self.study("compare", "q.yaml", "q.yaml", ranks=2)
+        self.study("critical-batch", "q.yaml", "--batches", "4,8", ranks=2)
+        rows = self.results("studies/quad-critical-batch")
+        self.assertTrue(any(r["steps_to_target"] for r in rows if r["role"] == "report"))
+        out = self.study("scaling", "q.yaml", ranks=2).stdout
+        self.assertIn("predicted ms", out)
+        self.assertEqual([r["timing"]["ranks"] for r in self.results("studies/quad-scaling")], [1, 2])
+
+    def test_are_written_as_files_that_run(self):
+        for preset, configs in (("learning-rate", 1), ("strong-scaling", 1), ("compare", 2), ("cbs-steps-to-target", 1)):
+            self.study("init", preset, *["q.yaml"] * configs)
+            self.study("run", f"{preset}.yaml", "--dry-run", ranks=4)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2)
