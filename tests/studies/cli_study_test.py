@@ -100,7 +100,7 @@ class Refusals(Case):
     def test_wrong_usage(self):
         self.write([{"batch_size": 1, "steps_to_target": 1}])
         fit = ["fit", "runs.jsonl", "--law"]
-        for args, names in (([], "subcommand"), (["run", "s.yaml"], "subcommand"),
+        for args, names in (([], "subcommand"), (["rnu", "s.yaml"], "subcommand"),
                             (["fit", "runs.jsonl"], "--law"), (["fit", "--law", "hyper"], "FILE"),
                             ([*fit, "hipper"], "did you mean 'hyper'"), ([*fit, "power"], "--x and --y"),
                             ([*fit, "hyper", "--x", "a,b"], "--x a,b: the law hyper takes one key"),
@@ -115,7 +115,8 @@ class Refusals(Case):
 
     def test_what_is_not_there_yet_is_not_offered(self):
         offered = re.findall(r"^  ([a-z-]+) {2,}", self.study("--help").stdout.partition("Subcommands:")[2], re.MULTILINE)
-        self.assertEqual(offered, ["reproduce", "fit"])
+        self.assertEqual(offered, ["reproduce", "fit", "run", "init", "status", "ls", "retry", "check", "schema",
+                                   "critical-batch", "lr", "compare", "scaling"])
 
     def test_what_is_not_a_file_of_records(self):
         self.assertIn("nope.jsonl", self.refused(78, "fit", "nope.jsonl", "--law", "hyper"))
