@@ -360,6 +360,7 @@ class Trainer {
                {"items_per_s", done.step_ms > 0 ? 1e3 * items / done.step_ms : 0}};
       if (report.skipped) row["skip_reason"] = report.skip_reason;
       record_rounding(report, row);
+      if (json noise = noise_of(report, config_); !noise.empty()) row["noise"] = std::move(noise);
       if (!report.notice.empty()) {
         row["notice"] = report.notice;
         spdlog::warn("step {}: {}", report.step, report.notice);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <exception>
 #include <numeric>
 #include <orthrus/error.hpp>
@@ -31,6 +32,27 @@ Config with_one_gather(Config config) {
 }
 
 }  // namespace
+
+nlohmann::json noise_of(const StepReport& report, const Config& config) {
+  nlohmann::json list = nlohmann::json::array();
+  const auto add = [&](const GradientNoise& noise, const std::string& group) {
+    if (noise.step != report.step || report.skipped) return;
+    const double scale = noise.scale();
+    list.push_back({{"group", group},
+                    {"n_splits", noise.contributions},
+                    {"examples_each", noise.examples},
+                    {"q", noise.mean_squared},
+                    {"r", noise.squared_mean},
+                    {"trS", noise.trace()},
+                    {"g2", noise.signal()},
+                    {"gns_l2", std::isfinite(scale) ? nlohmann::json(scale) : "inf"}});
+  };
+  for (std::size_t g = 0; g < report.noise.size(); ++g) {
+    add(report.noise[g], config.groups[g].match);
+  }
+  add(report.model_noise, "all");
+  return list;
+}
 
 std::int64_t elements_of(const Parameter& parameter) {
   return std::accumulate(parameter.shape.begin(), parameter.shape.end(), std::int64_t{1},

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <orthrus/communicator.hpp>
 #include <orthrus/config.hpp>
@@ -92,6 +93,10 @@ class Training {
   std::vector<int> ids_;
   std::vector<double> losses_;  // of this rank's parts, in the step last taken
 };
+
+/// What a step measured of gradient noise (`diagnostics.every_steps`): an object per group, by its
+/// pattern, and of the model, with the group "all". Empty: nothing.
+[[nodiscard]] nlohmann::json noise_of(const StepReport& report, const Config& config);
 
 /// The number of elements of a tensor.
 [[nodiscard]] std::int64_t elements_of(const Parameter& parameter);

@@ -98,6 +98,7 @@ class TrialRun {
       if (at == 1) first_loss_ = loss_;
       if (study_.exclusive) times_.emplace_back(step.step_ms, step.report.ms.total);
       bytes_max_ = step.bytes_max;
+      probe(step.report);
       if (has_diverged()) return finish("diverged", "stop.diverged: " + study_.diverged);
       if (step.any.stop) return stopped();
       if (at < config.train.steps && at % config.train.eval_every != 0) continue;
@@ -188,6 +189,18 @@ class TrialRun {
     if (trial_.params.contains("lr"))
       row["lr"] = trial_.params["lr"].get<double>() * (step > 0 ? lr_multiplier_ : 1);
     write(row);
+  }
+
+  /// What was measured beside the training, as lines of their own.
+  void probe(const StepReport& report) {
+    if (training_.rank() != 0) return;
+    for (Json row : noise_of(report, training_.config())) {
+      row.update({{"t", "probe"},
+                  {"trial", trial_.id},
+                  {"step", report.step},
+                  {"examples", report.step * trial_.batch}});
+      write(row);
+    }
   }
 
   /// A failure is kept for the next agreement: the other ranks are ahead already.
