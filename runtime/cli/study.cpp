@@ -10,11 +10,15 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "runtime/cli/command.hpp"
 #include "runtime/cli/run_directory.hpp"
+#include "runtime/cli/study_analysis.hpp"
+#include "runtime/cli/study_export.hpp"
 #include "runtime/cli/study_fit.hpp"
+#include "runtime/cli/study_page.hpp"
 #include "runtime/cli/study_reproduce.hpp"
 #include "runtime/cli/study_runner.hpp"
 #include "runtime/safetensors.hpp"
@@ -38,6 +42,7 @@ auto known_in(const List& list, const char* what) {
 struct Given {
   ReproduceOptions reproduce;
   FitOptions fit;
+  std::string study, format;
   std::string law, x, collective, out;
   int ranks = 0;
 };
@@ -86,7 +91,61 @@ void complete(Given& given, const CLI::App& app) {
   }
 }
 
+void print_analysis(const StudyResults& study, const StudyAnalysis& analysis, bool json) {
+  const std::string text =
+      json ? analysis_json(study, analysis)
+                     .dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
+                 "\n"
+           : verdict_text(study, analysis);
+  std::fputs(text.c_str(), stdout);
+}
+
+int report_study(const Given& given, Context& context) {
+  if (context.rank() != 0) return 0;
+  const StudyResults study = read_study(given.study);
+  const StudyAnalysis analysis = analyse(study);
+  write_analysis(study, analysis);
+  const std::filesystem::path page = write_report(study, analysis);
+  print_analysis(study, analysis, context.json);
+  if (!context.json) std::printf("\nwritten: %s\n", page.c_str());
+  return 0;
+}
+
+int export_study(const Given& given, Context& context) {
+  if (context.rank() != 0) return 0;
+  const auto formats = export_formats();
+  const ExportFormat& format =
+      *std::find_if(formats.begin(), formats.end(),
+                    [&](const ExportFormat& f) { return f.name == given.format; });
+  const std::string text = format.text(read_study(given.study));
+  if (given.out.empty()) {
+    std::fputs(text.c_str(), stdout);
+  } else {
+    make_directories(std::filesystem::path(given.out).parent_path());
+    runtime::write_file_atomically(given.out, text);
+  }
+  return 0;
+}
+
+/// `study fit DIRECTORY`: the analysis of a study again, without its page.
+int fit_study(const Given& given, Context& context) {
+  if (context.rank() != 0) return 0;
+  const StudyResults study = read_study(given.fit.file);
+  const StudyAnalysis analysis = analyse(study);
+  write_analysis(study, analysis);
+  print_analysis(study, analysis, context.json);
+  return 0;
+}
+
 int fit(Given& given, const CLI::App& app, Context& context) {
+  std::error_code error;
+  if (std::filesystem::is_directory(given.fit.file, error)) {
+    if (!given.law.empty()) {
+      throw CLI::ValidationError("--law: a study's directory says itself what is fitted");
+    }
+    return fit_study(given, context);
+  }
+  if (given.law.empty()) throw CLI::RequiredError("--law");
   complete(given, app);
   if (context.rank() != 0) return 0;
   const FitReport report = fit_file(given.fit);
@@ -126,10 +185,10 @@ Run add_study(CLI::App& app) {
   CLI::App* laws = app.add_subcommand("fit", "A law through the records of a file, with intervals");
   FitOptions& o = given->fit;
   static const std::span<const FitLaw> all_laws = fit_laws();
-  laws->add_option("FILE", o.file, "JSON lines, one record per line")->required();
-  laws->add_option("--law", given->law, "See below")
-      ->required()
-      ->check(known_in(all_laws, "a law"));
+  laws->add_option("FILE", o.file,
+                   "JSON lines, one record per line; or a study's directory: its analysis again")
+      ->required();
+  laws->add_option("--law", given->law, "See below")->check(known_in(all_laws, "a law"));
   laws->add_option("--x", given->x,
                    "Key of the abscissa (three_term: BATCH,STEPS[,PARAMETERS]); a.b reaches into "
                    "nested objects");
@@ -152,8 +211,20 @@ Run add_study(CLI::App& app) {
   laws->add_option("--out", given->out, "Write the JSON line of the fit to this file");
   laws->footer(laws_text());
 
-  return [given, laws, runner = add_study_runner(app)](Context& context) {
+  CLI::App* page = app.add_subcommand("report", "What a study came to: verdict, page, tables");
+  page->add_option("DIR", given->study, "The study's directory")->required();
+  CLI::App* other = app.add_subcommand("export", "A study for other trackers");
+  other->add_option("DIR", given->study, "The study's directory")->required();
+  static const std::span<const ExportFormat> formats = export_formats();
+  other->add_option("--format", given->format, "csv, wandb or mllog")
+      ->required()
+      ->check(known_in(formats, "a format"));
+  other->add_option("--out", given->out, "Write to this file instead of stdout");
+
+  return [given, laws, page, other, runner = add_study_runner(app)](Context& context) {
     if (const std::optional<int> code = runner(context)) return *code;
+    if (page->parsed()) return report_study(*given, context);
+    if (other->parsed()) return export_study(*given, context);
     if (laws->parsed()) return fit(*given, *laws, context);
     if (context.rank() != 0) return 0;
     given->reproduce.json = context.json;
