@@ -139,10 +139,7 @@ int fit_study(const Given& given, Context& context) {
 
 int fit(Given& given, const CLI::App& app, Context& context) {
   std::error_code error;
-  if (std::filesystem::is_directory(given.fit.file, error)) {
-    if (!given.law.empty()) {
-      throw CLI::ValidationError("--law: a study's directory says itself what is fitted");
-    }
+  if (given.law.empty() && std::filesystem::is_directory(given.fit.file, error)) {
     return fit_study(given, context);
   }
   if (given.law.empty()) throw CLI::RequiredError("--law");

@@ -82,12 +82,10 @@ std::string wandb(const StudyResults& study) {
 /// The events of one trial. Its clock starts at 0: results carry durations, not times of day.
 class EventLog {
  public:
-  EventLog(const StudyResults& study, const StudyTrial& trial) : trial_(trial) {
-    file_ = (study.directory / "results.jsonl").string();
-  }
+  explicit EventLog(const StudyTrial& trial) : trial_(trial) {}
   void add(double seconds, const char* type, const char* key, const ordered_json& value,
            const ordered_json& metadata = ordered_json::object()) {
-    ordered_json about{{"file", file_}, {"lineno", 0}, {"trial", trial_.id}};
+    ordered_json about{{"file", "results.jsonl"}, {"lineno", 0}, {"trial", trial_.id}};
     about.update(metadata);
     const ordered_json line{
         {"namespace", ""},    {"time_ms", std::isfinite(seconds) ? std::llround(1e3 * seconds) : 0},
@@ -106,11 +104,10 @@ class EventLog {
 
  private:
   const StudyTrial& trial_;
-  std::string file_;
 };
 
 std::string mllog_of(const StudyResults& study, const StudyTrial& trial) {
-  EventLog log(study, trial);
+  EventLog log(trial);
   log.add(0, "INTERVAL_START", "init_start", nullptr);
   log.point("submission_benchmark", study.name);
   log.param("seed", "seed");

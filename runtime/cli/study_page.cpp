@@ -3,11 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <set>
-#include <string_view>
 #include <utility>
 
 #include "runtime/cli/run_directory.hpp"
@@ -78,7 +77,8 @@ template <class F>
 std::vector<Measured> along(double lo, double hi, F point) {
   constexpr int pieces = 80;
   std::vector<Measured> out;
-  for (int i = 0; i <= pieces; ++i) out.push_back(point(lo * std::pow(hi / lo, i / 80.0)));
+  for (int i = 0; i <= pieces; ++i)
+    out.push_back(point(lo * std::pow(hi / lo, static_cast<double>(i) / pieces)));
   return out;
 }
 
@@ -345,9 +345,8 @@ void add_ratios(std::vector<StudyFigure>& out, const StudyAnalysis& analysis) {
   if (!plot.curves.empty()) out.push_back(figure(plot));
 }
 
-/// Noise scales of the trials at the chosen rates: one curve per trial and geometry.
-void add_noise(std::vector<StudyFigure>& out, const StudyResults& study,
-               const StudyAnalysis& analysis) {
+/// Noise scales along the first trial of each optimizer that has any: a curve per geometry.
+void add_noise(std::vector<StudyFigure>& out, const StudyResults& study) {
   Plot plot{"noise-scale",
             "Gradient noise scale",
             "By the geometry of its norm, along the first trial of each series that measured it.",
@@ -377,7 +376,6 @@ void add_noise(std::vector<StudyFigure>& out, const StudyResults& study,
       plot.curves.push_back(std::move(curve));
     }
   }
-  (void)analysis;
   if (!plot.curves.empty()) out.push_back(figure(plot));
 }
 
@@ -426,7 +424,7 @@ std::vector<StudyFigure> study_figures(const StudyResults& study, const StudyAna
   add_ratios(out, analysis);
   add_bootstrap(out, analysis);
   add_tuning(out, analysis);
-  add_noise(out, study, analysis);
+  add_noise(out, study);
   return out;
 }
 

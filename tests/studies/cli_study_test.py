@@ -4,6 +4,8 @@
 usage: cli_study_test.py ORTHRUS README
 """
 
+import csv
+import io
 import json
 import math
 import os
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import xml.dom.minidom
 from pathlib import Path
 
 ORTHRUS = os.path.abspath(sys.argv[1])
@@ -90,6 +93,140 @@ class Fit(Case):
         self.assertEqual(self.study(*args, env={"OMPI_COMM_WORLD_RANK": "1"}).stdout, "")
 
 
+class Study(Case):
+    """A directory as a study leaves it: S = a(1 + 64/B)·exp(½ ln²(η/η*)) exactly, η* = 0.01·√B."""
+
+    def fill(self, keep=lambda opt, batch, seed: True, target=0.05, tail="", steps=lambda opt, s: s):
+        (self.dir / "s").mkdir(exist_ok=True)
+        (self.dir / "s/study.resolved.json").write_text(json.dumps({
+            "orthrus_study": 1, "name": "two", "search": {
+                "metric": {"name": "val_loss", "target": target},
+                "parameters": {"optimizer": {"values": ["adamw", "muon"]}, "batch_size": {"log2": [3, 10]}}},
+            "analysis": {"items": [{"fit": "hyper", "per": ["optimizer"], "b_ref": 16}, {"fit": "lr_exponent"},
+                                   {"compare": "token_ratio", "numerator": "adamw", "denominator": "muon"}],
+                         "bootstrap": {"resamples": 50}}}))
+        lines = []
+        for opt, a in (("adamw", 1000), ("muon", 800)):
+            for batch in (2**k for k in range(3, 11)):
+                best = 0.01 * batch**0.5
+                for j, seed in [(j, s) for j in range(-2, 3) for s in (0, 1)] + [(0, s) for s in (10, 11, 12)]:
+                    if not keep(opt, batch, seed):
+                        continue
+                    lr = best * 2 ** (j / 2)
+                    reached = steps(opt, a * (1 + 64 / batch) * math.exp(0.5 * math.log(lr / best) ** 2))
+                    lines.append(json.dumps({
+                        "t": "summary", "trial": f"{len(lines):016x}", "index": len(lines),
+                        "state": "complete" if reached else "censored", "role": "tune" if seed < 10 else "report",
+                        "params": {"optimizer": opt, "batch_size": batch, "lr": lr, "seed": seed},
+                        "steps_to_target": reached, "final_val": lr, "attempt": 1}) + "\n")
+        (self.dir / "s/results.jsonl").write_text("".join(lines) + tail)
+        return len(lines)
+
+    def kinds(self, document):
+        return {w["kind"]: w["text"] for w in document["warnings"]}
+
+    def test_a_finished_study(self):
+        self.fill()
+        document = json.loads(self.study("report", "s", "--json").stdout)
+        fits = {(f["model"], f.get("per", {}).get("series")): f for f in document["fits"]}
+        for series, steps in (("adamw", 1000), ("muon", 800)):
+            fit = fits["hyper", series]
+            self.near(fit["S_min"], steps, 1e-6)
+            self.near(fit["cbs"]["value"], 64, 1e-6)
+            self.assertEqual((fit["cbs"]["definition"], fit["ci_kind"]), ("mccandlish", "stratified"))
+            self.near(fits["lr_exponent", series]["exponent"]["value"], 0.5, 1e-6)
+        for ratio in (f for f in document["fits"] if f["model"] == "token_ratio"):
+            self.near(ratio["ratio"], 1.25, 1e-9)
+        self.assertEqual(json.loads((self.dir / "s/analysis/fits.json").read_text()), document["fits"])
+
+        text = self.study("report", "s").stdout
+        for said in ("mccandlish", "overhead20", "muon needs fewer", "Learning rate", "written: "):
+            self.assertIn(said, text)
+        page = (self.dir / "s/report/index.html").read_text()
+        for absent in ("<script", "http://", "https://"):
+            self.assertNotIn(absent, page)
+        self.assertIn("prefers-color-scheme:dark", page)
+        figures = sorted((self.dir / "s/report/figures").glob("*.svg"))
+        self.assertLessEqual({"steps", "examples", "tradeoff", "residuals", "learning-rates", "token-ratio",
+                              "tuning-muon", "map-adamw"}, {f.stem for f in figures})
+        for figure in figures:
+            xml.dom.minidom.parse(str(figure))
+            self.assertIn(f'download="{figure.stem}.csv"', page)
+            self.assertTrue((self.dir / f"s/report/tables/figure-{figure.stem}.csv").exists())
+        # The analysis alone says the same, and touches no page.
+        shutil.rmtree(self.dir / "s/report")
+        self.assertEqual(json.loads(self.study("fit", "s", "--json").stdout), document)
+        self.assertFalse((self.dir / "s/report").exists())
+
+    def test_what_is_missing_is_named(self):
+        self.fill(keep=lambda opt, batch, seed: opt == "muon" and batch != 64 and seed != 12,
+                  steps=lambda opt, s: s if s < 5000 else None, tail='{"t":"summary","trial":"00')
+        kinds = self.kinds(json.loads(self.study("report", "s", "--json").stdout))
+        self.assertIn("s/results.jsonl:85", kinds["cut_off"])
+        self.assertIn("one of them has no trials", kinds["missing_cells"])
+        self.assertIn("batch 8", kinds["censored"])
+        self.assertIn("fewer than 3 seeds", kinds["few_seeds"])
+        text = self.study("report", "s").stdout
+        self.assertIn("adamw: no finished trial", text)
+        self.assertIn("muon: no finished trial at batch 64", text)
+
+    def test_small_and_empty_studies(self):
+        for count in (0, 1, 2, 11, 13, 14, 40):
+            seen = []
+            self.fill(keep=lambda *_: not seen.append(1) and len(seen) <= count)
+            self.study("report", "s")
+            page = (self.dir / "s/report/index.html").read_text()
+            self.assertEqual("no trial has finished" in page, count == 0)
+        self.fill(target=None)
+        document = json.loads(self.study("report", "s", "--json").stdout)
+        self.assertIn("no_target", self.kinds(document))
+        self.assertIn("edge_optimum", self.kinds(document))  # the loss here is the rate
+        self.fill(steps=lambda opt, s: None)
+        self.assertIn("too_few_points", self.kinds(json.loads(self.study("report", "s", "--json").stdout)))
+
+    def test_exports(self):
+        count = self.fill()
+        rows = list(csv.DictReader(io.StringIO(self.study("export", "s", "--format", "csv").stdout)))
+        self.assertEqual(len(rows), count)
+        self.assertEqual((rows[0]["params.optimizer"], float(rows[0]["params.lr"])), ("adamw", 0.01 * 8**0.5 / 2))
+        trial = self.dir / "s/trials" / f"0000-{0:016x}"
+        trial.mkdir(parents=True)
+        (trial / "metrics.jsonl").write_text(
+            '{"t":"eval","step":4,"examples":32,"tokens":32,"wall_s":0.5,"val_loss":0.1}\n{"t":"eva')
+        runs = json.loads(self.study("export", "s", "--format", "wandb").stdout)
+        self.assertEqual(runs[0]["config"]["batch_size"], 8)
+        self.assertEqual(runs[0]["history"], [{"_step": 4, "_runtime": 0.5, "examples": 32, "tokens": 32, "val_loss": 0.1}])
+        self.study("export", "s", "--format", "mllog", "--out", "o/log.txt")
+        events = []
+        for line in (self.dir / "o/log.txt").read_text().splitlines():
+            self.assertTrue(line.startswith(":::MLLOG "))
+            events.append(json.loads(line[9:]))
+            self.assertEqual(set(events[-1]), {"namespace", "time_ms", "event_type", "key", "value", "metadata"})
+        self.assertIn({"key": "eval_accuracy", "value": 0.1, "time_ms": 500},
+                      [{k: e[k] for k in ("key", "value", "time_ms")} for e in events])
+        self.assertEqual(sum(e["key"] == "run_stop" for e in events), count)
+
+    def test_refusals(self):
+        def refused(code, *args):
+            done = self.study(*args, code=code)
+            self.assertEqual(done.stdout, "")
+            return done.stderr
+        self.assertIn("no such study", refused(78, "report", "nowhere"))
+        self.fill()
+        self.assertIn("did you mean 'csv'", refused(64, "export", "s", "--format", "cvs"))
+        self.assertIn("--law", refused(64, "fit", "s/results.jsonl"))
+        results = self.dir / "s/results.jsonl"
+        good = results.read_text()
+        for line, said in (("{nonsense}\n", "results.jsonl:2: not JSON"), ("{}\n", "results.jsonl:2: trial: missing"),
+                           ('{"trial":"a","state":"done"}\n', "'done' is not a state")):
+            results.write_text(good.splitlines(True)[0] + line + good)
+            self.assertIn(said, refused(65, "report", "s"))
+        results.unlink()
+        self.assertIn("results.jsonl", refused(78, "report", "s"))
+        (self.dir / "s/study.resolved.json").unlink()
+        self.assertIn("study.resolved.json", refused(78, "report", "s"))
+
+
 class Refusals(Case):
     def refused(self, code, *args):
         done = self.study(*args, code=code)
@@ -115,8 +252,8 @@ class Refusals(Case):
 
     def test_what_is_not_there_yet_is_not_offered(self):
         offered = re.findall(r"^  ([a-z-]+) {2,}", self.study("--help").stdout.partition("Subcommands:")[2], re.MULTILINE)
-        self.assertEqual(offered, ["reproduce", "fit", "run", "init", "status", "ls", "retry", "check", "schema",
-                                   "critical-batch", "lr", "compare", "scaling"])
+        self.assertEqual(offered, ["reproduce", "fit", "report", "export", "run", "init", "status", "ls", "retry",
+                                   "check", "schema", "critical-batch", "lr", "compare", "scaling"])
 
     def test_what_is_not_a_file_of_records(self):
         self.assertIn("nope.jsonl", self.refused(78, "fit", "nope.jsonl", "--law", "hyper"))
