@@ -325,6 +325,7 @@ TEST_P(PrismOverMpi, GivesTheWeightsOfOneRankAlone) {
     for (const int replicas : {1, 2}) {
       if (ranks % replicas != 0) continue;
       for (const Index max_chunk : {0x7fffffff, 300}) {
+        if (max_chunk == 300 && side != std::string("short")) continue;  // it only cuts messages
         Config config = prism(GetParam(), side);
         config.mesh.replicate = replicas;
         Communicator comm = borrow(MPI_COMM_WORLD);
