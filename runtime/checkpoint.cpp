@@ -158,6 +158,10 @@ std::string manifest_text(const Manifest& m) {
                              {"dtype", p.dtype},
                              {"xxh3", p.xxh3}});
   }
+  if (!m.parameter_noise.empty()) {
+    doc["noise"] = {
+        {"parameters", m.parameter_noise}, {"groups", m.group_noise}, {"model", m.model_noise}};
+  }
   const std::string body = doc.dump();
   doc["sha256"] = sha256_hex(body.data(), body.size());
   return doc.dump();
@@ -199,6 +203,12 @@ Manifest read_manifest(const fs::path& directory) {
            p.at("format").get<std::string>(), p.at("rule").get<std::string>(),
            p.at("keys").get<std::vector<std::string>>(),
            p.at("lines").get<std::vector<std::vector<Index>>>(), p.value("momentum", "f32")});
+    }
+    if (const auto noise = doc.find("noise"); noise != doc.end()) {
+      m.parameter_noise =
+          noise->at("parameters").get<std::map<std::string, Manifest::NoiseTrend>>();
+      m.group_noise = noise->at("groups").get<std::vector<Manifest::NoiseTrend>>();
+      m.model_noise = noise->at("model").get<Manifest::NoiseTrend>();
     }
     for (const Json& p : doc.at("pieces")) {
       const auto region = p.at("region").get<std::array<Index, 4>>();
@@ -552,6 +562,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
       m.config_hash = config_hash(config_);
       m.user = user;
       m.parameters = parameters_of(plan_);
+      save_noise(m);
       for (std::size_t r = 0; r < all.size(); ++r) {
         if (all[r].empty()) continue;
         const auto doc = nlohmann::json::parse(all[r]);
@@ -934,6 +945,7 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   updates_ = m.updates;
   lr_multiplier_ = m.lr_multiplier;
   skipped_in_a_row_ = 0;
+  load_noise(m);
   gradients_->reset();
   return m.user;
 }

@@ -3,6 +3,7 @@
 /// Checkpoints: a directory of safetensors shards and one checksummed manifest. Everything is keyed
 /// by parameter and region, so that any number of ranks can load what any other number saved.
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -56,6 +57,12 @@ struct Manifest {
   std::vector<CheckpointFile> files;
   std::vector<CheckpointParameter> parameters;
   std::vector<CheckpointPiece> pieces;
+  /// Averages of gradient noise (`GradientNoise`): those of parameters by name, of groups by place,
+  /// of the model. Trace, signal, signal², Σw, Σw².
+  using NoiseTrend = std::array<double, 5>;
+  std::map<std::string, NoiseTrend> parameter_noise;
+  std::vector<NoiseTrend> group_noise;
+  NoiseTrend model_noise{};
 };
 
 /// The document, with its own SHA-256 as last member.

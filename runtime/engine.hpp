@@ -19,14 +19,18 @@
 #include "optim/matrix_function.hpp"
 #include "runtime/arena.hpp"
 #include "runtime/bucket.hpp"
+#include "runtime/clock.hpp"
 #include "runtime/device.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/mirrors.hpp"
 #include "runtime/plan.hpp"
+#include "runtime/probing.hpp"
 #include "runtime/rounding.hpp"
 #include "runtime/working_set.hpp"
 
 namespace orthrus::runtime {
+
+struct Manifest;
 
 /// A segment this rank updates, with its state.
 struct OwnSegment {
@@ -159,9 +163,11 @@ struct ShardedOptimizer::Impl {
 
   void gradient_ready(int id);
   const StepReport& step();
-  [[nodiscard]] const GradientNoise& noise(int id) const {
-    return noise_.at(static_cast<std::size_t>(id));
-  }
+  [[nodiscard]] const GradientNoise& noise(int id) const;
+  [[nodiscard]] std::span<const MatrixSpectra> spectra() const { return looking_.results; }
+  [[nodiscard]] bool looks_in(std::int64_t step) const;
+  [[nodiscard]] bool wants_activations() const { return looks_in(steps_ + 1); }
+  void observe_activation(int id, ConstMatrixView activations);
   void set_lr_multiplier(double factor);
   void save(const std::string& directory, const std::map<std::string, std::string>& user);
   std::map<std::string, std::string> load(const std::string& directory, bool convert);
@@ -255,8 +261,38 @@ struct ShardedOptimizer::Impl {
   bool measures_ = false;              ///< in this step: `telemetry.every_steps`
   std::vector<double> local_squares_;  ///< per parameter: of this rank's gradients, where measured
   std::vector<GradientNoise> noise_;   ///< per parameter
-  std::vector<std::pair<double, double>> group_sums_;
-  double noise_weight_ = 0;  ///< of the measurements so far
+  struct NoiseSums {
+    double q = 0, r = 0, measured = 0, all = 0;
+  };
+  std::vector<NoiseSums> group_sums_;  ///< over parameters
+  /// `diagnostics.spectra`: spectra.cpp.
+  struct Looking {
+    std::vector<std::array<runtime::ProbeMeeting, runtime::probes.size()>>
+        meetings;  ///< per bucket
+    std::span<std::byte> send, receive;
+    std::vector<float> before;                  ///< this rank's weights before the step
+    std::vector<std::vector<float>> gradients;  ///< of the matrices it is the analyst of
+    std::vector<float> whole;                   ///< one of those matrices
+    std::vector<double> table;                  ///< what all ranks get of them
+    /// Of a parameter that is looked at: what its activations came to in this step — Σ (aᵀv)a and
+    /// Σ‖a‖², or, before there is a v, Σ a — and that vector, of length 1.
+    struct Activation {
+      std::vector<double> sum, vector;
+      double squares = 0;
+    };
+    std::vector<Activation> activations;  ///< per parameter; empty where it is not looked at
+    bool observed = false;                ///< any, since the last step
+    std::vector<studies::GeometryAdvisor> advisors;  ///< per matrix
+    std::vector<runtime::NoiseMeeting> noise;        ///< per bucket: `diagnostics.dual_noise`
+    std::span<std::byte> noise_room;
+    runtime::ProbeTable places;
+    std::vector<MatrixSpectra> results;
+    std::int64_t next = 0;             ///< no step before it looks
+    runtime::Clock::time_point since;  ///< when the step after the last that looked began…
+    std::int64_t since_step = 0;       ///< …and how many there had been
+    bool now = false;                  ///< in this step
+  };
+  Looking looking_;
   std::array<double, 9> recent_ms_{};
   double deadline_s_ = 0;
   bool in_step_ = false;  ///< also after a step that failed midway: no other follows it
@@ -282,7 +318,25 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] bool is_noise_step(std::int64_t step) const;
   void measure_noise_of(std::int64_t step);
   void take_noise(const double* sums);
+  void save_noise(runtime::Manifest& m) const;
+  void load_noise(const runtime::Manifest& m);
   bool agree_to_go_on();
+  // spectra.cpp
+  /// Examples behind each gradient that a mean is made of.
+  [[nodiscard]] double examples_each() const;
+  void prepare_to_look();
+  void look_before_update();
+  void look_after_update();
+  void look(runtime::Probe what);
+  void describe(std::size_t matrix, runtime::Probe what);
+  void look_at_noise();
+  void look_at_squares(std::size_t bucket);
+  void look_at_grams(std::size_t bucket);
+  void load_own_gradient(int parameter, const Region& region, float* to);
+  void take_dual_noise();
+  void take_activations();
+  void forget_activations();
+  void share_spectra();
   void take_turn(runtime::Turn turn);
   void depart(std::size_t bucket);  ///< 3, and the way out of 4
   void arrive(std::size_t bucket);

@@ -13,6 +13,7 @@
 #include "comm/mesh.hpp"
 #include "kernels/devices.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/probing.hpp"
 #include "runtime/region.hpp"
 #include "runtime/safetensors.hpp"
 
@@ -464,6 +465,7 @@ std::string decisions(const Plan& plan) {
   add(plan.micro_batches), add(plan.noise_slots), add(plan.stage),
       add(std::string(name_of(plan.gradient_wire)));
   add(plan.max_chunk);
+  if (plan.looks) add(plan.looks_at_noise ? "looks at noise" : "looks");
   for (const int level : plan.levels) add(level);
   if (plan.weights_sharded()) add(plan.working_set);
   for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
@@ -510,6 +512,7 @@ bool complete_plan(const MachineProfile& profile, Preference preference, Plan& p
   const Placement placement = place(profile, preference, plan);
   lay_out(placement, plan);
   check_exchange_sizes(plan);
+  if (plan.looks) plan.probed = choose_probed(plan);
   predict(profile, plan);
   const std::string text = decisions(plan);
   plan.hash = xxh3_hex(text.data(), text.size());
@@ -608,6 +611,8 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   if (config.diagnostics.every_steps > 0 && plan.contributions() > 1) {
     plan.noise_slots = 2 * std::ssize(parameters);
   }
+  plan.looks = config.diagnostics.every_steps > 0 && config.diagnostics.spectra;
+  plan.looks_at_noise = plan.looks && config.diagnostics.dual_noise;
   plan.stage = static_cast<int>(config.zero_stage);
   plan.bucket_bytes = config.comm.bucket_bytes;
   plan.working_set = config.working_set;

@@ -190,6 +190,15 @@ struct Turn {
   int bucket = 0;
 };
 
+/// A matrix that diagnostics look at, whole, on one rank (probing.hpp).
+struct Probed {
+  std::string name;  ///< as a MatrixPlan's, or the parameter's
+  int parameter = 0;
+  int matrix = -1;  ///< index into `Plan::matrices`, or -1: all of a parameter of another rule
+  Region region;    ///< in the parameter's flat order
+  int analyst = 0;  ///< world rank
+};
+
 /// Buckets in flight: gradients on their way, and new weights.
 inline constexpr int gradient_slots = 3;
 inline constexpr int weight_slots = 2;
@@ -206,10 +215,14 @@ struct WorkSizes {
   std::size_t narrowed = 0;  ///< …and rounded, on its way to the trainer
   std::size_t rounding = 0;  ///< pieces of a bucket that ranks round together
   std::size_t control = 0;
+  std::size_t probe_send = 0, probe_receive = 0;  ///< of a bucket's matrices on their way
+  std::size_t probe_noise = 0;                    ///< of a bucket's noise in dual norms
+  std::size_t probe_host = 0;                     ///< what an analyst computes in
   [[nodiscard]] std::int64_t total() const {
     return static_cast<std::int64_t>(gradient_slots * (gradient_send + gradient_receive) +
                                      meetings + weight_slots * weight_gather + 2 * gathered + rule +
-                                     widened + narrowed + rounding + control);
+                                     widened + narrowed + rounding + control + probe_send +
+                                     probe_receive + probe_noise + probe_host);
   }
 };
 
@@ -217,6 +230,7 @@ struct WorkSizes {
 struct RankPlan {
   Traffic traffic;  ///< of a step in which all meet
   Traffic gathers;  ///< of it: whole weights for the trainer (ZeRO-3)
+  Traffic probe;    ///< beyond it, in a step in which matrices are looked at (`Plan::probed`)
   double flops = 0;
   double seconds = 0;  ///< of computing
   std::int64_t matrices = 0;
@@ -383,6 +397,9 @@ struct Plan {
     return virtual_shards > 0 ? virtual_shards : ranks * micro_batches;
   }
   static constexpr Index norm_block = 4096;
+  bool looks = false;           ///< `diagnostics.spectra`
+  bool looks_at_noise = false;  ///< `diagnostics.dual_noise`
+  std::vector<Probed> probed;   ///< in the order of parameters; empty where it does not
 };
 
 /// @throws ConfigError  no group matches a parameter, a view leaves its parameter or overlaps

@@ -7,6 +7,7 @@
 #include "runtime/arena.hpp"
 #include "runtime/meeting.hpp"
 #include "runtime/plan_steps.hpp"
+#include "runtime/probing.hpp"
 #include "runtime/region.hpp"
 #include "runtime/rounding.hpp"
 #include "runtime/schedule.hpp"
@@ -509,6 +510,7 @@ void predict(const MachineProfile& profile, Plan& plan) {
   }
   if (plan.weights_sharded()) add_gathers(plan, plan.per_rank);
   find_meeting_room(plan, plan.per_rank);
+  add_probes(plan, plan.per_rank);
   for (RankPlan& r : plan.per_rank) {
     r.traffic += r.gathers;
     r.work.rule = Arena::rounded(r.work.rule);

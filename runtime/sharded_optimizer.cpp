@@ -564,7 +564,8 @@ void ShardedOptimizer::Impl::allocate() {
   work_arena_ =
       Arena(*backend_, Arena::rounded(sizes.rule) + Arena::rounded(sizes.widened) +
                            Arena::rounded(sizes.narrowed) + Arena::rounded(sizes.meetings) +
-                           Arena::rounded(sizes.rounding) +
+                           Arena::rounded(sizes.rounding) + Arena::rounded(sizes.probe_send) +
+                           Arena::rounded(sizes.probe_receive) + Arena::rounded(sizes.probe_noise) +
                            weight_slots_.size() * Arena::rounded(sizes.weight_gather));
   scratch_ = work_arena_.take(sizes.rule);
   widened_ = work_arena_.take(sizes.widened);
@@ -573,6 +574,9 @@ void ShardedOptimizer::Impl::allocate() {
   for (WeightSlot& slot : weight_slots_) slot.bytes = work_arena_.take(sizes.weight_gather);
   place_meetings(work_arena_.take(sizes.meetings));
   rounding_ = work_arena_.take(sizes.rounding);
+  looking_.send = work_arena_.take(sizes.probe_send);
+  looking_.receive = work_arena_.take(sizes.probe_receive);
+  looking_.noise_room = work_arena_.take(sizes.probe_noise);
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
     const runtime::Bucket& bucket = plan_.buckets[b];
     meetings_.emplace_back();
@@ -614,6 +618,7 @@ void ShardedOptimizer::Impl::allocate() {
   group_sums_.assign(groups, {});
   noise_.assign(plan_.parameters.size(), {});
   local_squares_.assign(plan_.noise_slots > 0 ? plan_.parameters.size() : 0, 0);
+  prepare_to_look();
   report_.skip_reason.reserve(256);
   for (const runtime::Group& g : plan_.groups) {
     const RuleConfig rule = optim::with_defaults(g.config->rule);
@@ -774,6 +779,11 @@ int ShardedOptimizer::size() const { return impl_->mesh_.world.size(); }
 void ShardedOptimizer::micro_batch(std::int64_t index) { impl_->gradients_->micro_batch(index); }
 void ShardedOptimizer::gradient_ready(int id) { impl_->gradient_ready(id); }
 const GradientNoise& ShardedOptimizer::noise(int id) const { return impl_->noise(id); }
+std::span<const MatrixSpectra> ShardedOptimizer::spectra() const { return impl_->spectra(); }
+bool ShardedOptimizer::wants_activations() const { return impl_->wants_activations(); }
+void ShardedOptimizer::observe_activation(int id, ConstMatrixView activations) {
+  impl_->observe_activation(id, activations);
+}
 const StepReport& ShardedOptimizer::step() { return impl_->step(); }
 void ShardedOptimizer::parameter_wait(int) {}  // `step` returns with every weight in place
 void ShardedOptimizer::gather(std::span<const int> ids) { impl_->gather_weights(ids); }

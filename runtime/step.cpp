@@ -108,9 +108,11 @@ void ShardedOptimizer::Impl::walk() {
     owed_.clear();
     first_owed_ = ahead_ = gathered_ = 0;
     find_kappas();
+    look_before_update();
     for (const runtime::Turn turn : plan_.schedule) take_turn(turn);
     for (WeightSlot& slot : weight_slots_) deliver(slot);
     backend_->wait();
+    look_after_update();
     mirrors_->deliver_weights();
     audit(before);
   }
@@ -128,6 +130,7 @@ void ShardedOptimizer::Impl::walk() {
     notice_ += problem;
   }
   report_.notice.swap(notice_);
+  forget_activations();
   gradients_->reset();
   step_began_ = planned_traffic();
   if (working_set_) working_set_->reset_traffic();
@@ -242,52 +245,6 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
 void ShardedOptimizer::Impl::gradient_ready(int id) {
   measure_noise_of(steps_ + 1);
   gradients_->ready(id);
-}
-
-bool ShardedOptimizer::Impl::is_noise_step(std::int64_t step) const {
-  return plan_.noise_slots > 0 && step % config_.diagnostics.every_steps == 0;
-}
-
-/// Of gradients that become ready from now on, which are those of step `step`.
-void ShardedOptimizer::Impl::measure_noise_of(std::int64_t step) {
-  if (plan_.noise_slots == 0) return;
-  if (gradients_->idle()) std::fill(local_squares_.begin(), local_squares_.end(), 0.0);
-  gradients_->measure(is_noise_step(step) ? std::span(local_squares_) : std::span<double>());
-}
-
-/// @param sums  of all ranks, for each parameter: its contributions squared, and their mean.
-void ShardedOptimizer::Impl::take_noise(const double* sums) {
-  constexpr double kept = 0.9;
-  const double before = kept * noise_weight_;
-  noise_weight_ = before + 1;
-  const auto n = plan_.contributions();
-  const auto batch = static_cast<double>(config_.train.batch);
-  const auto measured = [&](GradientNoise& noise, double mean_squared, double squared_mean) {
-    noise.step = steps_;
-    noise.contributions = n;
-    noise.examples = batch > 0 ? batch / static_cast<double>(n) : 1;
-    noise.mean_squared = mean_squared;
-    noise.squared_mean = squared_mean;
-    noise.trace_trend = (before * noise.trace_trend + noise.trace()) / noise_weight_;
-    noise.signal_trend = (before * noise.signal_trend + noise.signal()) / noise_weight_;
-  };
-  // Sums of both over parameters are sums over all their elements.
-  std::fill(group_sums_.begin(), group_sums_.end(), std::pair(0.0, 0.0));
-  std::pair all(0.0, 0.0);
-  for (std::size_t i = 0; i < noise_.size(); ++i) {
-    if (sums[2 * i] == 0) continue;  // averaged or in shards already, or zero
-    const std::pair one(sums[2 * i] / static_cast<double>(n), sums[2 * i + 1]);
-    measured(noise_[i], one.first, one.second);
-    for (auto* total : {&group_sums_[static_cast<std::size_t>(plan_.group_of[i])], &all}) {
-      total->first += one.first;
-      total->second += one.second;
-    }
-  }
-  for (std::size_t g = 0; g < group_sums_.size(); ++g) {
-    if (group_sums_[g].first == 0) continue;
-    measured(report_.noise[g], group_sums_[g].first, group_sums_[g].second);
-  }
-  if (all.first > 0) measured(report_.model_noise, all.first, all.second);
 }
 
 void ShardedOptimizer::Impl::take_turn(runtime::Turn turn) {
@@ -581,6 +538,7 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
   const Traffic sent = planned_traffic() - before + this_message;
   // The plan assumes so many gathers; how often it was is the trainer's affair.
   Traffic planned = mine.traffic_of(updates_);
+  if (looking_.now) planned += mine.probe;
   if (working_set_) planned = planned - mine.gathers + working_set_->expected();
   const std::int64_t matrices = mine.matrices_of(updates_);
   const bool as_planned = sent == planned && matrices_ == matrices;

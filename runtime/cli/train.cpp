@@ -125,7 +125,7 @@ json describe_groups(const Config& config, const std::vector<Parameter>& paramet
 json to_json(const StepTimes& ms) {
   return {{"reduce", ms.reduce}, {"control", ms.control}, {"update", ms.update},
           {"lmo", ms.lmo},       {"gather", ms.gather},   {"meet", ms.meet},
-          {"copy", ms.copy},     {"total", ms.total}};
+          {"copy", ms.copy},     {"probe", ms.probe},     {"total", ms.total}};
 }
 
 std::string replace_all(std::string text, const std::string& what, const std::string& by) {
@@ -361,6 +361,9 @@ class Trainer {
       if (report.skipped) row["skip_reason"] = report.skip_reason;
       record_rounding(report, row);
       if (json noise = noise_of(report, config_); !noise.empty()) row["noise"] = std::move(noise);
+      if (json spectra = spectra_of(optimizer_, report); !spectra.empty()) {
+        row["spectra"] = std::move(spectra);
+      }
       if (!report.notice.empty()) {
         row["notice"] = report.notice;
         spdlog::warn("step {}: {}", report.step, report.notice);

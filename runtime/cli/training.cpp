@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/devices.hpp"
 #include "runtime/agree.hpp"
+#include "runtime/cli/json_number.hpp"
 #include "runtime/device.hpp"
 #include "runtime/tree.hpp"
 
@@ -45,12 +46,70 @@ nlohmann::json noise_of(const StepReport& report, const Config& config) {
                     {"r", noise.squared_mean},
                     {"trS", noise.trace()},
                     {"g2", noise.signal()},
-                    {"gns_l2", std::isfinite(scale) ? nlohmann::json(scale) : "inf"}});
+                    {"gns_l2", json_number(scale)},
+                    {"gns_unresolved", noise.unresolved()}});
+    if (noise.share < 1) list.back()["share"] = noise.share;
+    if (noise.absolute_mean > 0) {
+      const double ratio = noise.absolute_deviation / noise.absolute_mean;
+      list.back()["gns_l1"] = ratio * ratio;
+    }
   };
   for (std::size_t g = 0; g < report.noise.size(); ++g) {
     add(report.noise[g], config.groups[g].match);
   }
   add(report.model_noise, "all");
+  return list;
+}
+
+nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& report) {
+  nlohmann::json list = nlohmann::json::array();
+  double noise = 0, signal = 0;
+  for (const MatrixSpectra& m : optimizer.spectra()) {
+    if (m.step != report.step || report.skipped) continue;
+    nlohmann::json row{{"matrix", m.name}};
+    const auto add = [&](const std::string& of, const studies::Spectrum& s) {
+      if (s.frobenius_norm == 0) return;  // it has none
+      row["nr_" + of] = json_number(s.nuclear_rank);
+      row["st_" + of] = json_number(s.stable_rank);
+      row["erank1_" + of] = json_number(s.erank1);
+      row["erank2_" + of] = json_number(s.erank2);
+    };
+    add("grad", m.gradient);
+    add("mom", m.momentum);
+    add("w", m.weights);
+    add("update", m.update);
+    row["update_op"] = json_number(m.update.operator_norm);
+    row["w_op"] = json_number(m.weights.operator_norm);
+    if (m.weights.frobenius_norm > 0) {
+      row["update_to_weight"] = json_number(m.update.frobenius_norm / m.weights.frobenius_norm);
+    }
+    row["cosine"] = json_number(m.cosine);
+    row["alignment"] = json_number(m.alignment);
+    if (m.polar.batch > 0) {
+      row["b_polar"] = json_number(m.polar.batch);
+      row["r_polar"] = json_number(m.polar.noise_ratio);
+      row["b_polar_saturated"] = m.polar.saturated;
+    }
+    if (m.nuclear_noise > 0) {
+      const double ratio = m.nuclear_noise / m.gradient.nuclear_norm;
+      row["gns_nuc"] = json_number(ratio * ratio);
+      noise += m.nuclear_noise;
+      signal += m.gradient.nuclear_norm;
+    }
+    if (m.activation_rank > 0) {
+      using Advice = studies::GeometryAdvisor::Advice;
+      row["st_act"] = m.activation_rank;
+      row["spec_ratio"] = m.spectral_ratio;
+      row["advice"] = m.advice == Advice::spectral    ? "spectral"
+                      : m.advice == Advice::euclidean ? "euclidean"
+                                                      : "keep";
+    }
+    list.push_back(std::move(row));
+  }
+  if (list.empty()) return list;
+  nlohmann::json all{{"matrix", "all"}, {"diag_ms", report.ms.probe}};
+  if (signal > 0) all["gns_nuc"] = json_number(noise / signal * (noise / signal));
+  list.push_back(std::move(all));
   return list;
 }
 

@@ -98,6 +98,11 @@ class Training {
 /// pattern, and of the model, with the group "all". Empty: nothing.
 [[nodiscard]] nlohmann::json noise_of(const StepReport& report, const Config& config);
 
+/// What a step saw of matrices (`diagnostics.spectra`): an object for each, and one of all of them.
+/// Empty: nothing.
+[[nodiscard]] nlohmann::json spectra_of(const ShardedOptimizer& optimizer,
+                                        const StepReport& report);
+
 /// The number of elements of a tensor.
 [[nodiscard]] std::int64_t elements_of(const Parameter& parameter);
 

@@ -194,12 +194,15 @@ class TrialRun {
   /// What was measured beside the training, as lines of their own.
   void probe(const StepReport& report) {
     if (training_.rank() != 0) return;
-    for (Json row : noise_of(report, training_.config())) {
-      row.update({{"t", "probe"},
-                  {"trial", trial_.id},
-                  {"step", report.step},
-                  {"examples", report.step * trial_.batch}});
-      write(row);
+    for (const nlohmann::json& rows :
+         {noise_of(report, training_.config()), spectra_of(training_.optimizer(), report)}) {
+      for (Json row : rows) {
+        row.update({{"t", "probe"},
+                    {"trial", trial_.id},
+                    {"step", report.step},
+                    {"examples", report.step * trial_.batch}});
+        write(row);
+      }
     }
   }
 

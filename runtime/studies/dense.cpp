@@ -143,6 +143,34 @@ Eigen eigen(const Matrix& a) {
   return out;
 }
 
+Matrix gram_upper(const Matrix& a) {
+  const bool wide = a.rows <= a.cols;
+  const Index n = std::min(a.rows, a.cols);
+  Matrix gram(n, n);
+  cblas_dsyrk(CblasRowMajor, CblasUpper, wide ? CblasNoTrans : CblasTrans, static_cast<int>(n),
+              static_cast<int>(std::max(a.rows, a.cols)), 1, a.values.data(),
+              static_cast<int>(a.cols), 0, gram.values.data(), static_cast<int>(n));
+  return gram;
+}
+
+std::vector<double> eigenvalues(Matrix& a) {
+  expects(a.rows == a.cols && a.rows > 0, "eigenvalues of a square matrix");
+  const int n = static_cast<int>(a.rows);
+  std::vector<double> values(static_cast<std::size_t>(n));
+  double size = 0;
+  int query = -1, integers_size = 0, info = 0;
+  // LAPACK reads our upper triangle as its lower one.
+  dsyevd_("N", "L", &n, a.values.data(), &n, values.data(), &size, &query, &integers_size, &query,
+          &info);
+  const int lwork = static_cast<int>(size);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  std::vector<int> integers(static_cast<std::size_t>(std::max(integers_size, 1)));
+  dsyevd_("N", "L", &n, a.values.data(), &n, values.data(), work.data(), &lwork, integers.data(),
+          &integers_size, &info);
+  expects<NumericError>(info == 0, "eigenvalues that converge");
+  return values;
+}
+
 Matrix solve_positive(const Matrix& a, const Matrix& b) {
   expects(a.rows == a.cols && a.rows == b.rows, "a square system and a right side that fits");
   Matrix factor = a, x = transposed(b);  // its columns are our rows

@@ -54,6 +54,11 @@ struct Eigen {
 };
 Eigen eigen(const Matrix& a);
 
+/// The smaller of AAᵀ and AᵀA: its upper triangle.
+Matrix gram_upper(const Matrix& a);
+/// Ascending, of a symmetric matrix, of which the upper triangle is read, and all destroyed.
+std::vector<double> eigenvalues(Matrix& a);
+
 /// X with AX = B for a symmetric positive A. @throws NumericError it is not.
 Matrix solve_positive(const Matrix& a, const Matrix& b);
 

@@ -272,4 +272,31 @@ DualNoise dual_noise_scale(DescentNorm norm, double examples_each,
   return out;
 }
 
+void add_gram(ConstMatrixView gradient, std::span<double> triangle) {
+  const Matrix gram = gram_upper(to_double(gradient));
+  expects(std::ssize(triangle) == gram.rows * (gram.rows + 1) / 2, "a packed triangle of its size");
+  std::size_t at = 0;
+  for (Index i = 0; i < gram.rows; ++i) {
+    for (Index j = i; j < gram.rows; ++j) triangle[at++] += gram(i, j);
+  }
+}
+
+double spectral_noise(Index gradients, double examples_each, std::span<const double> gram_sum,
+                      ConstMatrixView mean) {
+  expects<ConfigError>(gradients >= 2 && examples_each > 0, "two gradients of some examples");
+  Matrix covariance = gram_upper(to_double(mean));
+  expects(std::ssize(gram_sum) == covariance.rows * (covariance.rows + 1) / 2,
+          "a packed triangle of the mean's smaller side");
+  const auto n = static_cast<double>(gradients);
+  std::size_t at = 0;
+  for (Index i = 0; i < covariance.rows; ++i) {
+    for (Index j = i; j < covariance.rows; ++j) {
+      covariance(i, j) = examples_each / (n - 1) * (gram_sum[at++] - n * covariance(i, j));
+    }
+  }
+  double sum = 0;
+  for (const double x : eigenvalues(covariance)) sum += std::sqrt(std::max(x, 0.0));
+  return sum;
+}
+
 }  // namespace orthrus::studies

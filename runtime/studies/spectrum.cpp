@@ -44,6 +44,14 @@ void check_spectrum(std::span<const double> values, Index rows, Index cols) {
 
 std::vector<double> singular_values(ConstMatrixView a) { return singular_values(to_double(a)); }
 
+std::vector<double> gram_singular_values(ConstMatrixView a) {
+  Matrix gram = gram_upper(to_double(a));
+  std::vector<double> s = eigenvalues(gram);
+  for (double& x : s) x = std::sqrt(std::max(x, 0.0));
+  std::reverse(s.begin(), s.end());
+  return s;
+}
+
 Spectrum spectrum_of(std::span<const double> values, double cutoff) {
   std::vector<double> s(values.begin(), values.end());
   std::sort(s.begin(), s.end(), std::greater<>());

@@ -93,6 +93,8 @@ struct TelemetryConfig {
 /// `diagnostics:`
 struct DiagnosticsConfig {
   std::int64_t every_steps = 0;
+  bool spectra = false;     ///< look at matrices, too
+  bool dual_noise = false;  ///< and, then, at noise in dual norms
   double budget_frac = 0.01;
   friend bool operator==(const DiagnosticsConfig&, const DiagnosticsConfig&) = default;
 };

@@ -12,6 +12,8 @@
 #include <orthrus/dtype.hpp>
 #include <orthrus/quantized.hpp>
 #include <orthrus/stream.hpp>
+#include <orthrus/studies/spectrum.hpp>
+#include <orthrus/view.hpp>
 #include <span>
 #include <string>
 #include <vector>
@@ -102,6 +104,7 @@ struct StepTimes {
   double meet = 0;     ///< waiting for pieces of matrices (exposed)
   double gather = 0;   ///< waiting for weights (exposed)
   double copy = 0;     ///< packing gradients, unpacking weights
+  double probe = 0;    ///< `diagnostics.spectra`
   double total = 0;
 };
 
@@ -133,9 +136,19 @@ struct GradientNoise {
   double examples = 1;      ///< of each contribution
   double mean_squared = 0;  ///< mean of the contributions' squared norms
   double squared_mean = 0;  ///< squared norm of their mean
+  /// Share of the elements that could be measured: those whose gradients come neither averaged nor
+  /// in shards. The rest is in none of these numbers.
+  double share = 1;
   /// Averages over measurements, of weight 0.9, 0.9², … of earlier ones. Of `trace` and of
   /// `signal`: ratios are taken last.
   double trace_trend = 0, signal_trend = 0;
+  double signal_squares = 0;              ///< the average of `signal`²
+  double weight = 0, weight_squares = 0;  ///< of the averages: Σw, Σw²
+  /// With `diagnostics.dual_noise`, in the norm dual to the one that sign descent steps in, of one
+  /// example: Σ of the elements' standard deviations, and Σ|mean| (arXiv:2602.03001). Their ratio,
+  /// squared, is the noise scale of sign-like rules. Noise is in the mean, too: compare equal
+  /// `contributions` only.
+  double absolute_deviation = 0, absolute_mean = 0;
 
   /// trΣ of one example, without bias.
   [[nodiscard]] double trace() const {
@@ -155,6 +168,52 @@ struct GradientNoise {
     if (trace_trend == 0) return 0;
     return signal_trend > 0 ? trace_trend / signal_trend : std::numeric_limits<double>::infinity();
   }
+  /// Is the averaged signal less than two of its standard errors, or of fewer than three
+  /// measurements? `scale` then says only that noise is much.
+  [[nodiscard]] bool unresolved() const {
+    const double counted = weight_squares > 0 ? weight * weight / weight_squares : 0;
+    if (counted < 2) return true;
+    const double variance = signal_squares - signal_trend * signal_trend;
+    return signal_trend * signal_trend * (counted - 1) <= 4 * variance || signal_trend <= 0;
+  }
+};
+
+/// What singular values say of one matrix of the model (arXiv:2512.04299, 2606.08388): measured
+/// with `diagnostics: {every_steps, spectra: true}`, over all ranks, the same numbers on all of
+/// them and whatever the sharding. Of every logical matrix of a matrix rule, and of every other
+/// parameter of two dimensions or more, seen as shape[0] × the rest. Numbers that could not be made
+/// (of entries that are not finite) are NaN; what a matrix has not is zero.
+struct MatrixSpectra {
+  std::string name;  ///< the parameter's, with "#k" for block k of several
+  int parameter = 0;
+  std::int64_t step = 0;       ///< when it was measured; 0: never
+  studies::Spectrum gradient;  ///< of the mean over ranks and micro-batches, before clipping
+  studies::Spectrum momentum;  ///< before the step
+  studies::Spectrum weights;   ///< before the step, as the trainer has them
+  studies::Spectrum update;    ///< what the step added to them: decay and rounding, too
+  /// Of the angle between the gradient and the update's opposite.
+  double cosine = 0;
+  /// −⟨G, ΔW⟩/(‖ΔW‖_op·‖G‖_*): 1 for a step along polar(G); noise and stale momentum take from it.
+  double alignment = 0;
+  /// Matrix rules, where the gradient's noise is measured: the batch at which noise and signal of a
+  /// polar update are equal, their ratio at this batch, and whether the smallest singular values
+  /// are noise (`studies::polar_batch`).
+  studies::PolarBatch polar;
+  /// With `diagnostics.dual_noise`, of one example's gradient: tr C^½ of its covariance C on the
+  /// shorter side, which bounds the noise in the nuclear norm (arXiv:2602.03001). Squared, over
+  /// ‖G‖_*², it is the noise scale of spectral rules; of several matrices sums are squared.
+  double nuclear_noise = 0;
+  /// Where the trainer gives `observe_activation`: ‖A‖_F²/‖A‖_op² of what the parameter multiplied,
+  /// over all ranks. The vector of the operator norm takes one step of the power iteration in every
+  /// step that looks: from above, close after a few. 0: not known (yet).
+  double activation_rank = 0;
+  /// Nuclear rank of the gradient / `activation_rank`, averaged over steps that looked, in logs.
+  /// Above 1 the guaranteed decrease of one plain spectral step is larger than of one plain
+  /// gradient step, with ideal lengths of both: it says nothing of AdamW, of momentum, of many
+  /// steps.
+  double spectral_ratio = 0;
+  /// What five looks in a row say of it (`studies::GeometryAdvisor`).
+  studies::GeometryAdvisor::Advice advice = studies::GeometryAdvisor::Advice::keep;
 };
 
 /// What one step did.
@@ -228,6 +287,22 @@ class ShardedOptimizer {
   const StepReport& step();
   /// Of parameter `id`, when it was measured last.
   [[nodiscard]] const GradientNoise& noise(int id) const;
+  /// Of all matrices, when they were looked at last (`StepReport::step` says whether just now).
+  /// Empty without `diagnostics.spectra`.
+  /// @par Cost  in a step that looks, planned and counted: pieces of gradient, momentum, weights
+  /// and update in f32 to one rank per matrix, nothing where a matrix is whole on a rank; there a
+  /// Gram matrix of the shorter side k and its eigenvalues in f64, four times 2k²·max flops and
+  /// more. Where that is more than `diagnostics.budget_frac` of the run's time, steps that look
+  /// become rarer.
+  [[nodiscard]] std::span<const MatrixSpectra> spectra() const;
+  /// Will the step that gradients are made for now look at matrices?
+  [[nodiscard]] bool wants_activations() const;
+  /// Hands over what parameter `id`, seen as outputs × inputs, multiplied on this rank in this
+  /// step: tokens × inputs, f32 or bf16, of the host; at most the first 4096 rows of a call are
+  /// looked at. Any number of calls between two steps, of several micro-batches too; without
+  /// effect where `wants_activations` is false.
+  /// @throws ShapeError  the parameter has other inputs. @par Cost  4·inputs flops per token.
+  void observe_activation(int id, ConstMatrixView activations);
   /// Waits until the weights of `id` are new (with `step` this is so on return).
   void parameter_wait(int id);
 

@@ -105,4 +105,11 @@ struct DualNoise {
 [[nodiscard]] DualNoise dual_noise_scale(DescentNorm norm, double examples_each,
                                          std::span<const ConstMatrixView> gradients);
 
+/// Σ gᵢgᵢᵀ on the smaller side k, as the packed upper triangle of k(k+1)/2 numbers: what ranks add
+/// up. @par Cost  k²·max flops
+void add_gram(ConstMatrixView gradient, std::span<double> triangle);
+/// tr(C^½) of one example, from such a sum over n ≥ 2 gradients of b_s examples and their mean.
+[[nodiscard]] double spectral_noise(Index gradients, double examples_each,
+                                    std::span<const double> gram_sum, ConstMatrixView mean);
+
 }  // namespace orthrus::studies

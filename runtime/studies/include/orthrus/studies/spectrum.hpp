@@ -18,6 +18,10 @@ namespace orthrus::studies {
 /// Descending. @par Cost  about 4·max·min² flops and a copy in f64.
 [[nodiscard]] std::vector<double> singular_values(ConstMatrixView a);
 
+/// The same from the eigenvalues of the smaller Gram matrix: a fifth of the time, nothing of σ
+/// below 1.5e-8·σ₁. @par Cost  min²·max + 4/3·min³ flops, a copy and the Gram matrix in f64.
+[[nodiscard]] std::vector<double> gram_singular_values(ConstMatrixView a);
+
 /// Always 1 ≤ stable_rank ≤ participation ≤ erank2 ≤ nuclear_rank ≤ rank: exponentials of the Rényi
 /// entropies of σᵢ²/Σσⱼ², of orders ∞, 2, 1, ½, 0. All 0 for a zero matrix.
 struct Spectrum {

@@ -1,0 +1,113 @@
+// Gradient noise: from two sums per parameter that ride on a step's first all-reduce.
+#include <algorithm>
+#include <orthrus/error.hpp>
+
+#include "runtime/checkpoint.hpp"
+#include "runtime/engine.hpp"
+
+namespace orthrus {
+
+bool ShardedOptimizer::Impl::is_noise_step(std::int64_t step) const {
+  return plan_.noise_slots > 0 && step % config_.diagnostics.every_steps == 0;
+}
+
+/// Of gradients that become ready from now on, which are those of step `step`.
+void ShardedOptimizer::Impl::measure_noise_of(std::int64_t step) {
+  if (plan_.noise_slots == 0) return;
+  if (gradients_->idle()) std::fill(local_squares_.begin(), local_squares_.end(), 0.0);
+  gradients_->measure(is_noise_step(step) ? std::span(local_squares_) : std::span<double>());
+}
+
+const GradientNoise& ShardedOptimizer::Impl::noise(int id) const {
+  expects<ConfigError>(id >= 0 && static_cast<std::size_t>(id) < noise_.size(),
+                       "noise(id): the position of a parameter in the list");
+  return noise_[static_cast<std::size_t>(id)];
+}
+
+/// @param sums  of all ranks, for each parameter: its contributions squared, and their mean.
+void ShardedOptimizer::Impl::take_noise(const double* sums) {
+  constexpr double kept = 0.9;
+  const auto n = plan_.contributions();
+  const auto measured = [&](GradientNoise& noise, double mean_squared, double squared_mean) {
+    noise.step = steps_;
+    noise.contributions = n;
+    noise.examples = examples_each();
+    noise.mean_squared = mean_squared;
+    noise.squared_mean = squared_mean;
+    const double before = kept * noise.weight;
+    noise.weight = before + 1;
+    noise.weight_squares = kept * kept * noise.weight_squares + 1;
+    const auto average = [&](double& trend, double x) {
+      trend = (before * trend + x) / noise.weight;
+    };
+    average(noise.trace_trend, noise.trace());
+    average(noise.signal_trend, noise.signal());
+    average(noise.signal_squares, noise.signal() * noise.signal());
+  };
+  // Sums of both over parameters are sums over all their elements.
+  std::fill(group_sums_.begin(), group_sums_.end(), NoiseSums{});
+  NoiseSums model;
+  for (std::size_t i = 0; i < noise_.size(); ++i) {
+    const runtime::ParameterShape& p = plan_.parameters[i];
+    const auto elements = static_cast<double>(p.size());
+    NoiseSums& group = group_sums_[static_cast<std::size_t>(plan_.group_of[i])];
+    group.all += elements;
+    model.all += elements;
+    if (p.gradient_state != GradientState::local) continue;
+    const double q = sums[2 * i] / static_cast<double>(n), r = sums[2 * i + 1];
+    measured(noise_[i], q, r);
+    for (NoiseSums* const total : {&group, &model}) {
+      total->q += q;
+      total->r += r;
+      total->measured += elements;
+    }
+  }
+  const auto sum_up = [&](GradientNoise& noise, const NoiseSums& s) {
+    if (s.measured == 0) return;
+    noise.share = s.measured / s.all;
+    measured(noise, s.q, s.r);
+  };
+  for (std::size_t g = 0; g < group_sums_.size(); ++g) sum_up(report_.noise[g], group_sums_[g]);
+  sum_up(report_.model_noise, model);
+}
+
+namespace {
+
+runtime::Manifest::NoiseTrend trend_of(const GradientNoise& noise) {
+  return {noise.trace_trend, noise.signal_trend, noise.signal_squares, noise.weight,
+          noise.weight_squares};
+}
+void set_trend(GradientNoise& noise, const runtime::Manifest::NoiseTrend& trend) {
+  noise.trace_trend = trend[0];
+  noise.signal_trend = trend[1];
+  noise.signal_squares = trend[2];
+  noise.weight = trend[3];
+  noise.weight_squares = trend[4];
+}
+
+}  // namespace
+
+void ShardedOptimizer::Impl::save_noise(runtime::Manifest& m) const {
+  if (plan_.noise_slots == 0) return;
+  for (std::size_t i = 0; i < noise_.size(); ++i) {
+    m.parameter_noise[plan_.parameters[i].name] = trend_of(noise_[i]);
+  }
+  for (const GradientNoise& noise : report_.noise) m.group_noise.push_back(trend_of(noise));
+  m.model_noise = trend_of(report_.model_noise);
+}
+
+/// Averages go on, on another number of ranks too: both of them are of one example. Those of groups
+/// only where there are as many.
+void ShardedOptimizer::Impl::load_noise(const runtime::Manifest& m) {
+  if (plan_.noise_slots == 0 || m.parameter_noise.empty()) return;
+  for (std::size_t i = 0; i < noise_.size(); ++i) {
+    const auto it = m.parameter_noise.find(plan_.parameters[i].name);
+    if (it != m.parameter_noise.end()) set_trend(noise_[i], it->second);
+  }
+  for (std::size_t g = 0; g < report_.noise.size(); ++g) {
+    if (m.group_noise.size() == report_.noise.size()) set_trend(report_.noise[g], m.group_noise[g]);
+  }
+  set_trend(report_.model_noise, m.model_noise);
+}
+
+}  // namespace orthrus

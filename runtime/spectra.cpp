@@ -1,0 +1,468 @@
+// `diagnostics.spectra`: every matrix is looked at whole, before and after a step; all ranks get
+// the numbers.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <orthrus/error.hpp>
+#include <orthrus/studies/noise.hpp>
+
+#include "kernels/bf16.hpp"
+#include "kernels/device_memory.hpp"
+#include "runtime/engine.hpp"
+#include "runtime/region.hpp"
+
+namespace orthrus {
+
+using runtime::Clock;
+using runtime::ms_since;
+using runtime::Probe;
+using runtime::ProbeTable;
+
+namespace {
+
+studies::Spectrum MatrixSpectra::*spectrum_of(Probe what) {
+  switch (what) {
+    case Probe::gradient:
+      return &MatrixSpectra::gradient;
+    case Probe::momentum:
+      return &MatrixSpectra::momentum;
+    case Probe::weights:
+      return &MatrixSpectra::weights;
+    case Probe::update:
+      return &MatrixSpectra::update;
+  }
+  return nullptr;
+}
+
+/// As they travel. @param f  of a number and the rank's copy of it
+template <class S, class F>
+void for_each_number(S& spectrum, F&& f) {
+  for (auto* x : {&spectrum.operator_norm, &spectrum.frobenius_norm, &spectrum.nuclear_norm,
+                  &spectrum.stable_rank, &spectrum.nuclear_rank, &spectrum.erank1, &spectrum.erank2,
+                  &spectrum.participation, &spectrum.cond_eff}) {
+    f(*x);
+  }
+}
+
+double* row_of(std::vector<double>& table, std::size_t matrix) {
+  return table.data() + static_cast<Index>(matrix) * ProbeTable::of_matrix;
+}
+/// What follows the four spectra of a matrix.
+enum More : std::uint8_t { cosine, alignment, polar_batch, polar_ratio, saturated, nuclear_noise };
+double* more_of(std::vector<double>& table, std::size_t matrix) {
+  return row_of(table, matrix) + std::ssize(runtime::probes) * ProbeTable::spectrum;
+}
+
+ConstMatrixView dense(const float* values, const Region& r) {
+  return {values, r.rows, r.cols, r.cols, DType::f32};
+}
+
+}  // namespace
+
+void ShardedOptimizer::Impl::prepare_to_look() {
+  if (plan_.probed.empty()) return;
+  const int me = mesh_.world.rank();
+  for (const runtime::Bucket& b : plan_.buckets) {
+    auto& of_bucket = looking_.meetings.emplace_back();
+    for (const Probe what : runtime::probes) {
+      of_bucket[static_cast<std::size_t>(what)] = runtime::make_probe_meeting(plan_, b, me, what);
+    }
+  }
+  Index own = 0, largest = 0;
+  for (const auto& of_bucket : looking_.meetings) {
+    own += of_bucket[static_cast<std::size_t>(Probe::weights)].sent;
+  }
+  for (const runtime::Probed& p : plan_.probed) {
+    auto& gradient = looking_.gradients.emplace_back();
+    MatrixSpectra& result = looking_.results.emplace_back();
+    result.name = p.name;
+    result.parameter = p.parameter;
+    if (p.analyst != me) continue;
+    gradient.resize(static_cast<std::size_t>(p.region.size()));
+    largest = std::max(largest, p.region.size());
+  }
+  looking_.before.resize(static_cast<std::size_t>(own));
+  looking_.whole.resize(static_cast<std::size_t>(largest));
+  looking_.places = runtime::make_probe_table(plan_);
+  looking_.table.resize(static_cast<std::size_t>(looking_.places.size));
+  looking_.advisors.resize(plan_.probed.size());
+  looking_.activations.resize(plan_.parameters.size());
+  for (std::size_t i = 0; i < plan_.parameters.size(); ++i) {
+    if (looking_.places.activations[i] < 0) continue;
+    looking_.activations[i].sum.resize(static_cast<std::size_t>(plan_.parameters[i].cols()));
+  }
+  if (runtime::measures_dual_noise(plan_)) {
+    for (const runtime::Bucket& b : plan_.buckets) {
+      looking_.noise.push_back(runtime::make_noise_meeting(plan_, b));
+    }
+  }
+  looking_.since = Clock::now();
+}
+
+bool ShardedOptimizer::Impl::looks_in(std::int64_t step) const {
+  return !plan_.probed.empty() && step >= looking_.next &&
+         step % config_.diagnostics.every_steps == 0;
+}
+
+double ShardedOptimizer::Impl::examples_each() const {
+  const auto batch = static_cast<double>(config_.train.batch);
+  return batch > 0 ? batch / static_cast<double>(plan_.contributions()) : 1;
+}
+
+/// Gradient, momentum and weights as this step finds them.
+void ShardedOptimizer::Impl::look_before_update() {
+  looking_.now = looks_in(steps_);
+  if (!looking_.now) return;
+  const auto start = Clock::now();
+  std::fill(looking_.table.begin(), looking_.table.end(), 0.0);
+  look(Probe::gradient);
+  look_at_noise();
+  look(Probe::momentum);
+  look(Probe::weights);
+  report_.ms.probe = ms_since(start);
+}
+
+/// What the step has added to the weights; then all ranks get everything.
+void ShardedOptimizer::Impl::look_after_update() {
+  if (!looking_.now) return;
+  const auto start = Clock::now();
+  look(Probe::update);
+  double* const time = &looking_.table[static_cast<std::size_t>(looking_.places.times)];
+  time[0] = report_.ms.probe + ms_since(start);
+  time[1] = ms_since(looking_.since) / static_cast<double>(steps_ - looking_.since_step);
+  share_spectra();
+  // Which step is the next must not differ between ranks: it follows from sums over all of them.
+  const double cost = time[0] / plan_.ranks,
+               step = std::max(time[1] / plan_.ranks - cost, 1e-3 * cost);
+  const double budget = config_.diagnostics.budget_frac;
+  const double wanted = budget > 0 ? std::ceil(std::min(cost / (budget * step), 1e9)) : 1;
+  const std::int64_t every = config_.diagnostics.every_steps;
+  looking_.next = steps_ + (static_cast<std::int64_t>(wanted) + every - 1) / every * every;
+  looking_.since = Clock::now();
+  looking_.since_step = steps_;
+  report_.ms.probe += ms_since(start);
+}
+
+/// A bucket at a time, pieces go to the analysts of their matrices.
+void ShardedOptimizer::Impl::look(Probe what) {
+  auto* const send = reinterpret_cast<float*>(looking_.send.data());
+  auto* const receive = reinterpret_cast<float*>(looking_.receive.data());
+  float* before = looking_.before.data();
+  for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
+    const runtime::ProbeMeeting& meeting = looking_.meetings[b][static_cast<std::size_t>(what)];
+    if (!meeting.happens) continue;
+    const auto list = segments(b);
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      if (meeting.departures[i] < 0) continue;
+      const runtime::OwnSegment& own = list[i];
+      const MatrixView to{send + meeting.departures[i], own.rows, own.cols, own.cols, DType::f32};
+      switch (what) {
+        case Probe::gradient:
+          backend_->convert(gradient_of(own), 1, to);
+          break;
+        case Probe::momentum:
+          open_momentum(own, runtime::whole(own), to);
+          break;
+        case Probe::weights:
+        case Probe::update:
+          read_weights(own, to);
+          break;
+      }
+    }
+    backend_->wait();
+    if (what == Probe::weights || what == Probe::update) {
+      kernels::OnHost<float> here(*backend_, send, static_cast<std::size_t>(meeting.sent));
+      if (what == Probe::weights) {
+        std::copy_n(here.data(), meeting.sent, before);
+      } else {
+        std::transform(here.data(), here.data() + meeting.sent, before, here.data(),
+                       std::minus<>());
+        here.put_back();
+      }
+      before += meeting.sent;
+    }
+    mesh_.world.all_to_all({send, meeting.sent, DType::f32}, meeting.sends,
+                           {receive, meeting.received, DType::f32}, meeting.receives);
+    if (meeting.arrivals.empty()) continue;
+    kernels::OnHost<const float> arrived(*backend_, receive,
+                                         static_cast<std::size_t>(meeting.received));
+    for (std::size_t i = 0; i < meeting.arrivals.size(); ++i) {
+      const auto& [index, region, offset] = meeting.arrivals[i];
+      const auto probed = static_cast<std::size_t>(index);
+      std::vector<float>& whole =
+          what == Probe::gradient ? looking_.gradients[probed] : looking_.whole;
+      runtime::place_piece(arrived.data() + offset, region, plan_.probed[probed], whole.data());
+      const bool last = i + 1 == meeting.arrivals.size() || meeting.arrivals[i + 1].probed != index;
+      if (last) describe(probed, what);
+    }
+  }
+}
+
+/// The analyst's part: what is whole here now, in numbers.
+void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
+  const runtime::Probed& p = plan_.probed[i];
+  const auto n = static_cast<std::size_t>(p.region.size());
+  const std::vector<float>& gradient = looking_.gradients[i];
+  const float* const values = what == Probe::gradient ? gradient.data() : looking_.whole.data();
+  MatrixSpectra found;
+  try {
+    const std::vector<double> s = studies::gram_singular_values(dense(values, p.region));
+    // What is left of f32's rounding is no rank.
+    const auto longer = static_cast<double>(std::max(p.region.rows, p.region.cols));
+    found.*spectrum_of(what) = studies::spectrum_of(s, 0x1p-23 * longer);
+    const runtime::Group& group = plan_.group(p.parameter);
+    const GradientNoise& noise = noise_[static_cast<std::size_t>(p.parameter)];
+    if (what == Probe::momentum && group.lmo != nullptr && noise.trace_trend > 0 && s.back() > 0) {
+      const auto elements =
+          static_cast<double>(plan_.parameters[static_cast<std::size_t>(p.parameter)].size());
+      found.polar =
+          studies::polar_batch(s, p.region.rows, p.region.cols, noise.trace_trend / elements,
+                               optim::with_defaults(group.config->rule).number("momentum"),
+                               noise.examples * static_cast<double>(noise.contributions));
+    }
+  } catch (const NumericError&) {
+    for_each_number(found.*spectrum_of(what),
+                    [](double& x) { x = std::numeric_limits<double>::quiet_NaN(); });
+  }
+  double* const row = row_of(looking_.table, i);
+  double* at = row + static_cast<Index>(what) * ProbeTable::spectrum;
+  const studies::Spectrum& spectrum = found.*spectrum_of(what);
+  for_each_number(spectrum, [&](double x) { *at++ = x; });
+  *at = static_cast<double>(spectrum.rank);
+  double* const more = more_of(looking_.table, i);
+  if (what == Probe::momentum) {
+    more[polar_batch] = found.polar.batch;
+    more[polar_ratio] = found.polar.noise_ratio;
+    more[saturated] = found.polar.saturated ? 1 : 0;
+  } else if (what == Probe::update) {
+    const double* const of_gradient =
+        row + static_cast<Index>(Probe::gradient) * ProbeTable::spectrum;
+    const double both = std::inner_product(values, values + n, gradient.begin(), 0.0);
+    const auto ratio = [](double x, double y) { return y > 0 ? x / y : 0; };
+    more[cosine] = ratio(-both, spectrum.frobenius_norm * of_gradient[1]);
+    more[alignment] = ratio(-both, spectrum.operator_norm * of_gradient[2]);
+  }
+}
+
+/// Noise of an example in the norms dual to those of sign and spectral steps: what squares and Gram
+/// matrices of all ranks' own gradients say beside their mean.
+void ShardedOptimizer::Impl::look_at_noise() {
+  for (std::size_t b = 0; b < looking_.noise.size(); ++b) {
+    if (looking_.noise[b].all_squares == 0) continue;
+    look_at_squares(b);
+    look_at_grams(b);
+  }
+}
+
+/// What this rank gave: it is still where the trainer had it.
+void ShardedOptimizer::Impl::load_own_gradient(int parameter, const Region& region, float* to) {
+  const auto p = static_cast<std::size_t>(parameter);
+  runtime::pack(plan_.parameters[p], parameters_[p].gradient, parameters_[p].gradient_dtype, region,
+                {to, region.size(), DType::f32}, *backend_);
+}
+
+void ShardedOptimizer::Impl::look_at_squares(std::size_t b) {
+  const runtime::NoiseMeeting& meeting = looking_.noise[b];
+  const Index mine = meeting.squares[static_cast<std::size_t>(mesh_.world.rank())];
+  runtime::Carver room(looking_.noise_room);
+  const MatrixView send = room.matrix(1, meeting.all_squares);
+  const MatrixView receive = room.matrix(1, mine);
+  auto* to = static_cast<float*>(send.data);
+  for (const std::size_t i : meeting.segments) {
+    const runtime::Segment& s = plan_.buckets[b].segments[i];
+    load_own_gradient(s.parameter, s.region, to);
+    to += s.size();
+  }
+  backend_->wait();
+  {
+    kernels::OnHost<float> here(*backend_, static_cast<float*>(send.data),
+                                static_cast<std::size_t>(send.cols));
+    for (float& x : here.span()) x *= x;
+    here.put_back();
+  }
+  mesh_.world.reduce_scatter({send.data, send.cols, DType::f32}, meeting.squares,
+                             {receive.data, mine, DType::f32});
+  kernels::OnHost<const float> sums(*backend_, static_cast<const float*>(receive.data),
+                                    static_cast<std::size_t>(mine));
+  const float* square = sums.data();
+  const auto n = static_cast<double>(plan_.ranks);
+  for (const runtime::OwnSegment& own : segments(b)) {
+    if (own.size() == 0) continue;
+    // Dense, as it has travelled.
+    kernels::OnHost<const float> mean(*backend_, static_cast<const float*>(gradient_of(own).data),
+                                      static_cast<std::size_t>(own.size()));
+    double deviation = 0, absolute = 0;
+    for (const float m : mean.span()) {
+      const auto x = static_cast<double>(m);
+      const double rest = static_cast<double>(*square++) - n * x * x;
+      deviation += std::sqrt(std::max(rest, 0.0) * examples_each() / (n - 1));
+      absolute += std::abs(x);
+    }
+    double* const slot =
+        &looking_
+             .table[static_cast<std::size_t>(looking_.places.noise + 2 * own.segment.parameter)];
+    slot[0] += deviation;
+    slot[1] += absolute;
+  }
+}
+
+void ShardedOptimizer::Impl::look_at_grams(std::size_t b) {
+  const runtime::NoiseMeeting& meeting = looking_.noise[b];
+  const Index mine = meeting.triangles[static_cast<std::size_t>(mesh_.world.rank())];
+  runtime::Carver room(looking_.noise_room);
+  const auto take = [&](Index n) {
+    return reinterpret_cast<double*>(
+        room.take(static_cast<std::size_t>(n) * sizeof(double)).data());
+  };
+  double* const send = take(meeting.all_triangles);
+  double* const receive = take(mine);
+  auto* const whole = reinterpret_cast<float*>(room.rest().data());
+  const auto triangle = [](const Region& r) {
+    const Index k = std::min(r.rows, r.cols);
+    return static_cast<std::size_t>(k * (k + 1) / 2);
+  };
+  {
+    kernels::OnHost<double> here(*backend_, send, static_cast<std::size_t>(meeting.all_triangles),
+                                 /*fetch=*/false);
+    std::fill_n(here.data(), meeting.all_triangles, 0.0);
+    double* to = here.data();
+    for (const int i : meeting.probed) {
+      const runtime::Probed& p = plan_.probed[static_cast<std::size_t>(i)];
+      load_own_gradient(p.parameter, p.region, whole);
+      backend_->wait();
+      kernels::OnHost<const float> gradient(*backend_, whole,
+                                            static_cast<std::size_t>(p.region.size()));
+      studies::add_gram(dense(gradient.data(), p.region), {to, triangle(p.region)});
+      to += triangle(p.region);
+    }
+    here.put_back();
+  }
+  mesh_.world.reduce_scatter({send, meeting.all_triangles, DType::f64}, meeting.triangles,
+                             {receive, mine, DType::f64});
+  kernels::OnHost<const double> sums(*backend_, receive, static_cast<std::size_t>(mine));
+  const double* at = sums.data();
+  for (const int i : meeting.probed) {
+    const auto probed = static_cast<std::size_t>(i);
+    const runtime::Probed& p = plan_.probed[probed];
+    if (p.analyst != mesh_.world.rank()) continue;
+    more_of(looking_.table, probed)[nuclear_noise] =
+        studies::spectral_noise(plan_.ranks, examples_each(), {at, triangle(p.region)},
+                                dense(looking_.gradients[probed].data(), p.region));
+    at += triangle(p.region);
+  }
+}
+
+void ShardedOptimizer::Impl::observe_activation(int id, ConstMatrixView a) {
+  const auto i = static_cast<std::size_t>(id);
+  expects<ConfigError>(id >= 0 && i < plan_.parameters.size(),
+                       "observe_activation(id): the position of a parameter in the list");
+  if (!wants_activations() || looking_.places.activations[i] < 0) return;
+  const Index inputs = plan_.parameters[i].cols();
+  if (a.cols != inputs || (a.dtype != DType::f32 && a.dtype != DType::bf16)) {
+    throw ShapeError("observe_activation: '" + plan_.parameters[i].name + "' multiplies " +
+                     std::to_string(inputs) + " inputs per token, in f32 or bf16; given are " +
+                     std::to_string(a.cols) + " in " + std::string(name_of(a.dtype)));
+  }
+  constexpr Index most = 4096;
+  Looking::Activation& of = looking_.activations[i];
+  looking_.observed = true;
+  std::vector<double> token(static_cast<std::size_t>(inputs));
+  for (Index t = 0; t < std::min(a.rows, most); ++t) {
+    for (std::size_t j = 0; j < token.size(); ++j) {
+      const Index e = t * a.ld + static_cast<Index>(j);
+      token[j] =
+          a.dtype == DType::f32
+              ? static_cast<double>(static_cast<const float*>(a.data)[e])
+              : static_cast<double>(kernels::to_float(static_cast<const BFloat16*>(a.data)[e]));
+    }
+    const auto inner = [&](const std::vector<double>& v) {
+      return std::inner_product(token.begin(), token.end(), v.begin(), 0.0);
+    };
+    of.squares += inner(token);
+    const double along = of.vector.empty() ? 1 : inner(of.vector);
+    for (std::size_t j = 0; j < token.size(); ++j) of.sum[j] += along * token[j];
+  }
+}
+
+void ShardedOptimizer::Impl::forget_activations() {
+  if (!looking_.observed) return;
+  looking_.observed = false;
+  for (Looking::Activation& of : looking_.activations) {
+    std::fill(of.sum.begin(), of.sum.end(), 0.0);
+    of.squares = 0;
+  }
+}
+
+void ShardedOptimizer::Impl::share_spectra() {
+  std::vector<double>& table = looking_.table;
+  for (std::size_t i = 0; i < looking_.activations.size(); ++i) {
+    if (looking_.places.activations[i] < 0) continue;
+    const Looking::Activation& of = looking_.activations[i];
+    double* const at = &table[static_cast<std::size_t>(looking_.places.activations[i])];
+    *std::copy(of.sum.begin(), of.sum.end(), at) = of.squares;
+  }
+  {
+    const TrafficScope scope(all_ranks(), TrafficClass::control);
+    all_ranks().all_reduce(Span{table.data(), std::ssize(table), DType::f64}, ReduceOp::sum);
+  }
+  for (std::size_t i = 0; i < looking_.results.size(); ++i) {
+    MatrixSpectra& result = looking_.results[i];
+    result.step = steps_;
+    const double* at = row_of(table, i);
+    for (const Probe what : runtime::probes) {
+      studies::Spectrum& spectrum = result.*spectrum_of(what);
+      for_each_number(spectrum, [&](double& x) { x = *at++; });
+      spectrum.rank = static_cast<Index>(*at++);
+    }
+    result.cosine = at[cosine];
+    result.alignment = at[alignment];
+    result.polar = {at[polar_batch], at[polar_ratio], at[saturated] > 0};
+    result.nuclear_noise = at[nuclear_noise];
+  }
+  if (!looking_.noise.empty()) take_dual_noise();
+  take_activations();
+}
+
+void ShardedOptimizer::Impl::take_dual_noise() {
+  const auto clear = [](GradientNoise& noise) {
+    noise.absolute_deviation = noise.absolute_mean = 0;
+  };
+  std::for_each(noise_.begin(), noise_.end(), clear);
+  std::for_each(report_.noise.begin(), report_.noise.end(), clear);
+  clear(report_.model_noise);
+  const double* of = &looking_.table[static_cast<std::size_t>(looking_.places.noise)];
+  for (std::size_t i = 0; i < noise_.size(); ++i, of += 2) {
+    GradientNoise& group = report_.noise[static_cast<std::size_t>(plan_.group_of[i])];
+    for (GradientNoise* const noise : {&noise_[i], &group, &report_.model_noise}) {
+      noise->absolute_deviation += of[0];
+      noise->absolute_mean += of[1];
+    }
+  }
+}
+
+/// A step of each power iteration, and what the condition nr(G) ≥ st(A) says.
+void ShardedOptimizer::Impl::take_activations() {
+  std::vector<double> ranks(plan_.parameters.size());
+  for (std::size_t i = 0; i < looking_.activations.size(); ++i) {
+    Looking::Activation& of = looking_.activations[i];
+    if (of.sum.empty()) continue;
+    const auto first = looking_.table.begin() + looking_.places.activations[i];
+    const auto last = first + std::ssize(of.sum);
+    const double length = std::sqrt(std::inner_product(first, last, first, 0.0));
+    if (!(length > 0) || !std::isfinite(length)) continue;
+    if (!of.vector.empty()) ranks[i] = *last / length;  // length = ‖AAᵀv‖ ≤ ‖A‖_op²
+    of.vector.resize(of.sum.size());
+    std::transform(first, last, of.vector.begin(), [&](double x) { return x / length; });
+  }
+  for (std::size_t i = 0; i < looking_.results.size(); ++i) {
+    MatrixSpectra& result = looking_.results[i];
+    result.activation_rank = ranks[static_cast<std::size_t>(result.parameter)];
+    const double nuclear_rank = result.gradient.nuclear_rank;
+    if (!(result.activation_rank >= 1) || !(nuclear_rank >= 1)) continue;
+    result.advice = looking_.advisors[i].probe(nuclear_rank, result.activation_rank);
+    result.spectral_ratio = looking_.advisors[i].average_ratio();
+  }
+}
+
+}  // namespace orthrus
