@@ -34,6 +34,7 @@ void ShardedOptimizer::Impl::take_noise(const double* sums) {
     noise.examples = examples_each();
     noise.mean_squared = mean_squared;
     noise.squared_mean = squared_mean;
+    noise.absolute_deviation = noise.absolute_mean = 0;  // unless they are looked at in this step
     const double before = kept * noise.weight;
     noise.weight = before + 1;
     noise.weight_squares = kept * kept * noise.weight_squares + 1;

@@ -213,7 +213,7 @@ void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
     found.*spectrum_of(what) = studies::spectrum_of(s, 0x1p-23 * longer);
     const runtime::Group& group = plan_.group(p.parameter);
     const GradientNoise& noise = noise_[static_cast<std::size_t>(p.parameter)];
-    if (what == Probe::momentum && group.lmo != nullptr && noise.trace_trend > 0 && s.back() > 0) {
+    if (what == Probe::momentum && group.lmo != nullptr && noise.trace_trend > 0) {
       const auto elements =
           static_cast<double>(plan_.parameters[static_cast<std::size_t>(p.parameter)].size());
       found.polar =

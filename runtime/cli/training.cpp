@@ -196,6 +196,11 @@ Training::Training(Config config, Communicator world, Communicator control, Trus
 void Training::compute_gradients() {
   const std::int64_t index = optimizer_->steps();
   const auto ready = [this](int id) { optimizer_->gradient_ready(id); };
+  const bool watches = optimizer_->wants_activations();
+  if (watches) {
+    workload_->watch(
+        [this](int id, ConstMatrixView inputs) { optimizer_->observe_activation(id, inputs); });
+  }
   for (std::size_t k = 0; k < deal_.parts.size(); ++k) {
     if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
       optimizer_->micro_batch(static_cast<std::int64_t>(k));
@@ -203,6 +208,7 @@ void Training::compute_gradients() {
     losses_.push_back(
         workload_->gradient({index, deal_.parts[k].first, deal_.parts[k].count}, ready));
   }
+  if (watches) workload_->watch({});
 }
 
 Training::Step Training::step(const std::function<Word()>& word) {

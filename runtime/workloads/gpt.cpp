@@ -52,14 +52,14 @@ class Gpt final : public TextModel {
                                      std::int64_t windows) const {
     const std::int64_t t = context(), d = width_ / heads_;
     // 3 × (windows·heads) × tokens × d
-    const at::Tensor qkv = at::linear(x, *layer.qkv)
+    const at::Tensor qkv = linear(x, *layer.qkv)
                                .view({windows, t, 3, heads_, d})
                                .permute({2, 0, 3, 1, 4})
                                .reshape({3, windows * heads_, t, d});
     const at::Tensor scores = at::baddbmm(mask_, qkv[0], qkv[1].transpose(1, 2), 1.0,
                                           1.0 / std::sqrt(static_cast<double>(d)));
     const at::Tensor mixed = at::bmm(at::softmax(scores, -1), qkv[2]);
-    return at::linear(
+    return linear(
         mixed.view({windows, heads_, t, d}).transpose(1, 2).reshape({windows * t, width_}),
         *layer.project);
   }
@@ -70,10 +70,9 @@ class Gpt final : public TextModel {
         (at::embedding(*embed_, tokens) + *position_).view({windows * context(), width_});
     for (const Layer& layer : layers_) {
       x = x + attention(norm(x, *layer.norm1), layer, windows);
-      x = x +
-          at::linear(at::gelu(at::linear(norm(x, *layer.norm2), *layer.up), "tanh"), *layer.down);
+      x = x + linear(at::gelu(linear(norm(x, *layer.norm2), *layer.up), "tanh"), *layer.down);
     }
-    return at::linear(norm(x, *norm_), *head_);
+    return linear(norm(x, *norm_), *head_);
   }
 
   std::int64_t width_ = 0, heads_ = 0;

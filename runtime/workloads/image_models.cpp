@@ -28,7 +28,7 @@ class Mlp final : public ImageModel {
   at::Tensor logits(const at::Tensor& images) override {
     at::Tensor x = images.flatten(1);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
-      x = at::linear(l > 0 ? at::relu(x) : x, *layers_[l].first, *layers_[l].second);
+      x = linear(l > 0 ? at::relu(x) : x, *layers_[l].first, *layers_[l].second);
     }
     return x;
   }
@@ -58,7 +58,7 @@ class Convnet final : public ImageModel {
   }
   at::Tensor logits(const at::Tensor& images) override {
     const at::Tensor x = stage(stage(images, *kernel1_, *bias1_), *kernel2_, *bias2_);
-    return at::linear(x.flatten(1), *head_, *head_bias_);
+    return linear(x.flatten(1), *head_, *head_bias_);
   }
 
   at::Tensor *kernel1_ = nullptr, *bias1_ = nullptr, *kernel2_ = nullptr, *bias2_ = nullptr,

@@ -37,18 +37,18 @@ class ResidualMlpLm final : public TextModel {
     embed_ = &add("embed.weight", {vocab(), width_}, 0.02);
     position_ = &add("position.weight", {context(), width_}, 0.02);
     // The scale of a draw is lost when it is orthogonalized.
-    const auto linear = [&](const std::string& name, std::int64_t out, std::int64_t in) {
+    const auto orthogonal = [&](const std::string& name, std::int64_t out, std::int64_t in) {
       at::Tensor& w = add(name, {out, in}, 1);
       orthogonalize(w);
       return &w;
     };
     for (std::int64_t l = 0; l < layers; ++l) {
       const std::string at = "layers." + std::to_string(l) + ".mlp.";
-      at::Tensor* up = linear(at + "fc1.weight", hidden, width_);
-      at::Tensor* down = linear(at + "fc2.weight", width_, hidden);
+      at::Tensor* up = orthogonal(at + "fc1.weight", hidden, width_);
+      at::Tensor* down = orthogonal(at + "fc2.weight", width_, hidden);
       layers_.emplace_back(up, down);
     }
-    head_ = linear("head.weight", vocab(), width_);
+    head_ = orthogonal("head.weight", vocab(), width_);
   }
 
  private:
@@ -60,9 +60,9 @@ class ResidualMlpLm final : public TextModel {
     at::Tensor h = (at::embedding(*embed_, tokens) + *position_).view({-1, width_});
     const double share = 1.0 / static_cast<double>(layers_.size());
     for (const auto& [up, down] : layers_) {
-      h = (1 - share) * h + share * at::linear(at::gelu(at::linear(rmsnorm(h), *up)), *down);
+      h = (1 - share) * h + share * linear(at::gelu(linear(rmsnorm(h), *up)), *down);
     }
-    return at::linear(rmsnorm(h), *head_);
+    return linear(rmsnorm(h), *head_);
   }
 
   std::int64_t width_ = 0;

@@ -43,12 +43,16 @@ Columns transposed_product(const float* w, std::int64_t m, const Columns& d) {
   }
   return y;
 }
-/// G += D·Xᵀ.
-void add_outer(const Columns& d, const Columns& x, float* g) {
+Columns transposed(const Columns& x) {
   Columns turned(x.cols, x.rows);
   for (std::int64_t i = 0; i < x.rows; ++i) {
     for (std::int64_t j = 0; j < x.cols; ++j) turned.row(j)[i] = x.row(i)[j];
   }
+  return turned;
+}
+/// G += D·Xᵀ.
+void add_outer(const Columns& d, const Columns& x, float* g) {
+  const Columns turned = transposed(x);
   for (std::int64_t i = 0; i < d.rows; ++i) {
     for (std::int64_t j = 0; j < d.cols; ++j) {
       add(x.rows, d.row(i)[j], turned.row(j), g + i * x.rows);
@@ -155,6 +159,8 @@ class ResidualRegression final : public Workload {
     return slice.count > 0 ? loss / static_cast<double>(slice.count) : 0;
   }
 
+  void watch(const Observer& observer) override { observer_ = observer; }
+
   Evaluation evaluate(int rank, int size) override {
     Evaluation e;
     double& loss = e.sums["val_loss"];
@@ -200,6 +206,20 @@ class ResidualRegression final : public Workload {
     return forward(sizes_, teachers_, x).outputs;
   }
 
+  void tell(const Columns& x, const Pass& pass) const {
+    const auto told = [&](std::int64_t id, const Columns& inputs) {
+      const Columns tokens = transposed(inputs);
+      observer_(static_cast<int>(id),
+                {tokens.values.data(), tokens.rows, tokens.cols, tokens.cols});
+    };
+    told(0, x);
+    for (std::int64_t b = 0; b < sizes_.blocks; ++b) {
+      told(2 * b + 1, pass.streams[static_cast<std::size_t>(b)]);
+      told(2 * b + 2, pass.activated[static_cast<std::size_t>(b)]);
+    }
+    told(sizes_.matrices() - 1, pass.streams.back());
+  }
+
   /// Adds what `count` units from unit `first` give to the gradients. @return their losses' sum.
   double backward(const Slice& slice, std::int64_t first, std::int64_t count) {
     Columns x(sizes_.inputs, count);
@@ -215,6 +235,7 @@ class ResidualRegression final : public Workload {
     }
     const Columns y = answers(x);
     const Pass pass = forward(sizes_, weights_, x);
+    if (observer_) tell(x, pass);
     Columns back = pass.outputs;
     double loss = 0;
     for (std::size_t i = 0; i < back.values.size(); ++i) {
@@ -250,6 +271,7 @@ class ResidualRegression final : public Workload {
   std::int64_t tests_ = 0;
   std::vector<std::vector<float>> own_, teacher_, gradients_;
   std::vector<float*> weights_, teachers_;
+  Observer observer_;
 };
 
 }  // namespace

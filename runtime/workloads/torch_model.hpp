@@ -29,6 +29,7 @@ class TorchModel : public Workload {
   [[nodiscard]] std::optional<DeviceChoice> device() const final;
   void place_weights(int id, void* data) final;
   double gradient(const Slice& slice, const std::function<void(int)>& ready) final;
+  void watch(const Observer& observer) final { observer_ = observer; }
   Evaluation evaluate(int rank, int size) final;
 
  protected:
@@ -42,6 +43,10 @@ class TorchModel : public Workload {
                            double value);
   /// Views of the parameter added last.
   void set_views(std::vector<LogicalMatrix> views) { list_.back().views = std::move(views); }
+
+  /// x·Wᵀ (+ bias), and tells who watches what W multiplies. @param x  tokens×inputs
+  [[nodiscard]] at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
+                                  const at::Tensor& bias = {}) const;
 
   /// Mean loss over a slice that is not empty.
   virtual at::Tensor loss(const Slice& slice) = 0;
@@ -66,6 +71,7 @@ class TorchModel : public Workload {
   std::vector<std::unique_ptr<at::Tensor>> weights_;  // references to them stay valid
   std::vector<Parameter> list_;
   std::unique_ptr<Hooks> hooks_;
+  Observer observer_;
 };
 
 /// A model that predicts the next token of windows of text.

@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/cuda.h>
 
+#include <algorithm>
 #include <cmath>
 #include <orthrus/error.hpp>
 #include <utility>
@@ -163,6 +164,18 @@ at::Tensor& TorchModel::add(const std::string& name, const std::vector<std::int6
 at::Tensor& TorchModel::add_constant(const std::string& name,
                                      const std::vector<std::int64_t>& shape, double value) {
   return keep(name, at::full(shape, value, at::kFloat));
+}
+
+at::Tensor TorchModel::linear(const at::Tensor& x, const at::Tensor& weight,
+                              const at::Tensor& bias) const {
+  if (observer_) {
+    const auto own = std::find_if(weights_.begin(), weights_.end(),
+                                  [&](const auto& w) { return w.get() == &weight; });
+    const at::Tensor inputs = x.detach().to(at::kCPU).contiguous();
+    observer_(static_cast<int>(own - weights_.begin()),
+              {inputs.data_ptr<float>(), inputs.size(0), inputs.size(1), inputs.size(1)});
+  }
+  return at::linear(x, weight, bias);
 }
 
 void TorchModel::place_weights(int id, void* data) {

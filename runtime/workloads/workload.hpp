@@ -10,6 +10,7 @@
 #include <optional>
 #include <orthrus/config.hpp>
 #include <orthrus/sharded_optimizer.hpp>
+#include <orthrus/view.hpp>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,11 @@ class Workload {
   /// slice. On a device a gradient in place is one that is queued there; `ready` is called by the
   /// thread that called this.
   virtual double gradient(const Slice& slice, const std::function<void(int)>& ready) = 0;
+  /// Until told otherwise `gradient` hands over what parameters multiply: `observer(id, inputs)`,
+  /// one row per token, of the host, f32. Empty: it does not. A workload need not, for any of its
+  /// parameters.
+  using Observer = std::function<void(int id, ConstMatrixView inputs)>;
+  virtual void watch(const Observer&) {}
   /// Metrics on held-out data, computed on the share of rank `rank` of `size`: sums over examples
   /// and their number; the caller adds the ranks up and divides. Key "val_loss" is always there
   /// (analytic workloads: the true objective), "val_accuracy" for classifiers.
