@@ -104,7 +104,7 @@ class TextModel : public TorchModel {
 /// A model that names what an image shows.
 class ImageModel : public TorchModel {
  protected:
-  /// Reads keys `eval_count`, and `data.source`.
+  /// Reads keys `eval_count`, `imbalance`, and `data.source`.
   ImageModel(const Config& config, Options& options, int cuda);
 
   /// images: count×1×height×width, of mean 0 and deviation 1 over the training part. @return
@@ -119,9 +119,14 @@ class ImageModel : public TorchModel {
   void score(const std::vector<std::int64_t>& examples, Evaluation& into) final;
   [[nodiscard]] std::pair<at::Tensor, at::Tensor> batch(
       const Images::Part& part, const std::vector<std::int64_t>& examples) const;
+  /// Leaves of class c imbalance^(−c/(classes − 1)) of what it leaves of class 0.
+  void imbalance(double imbalance, const Options& options, const std::string& source);
 
   Images images_;
   std::int64_t eval_count_ = 0;
+  /// Of an imbalanced training part: what an example of each class counts for in a mean over
+  /// classes, times eval_count_; 0: there is none. Empty: classes are as they come.
+  std::vector<double> class_weights_;
   float mean_ = 0, deviation_ = 1;
 };
 

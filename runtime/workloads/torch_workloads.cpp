@@ -320,11 +320,13 @@ void TextModel::score(const std::vector<std::int64_t>& examples, Evaluation& int
 ImageModel::ImageModel(const Config& config, Options& options, int cuda)
     : TorchModel(config.seed, options.integer("threads", 1, 1, 1024), cuda) {
   const std::int64_t most = options.integer("eval_count", 0, 0);
+  const double ratio = options.number("imbalance", 1, 1, 1e6);
   Options data(config, "data", config.data);
   const std::string source = data.word("source", "fashion-mnist");
   data.done();
   images_ = open_images(source);
   eval_count_ = most > 0 ? std::min(most, images_.val.count()) : images_.val.count();
+  if (ratio > 1) imbalance(ratio, options, source);
   double sum = 0, squares = 0;
   for (const std::uint8_t p : images_.train.pixels) {
     sum += p;
@@ -334,6 +336,53 @@ ImageModel::ImageModel(const Config& config, Options& options, int cuda)
   mean_ = static_cast<float>(sum / n);
   const double variance = squares / n - sum / n * (sum / n);
   deviation_ = variance > 0 ? static_cast<float>(std::sqrt(variance)) : 1.0F;
+}
+
+void ImageModel::imbalance(double imbalance, const Options& options, const std::string& source) {
+  const auto classes = static_cast<std::size_t>(images_.classes);
+  std::vector<std::vector<std::int64_t>> members(classes);
+  for (std::int64_t i = 0; i < images_.train.count(); ++i) {
+    members[images_.train.labels[static_cast<std::size_t>(i)]].push_back(i);
+  }
+  const auto share = [&](std::size_t c) {
+    return std::pow(imbalance, -static_cast<double>(c) / static_cast<double>(classes - 1));
+  };
+  double first = INFINITY;  // what all classes allow of class 0
+  for (std::size_t c = 0; c < classes; ++c) {
+    first = std::min(first, static_cast<double>(members[c].size()) / share(c));
+  }
+  if (classes < 2 || std::round(first * share(classes - 1)) < 1) {
+    options.refuse("imbalance", "leaves no example of some class of " + source);
+  }
+  // The first ones of a shuffled class (Fisher and Yates), in the order of the source.
+  std::vector<std::int64_t> kept;
+  for (std::size_t c = 0; c < classes; ++c) {
+    const Draws draws(seed(), Purpose::measurements, {static_cast<std::int64_t>(c)});
+    std::vector<std::int64_t>& of = members[c];
+    const auto count = std::lround(first * share(c));
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t from = i + draws.below(i, std::ssize(of) - i);
+      std::swap(of[static_cast<std::size_t>(i)], of[static_cast<std::size_t>(from)]);
+    }
+    kept.insert(kept.end(), of.begin(), of.begin() + count);
+  }
+  std::sort(kept.begin(), kept.end());
+  const std::int64_t size = images_.height * images_.width;
+  Images::Part part;
+  for (const std::int64_t i : kept) {
+    const auto pixels = images_.train.pixels.begin() + i * size;
+    part.pixels.insert(part.pixels.end(), pixels, pixels + size);
+    part.labels.push_back(images_.train.labels[static_cast<std::size_t>(i)]);
+  }
+  images_.train = std::move(part);
+
+  std::vector<double> counts(classes);
+  for (std::int64_t i = 0; i < eval_count_; ++i) {
+    ++counts[images_.val.labels[static_cast<std::size_t>(i)]];
+  }
+  for (const double count : counts) {
+    class_weights_.push_back(count > 0 ? static_cast<double>(eval_count_) / count : 0);
+  }
 }
 
 std::pair<at::Tensor, at::Tensor> ImageModel::batch(
@@ -365,14 +414,37 @@ at::Tensor ImageModel::loss(const Slice& slice) {
 }
 
 void ImageModel::score(const std::vector<std::int64_t>& examples, Evaluation& into) {
-  double& loss = into.sums["val_loss"];
-  double& right = into.sums["val_accuracy"];
+  std::map<std::string, double>& sums = into.sums;
+  double& loss = sums["val_loss"];
+  double& right = sums["val_accuracy"];
+  const auto classes = class_weights_.size();
+  const auto accuracy_of = [](std::size_t c) { return "class_" + std::to_string(c) + "_accuracy"; };
+  if (classes > 0) {
+    for (const char* key : {"balanced_loss", "balanced_accuracy", "rare_accuracy"}) sums[key];
+    for (std::size_t c = 0; c < classes; ++c) sums[accuracy_of(c)];
+  }
   if (examples.empty()) return;
   const auto [x, y] = batch(images_.val, examples);
   const at::Tensor z = logits(x);
-  loss += at::cross_entropy_loss(z, y, {}, at::Reduction::None).sum(at::kDouble).item<double>();
-  right += at::eq(z.argmax(1), y).sum().item<double>();
+  const at::Tensor losses = at::cross_entropy_loss(z, y, {}, at::Reduction::None);
+  const at::Tensor hits = at::eq(z.argmax(1), y);
+  loss += losses.sum(at::kDouble).item<double>();
+  right += hits.sum().item<double>();
   into.count += static_cast<double>(examples.size());
+  if (classes == 0) return;
+  const auto there =
+      static_cast<double>(classes - static_cast<std::size_t>(std::count(class_weights_.begin(),
+                                                                        class_weights_.end(), 0)));
+  const std::size_t rare = std::min<std::size_t>(3, classes);
+  for (std::size_t c = 0; c < classes; ++c) {
+    const at::Tensor of_class = at::eq(y, static_cast<std::int64_t>(c));
+    const double weight = class_weights_[c];
+    const double found = weight * at::logical_and(hits, of_class).sum().item<double>();
+    sums[accuracy_of(c)] += found;
+    sums["balanced_accuracy"] += found / there;
+    sums["balanced_loss"] += weight / there * (losses * of_class).sum(at::kDouble).item<double>();
+    if (c + rare >= classes) sums["rare_accuracy"] += found / static_cast<double>(rare);
+  }
 }
 
 }  // namespace orthrus::workloads

@@ -212,6 +212,56 @@ TEST_F(TorchWorkloads, ImageModelsLearnTheQuarters) {
   }
 }
 
+TEST_F(TorchWorkloads, ImbalanceKeepsTheContract) {
+  Config c = mlp();
+  c.workload_values["imbalance"] = 5.0;
+  expect_contract(c);
+}
+
+// Of 10 examples per class, 10, 10/2, 10/4, 10/8 stay: the rare class counts for as much as the
+// others in what is balanced, and for less in what is learned.
+TEST_F(TorchWorkloads, ImbalanceThinsClassesOutAndWeighsThemEqually) {
+  Config c = mlp();
+  const auto usual = workloads::open_workload(c);
+  EXPECT_EQ(usual->evaluate(0, 1).sums.count("balanced_loss"), 0U);
+  c.workload_values["imbalance"] = 8.0;
+  const auto w = workloads::open_workload(c);
+  const auto start = w->evaluate(0, 1);
+  ASSERT_EQ(start.count, 40);
+  // The held-out part has as many of each class: means over classes are those over examples.
+  EXPECT_NEAR(start.sums.at("balanced_loss"), start.sums.at("val_loss"), 1e-4);
+  EXPECT_NEAR(start.sums.at("balanced_accuracy"), start.sums.at("val_accuracy"), 1e-9);
+  double of_classes = 0, of_rare = 0;
+  for (int k = 0; k < 4; ++k) {
+    const double accuracy = start.sums.at("class_" + std::to_string(k) + "_accuracy");
+    of_classes += accuracy / 4;
+    if (k > 0) of_rare += accuracy / 3;
+  }
+  EXPECT_NEAR(of_classes, start.sums.at("balanced_accuracy"), 1e-9);
+  EXPECT_NEAR(of_rare, start.sums.at("rare_accuracy"), 1e-9);
+
+  // A head without weights answers its bias alone, whose gradient is the mean of 1/4 − [class]:
+  // frequencies, in a batch large enough to know them to 0.03 (4 deviations).
+  std::vector<Parameter> list = w->parameters();
+  for (const Parameter& p : list) {
+    if (p.name == "head.weight") std::fill_n(test::weights(p), test::elements(p), 0.0F);
+  }
+  test::run(*w, {1, 0, 4096});
+  const float* g = test::gradient(list.back());
+  ASSERT_EQ(list.back().name, "head.bias");
+  const double total = 10 + 5 + 3 + 1;  // 10/4 and 10/8, rounded
+  EXPECT_NEAR(0.25 - g[0], 10 / total, 0.03);
+  EXPECT_NEAR(0.25 - g[1], 5 / total, 0.03);
+  EXPECT_NEAR(0.25 - g[2], 3 / total, 0.03);
+  EXPECT_NEAR(0.25 - g[3], 1 / total, 0.03);
+
+  // The same seed chooses the same examples.
+  const auto again = workloads::open_workload(c);
+  EXPECT_EQ(test::run(*again, {3, 0, 16}), test::run(*workloads::open_workload(c), {3, 0, 16}));
+  c.seed = 12;
+  EXPECT_NE(test::run(*workloads::open_workload(c), {3, 0, 16}), test::run(*again, {3, 0, 16}));
+}
+
 TEST_F(TorchWorkloads, AnotherThreadComputesTheSameBits) {
   const auto w = workloads::open_workload(gpt());
   const double here = test::run(*w, {2, 0, 8});
@@ -300,6 +350,9 @@ TEST_F(TorchWorkloads, RefuseWhatDoesNotFit) {
   c = gpt();
   c.data["source"] = image_directory();
   EXPECT_NE(text(c).find("holds images"), std::string::npos);
+  c = mlp();
+  c.workload_values["imbalance"] = 100.0;
+  EXPECT_NE(text(c).find("workload.imbalance: leaves no example"), std::string::npos);
 }
 
 }  // namespace
