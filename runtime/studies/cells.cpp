@@ -369,4 +369,50 @@ std::vector<TokenRatio> token_ratios(std::span<const Cell> numerator,
   return ratios;
 }
 
+LocalCbs local_cbs(std::span<const Branch> branches, double least_epsilon) {
+  expects(!branches.empty(), "a local critical batch is one of at least one branch");
+  LocalCbs out;
+  // Seeds and finite branches as a table without gaps; what neither explains is the noise.
+  std::map<std::int64_t, std::vector<double>> rows;
+  std::size_t finite = 0;
+  for (const Branch& branch : branches) {
+    expects(!branch.losses.empty(), "every branch has a seed");
+    expects(&branch == branches.data() || branch.batch > (&branch - 1)->batch,
+            "branches are in order of their batches");
+    out.losses.push_back(mean_of(branch.losses, RateMetric::loss));
+    if (!std::isfinite(out.losses.back())) continue;
+    ++finite;
+    for (const SeedValue& seed : branch.losses) rows[seed.seed].push_back(seed.value);
+  }
+  std::erase_if(rows, [&](const auto& row) { return row.second.size() != finite; });
+  if (rows.size() > 1 && finite > 1) {
+    const auto seeds = static_cast<double>(rows.size()), tried = static_cast<double>(finite);
+    std::vector<double> means(finite, 0.0);
+    double all = 0;
+    for (const auto& [seed, row] : rows) {
+      for (std::size_t k = 0; k < finite; ++k) means[k] += row[k] / seeds;
+    }
+    for (const double mean : means) all += mean / tried;
+    double squares = 0;
+    for (const auto& [seed, row] : rows) {
+      const double own = std::accumulate(row.begin(), row.end(), 0.0) / tried;
+      for (std::size_t k = 0; k < finite; ++k) {
+        const double rest = row[k] - own - means[k] + all;
+        squares += rest * rest;
+      }
+    }
+    out.standard_error = std::sqrt(2 * squares / ((seeds - 1) * (tried - 1)) / seeds);
+  }
+  out.epsilon = std::max(least_epsilon, 2 * out.standard_error);
+  double least = infinity;  // of smaller branches
+  for (std::size_t k = 0; k < branches.size(); ++k) {
+    if (k == 0 || out.losses[k] <= least + out.epsilon) {
+      out.batch = branches[k].batch;
+      out.next = k + 1 < branches.size() ? branches[k + 1].batch : infinity;
+    }
+    least = std::min(least, out.losses[k]);
+  }
+  return out;
+}
+
 }  // namespace orthrus::studies

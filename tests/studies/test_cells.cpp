@@ -233,5 +233,38 @@ TEST(Chain, SeedsThatChoseReportTooLittle) {
   EXPECT_LT(repeat(protocol, 200, 1).bias, -0.01);
 }
 
+TEST(ALocalCriticalBatch, IsTheLargestThatLosesNothing) {
+  const auto of = [](std::vector<double> losses) {
+    std::vector<Branch> branches;
+    for (std::size_t k = 0; k < losses.size(); ++k) {
+      branches.push_back({8.0 * static_cast<double>(k + 1), {{0, losses[k]}}});
+    }
+    return local_cbs(branches, 0.01);
+  };
+  const LocalCbs cbs = of({1.0, 1.005, 1.009, 1.02, 1.3});
+  EXPECT_EQ(cbs.batch, 24);
+  EXPECT_EQ(cbs.next, 32);
+  EXPECT_EQ(cbs.epsilon, 0.01);
+  EXPECT_EQ(cbs.standard_error, 0);
+  // Each is compared with all smaller ones, not with its neighbour.
+  EXPECT_EQ(of({1.0, 1.009, 1.018}).batch, 16);
+  // A branch that lost does not keep a larger one from recovering.
+  EXPECT_EQ(of({1.0, 1.1, 0.9}).batch, 24);
+  EXPECT_EQ(of({1.0, 0.9, 0.8}).next, infinity);
+  EXPECT_EQ(of({1.0, infinity}).batch, 8);
+  EXPECT_EQ(of({infinity, infinity}).batch, 16);  // nobody is worse than anybody
+  EXPECT_THROW(of({}), ShapeError);
+}
+
+TEST(ALocalCriticalBatch, KnowsTheNoiseBetweenBranchesOfASeed) {
+  // Seeds lie far apart, which is no noise of differences; what is left is ±0.02.
+  const std::vector<Branch> branches{{8, {{0, 1.02}, {1, 2.98}}}, {16, {{0, 1.0}, {1, 3.04}}}};
+  const LocalCbs cbs = local_cbs(branches, 0.01);
+  // Differences between the branches: −0.02 and 0.06; their mean has the error 0.04.
+  EXPECT_NEAR(cbs.standard_error, 0.04, 1e-12);
+  EXPECT_NEAR(cbs.epsilon, 0.08, 1e-12);
+  EXPECT_EQ(cbs.batch, 16);
+}
+
 }  // namespace
 }  // namespace orthrus::studies
