@@ -46,11 +46,16 @@ ordered_json or_null(double value) {
 // ---- what the study file asks for ----
 
 struct Item {
-  std::string fit;  ///< hyper, hyper_alpha, three_term_inv, auto, lr_exponent; or empty:
+  std::string fit;  ///< hyper, hyper_alpha, three_term_inv, auto, lr_exponent, local_cbs; or empty:
   std::string numerator, denominator;  ///< a token ratio
   std::vector<CbsDefinition> definitions;
   double reference_batch = 256, overhead = 0.2;
+  double epsilon = 0.01;
+  std::string loss = "smoothed_loss";  ///< of local_cbs
 };
+
+/// Did its trials leave a base run?
+bool branches(const StudyResults& study) { return number_of(study.setting("branch.steps")) > 0; }
 
 [[noreturn]] void refuse(const StudyResults& study, const std::string& what) {
   throw DataError((study.directory / "study.resolved.json").string() + ": " + what);
@@ -90,8 +95,8 @@ void add_definition(Item& item, const std::string& name, std::vector<StudyWarnin
 }
 
 std::vector<Item> items_of(const StudyResults& study, std::vector<StudyWarning>& warnings) {
-  static constexpr std::array<std::string_view, 6> fits{
-      "hyper", "hyper_alpha", "three_term_inv", "three_term", "auto", "lr_exponent"};
+  static constexpr std::array<std::string_view, 7> fits{
+      "hyper", "hyper_alpha", "three_term_inv", "three_term", "auto", "lr_exponent", "local_cbs"};
   const ordered_json& listed = study.setting("analysis.items");
   std::vector<Item> items;
   for (const ordered_json& entry : listed) {
@@ -121,9 +126,20 @@ std::vector<Item> items_of(const StudyResults& study, std::vector<StudyWarning>&
     if (entry.contains("b_ref") && number_of(entry["b_ref"]) > 0) {
       item.reference_batch = number_of(entry["b_ref"]);
     }
+    if (entry.contains("epsilon") && number_of(entry["epsilon"]) >= 0) {
+      item.epsilon = number_of(entry["epsilon"]);
+    }
+    if (const std::string loss = text_of(entry, "loss"); loss == "final") {
+      item.loss = "final_val";
+    } else if (!loss.empty() && loss != "smoothed") {
+      refuse(study, fmt::format("analysis.items: loss: {} is not known; known: smoothed, final",
+                                runtime::quoted_for_message(loss)));
+    }
     items.push_back(std::move(item));
   }
-  if (items.empty()) {
+  if (items.empty() && branches(study)) {
+    items.emplace_back().fit = "local_cbs";
+  } else if (items.empty()) {
     Item hyper, rates, ratio;
     hyper.fit = "hyper";
     hyper.definitions = {CbsDefinition::mccandlish, CbsDefinition::overhead};
@@ -293,12 +309,12 @@ void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, War
                    [&](const Cell& c) { return c.choice.edge == edge; });
     }
     warn.batches("few_rates", cells, "fewer than 3 learning rates: no tuning curve",
-                 [](const Cell& c) { return c.rates.size() < 3; });
+                 [&](const Cell& c) { return c.rates.size() < 3 && !branches(study); });
     warn.batches("few_seeds", cells, "fewer than 3 seeds behind the reported value",
                  [](const Cell& c) { return !c.choice.censored && c.record.size() < 3; });
     warn.batches("selected_on_report", cells,
                  "reported by the seeds that chose the learning rate: values are too good",
-                 [](const Cell& c) { return !c.choice.censored && !c.fresh; });
+                 [&](const Cell& c) { return !c.choice.censored && !c.fresh && !branches(study); });
     if (analysis.metric != RateMetric::steps_to_target) continue;
     const auto censored = [](const Cell& c) { return c.censored(); };
     warn.batches("censored", cells,
@@ -350,7 +366,7 @@ void warn_of_trials(const StudyResults& study, const StudyAnalysis& analysis,
                                           format_number(epochs)));
   }
   if (study.trials.empty()) warn.add("empty", "no trial has finished");
-  if (std::isnan(analysis.target) && !study.trials.empty()) {
+  if (std::isnan(analysis.target) && !study.trials.empty() && !branches(study)) {
     warn.add("no_target",
              "search.metric.target is not given: no steps to it, and no critical "
              "batch size; rates are judged by the loss");
@@ -465,6 +481,54 @@ void fit_rates(StudyAnalysis& analysis, const studies::Bootstrap& bootstrap, War
   }
 }
 
+void fit_branches(StudyAnalysis& analysis, const StudyResults& study,
+                  const std::vector<std::string>& keys, const Item& item, Warnings& warn) {
+  for (const std::string& series : analysis.series) {
+    SeriesBranches fit;
+    fit.series = series;
+    fit.loss = item.loss;
+    std::map<double, std::map<std::int64_t, double>> losses;
+    for (const StudyTrial& trial : study.trials) {
+      const double batch = trial.param("batch_size"), seed = trial.param("seed");
+      if (!trial.result() || !(batch > 0) || !(trial.number("fork_steps") > 0) ||
+          name_of(trial, keys).label() != series) {
+        continue;
+      }
+      fit.fork_steps = trial.number("fork_steps");
+      fit.fork_batch = trial.number("fork_batch");
+      const double loss = trial.number(item.loss.c_str());
+      const bool ended = trial.state == "complete" && std::isfinite(loss);
+      losses[batch][std::isfinite(seed) ? static_cast<std::int64_t>(seed) : 0] =
+          ended ? loss : infinity;
+    }
+    for (const auto& [batch, of] : losses) {
+      studies::Branch& branch = fit.branches.emplace_back();
+      branch.batch = batch;
+      for (const auto& [seed, loss] : of) branch.losses.push_back({seed, loss});
+    }
+    if (fit.branches.size() < 2) {
+      warn.add("too_few_points", fmt::format("{}: {} branches, a local critical batch needs two",
+                                             series, fit.branches.size()));
+      continue;
+    }
+    if (fit.branches.front().batch != fit.fork_batch) {
+      warn.add("missing_cells", fmt::format("{}: no branch goes on with the base's batch {}",
+                                            series, format_number(fit.fork_batch)));
+    }
+    fit.local = studies::local_cbs(fit.branches, item.epsilon);
+    if (fit.local.epsilon > item.epsilon) {
+      warn.add("noisy",
+               fmt::format("{}: two standard errors between branches are {:.2g}: what they "
+                           "cannot tell apart counts as recovered",
+                           series, fit.local.epsilon));
+    }
+    if (!(fit.local.standard_error > 0)) {
+      warn.add("no_interval", series + ": one seed does not say how noisy branches are");
+    }
+    analysis.branches.push_back(std::move(fit));
+  }
+}
+
 void compare(StudyAnalysis& analysis, const std::vector<SeriesName>& names, const Item& item,
              double level, Warnings& warn) {
   bool found = false;
@@ -540,6 +604,37 @@ StudyTable critical_table(const StudyAnalysis& analysis) {
       }
       row(definition_name(cbs, fit.question.overhead), json_number(cbs.value), cbs.interval, known,
           reading);
+    }
+  }
+  for (const SeriesBranches& fit : analysis.branches) {
+    const bool bounded = std::isfinite(fit.local.next);
+    table.rows.push_back({fit.series, "branches", "recovery", json_number(fit.local.batch),
+                          json_number(fit.local.batch), end_of(fit.local.next, bounded), "tried",
+                          nullptr, nullptr,
+                          bounded ? fmt::format("within {:.2g} of all smaller ones at step {:.0f}",
+                                                fit.local.epsilon, fit.fork_steps)
+                                  : "at least: no branch was too large"});
+  }
+  return table;
+}
+
+/// What each branch came to.
+StudyTable branch_table(const StudyAnalysis& analysis) {
+  StudyTable table{"branches",
+                   "Branches",
+                   "After as many examples from the fork on; a batch recovers where it loses at "
+                   "most epsilon to every smaller one.",
+                   {"series", "fork at", "batch", "loss", "over the least smaller", "seeds"},
+                   {}};
+  for (const SeriesBranches& fit : analysis.branches) {
+    double least = infinity;
+    for (std::size_t k = 0; k < fit.branches.size(); ++k) {
+      const double loss = fit.local.losses[k];
+      table.rows.push_back(
+          {fit.series, fit.fork_steps, fit.branches[k].batch, json_number(loss),
+           k == 0 || std::isinf(least) ? ordered_json(nullptr) : json_number(loss - least),
+           fit.branches[k].losses.size()});
+      least = std::min(least, loss);
     }
   }
   return table;
@@ -745,7 +840,9 @@ StudyAnalysis analyse(const StudyResults& study) {
   const bool steps = analysis.metric == RateMetric::steps_to_target;
   if (steps) analysis.spread = studies::seed_spread(analysis.cells);
   for (const Item& item : items) {
-    if (item.fit == "lr_exponent") {
+    if (item.fit == "local_cbs") {
+      fit_branches(analysis, study, keys, item, warn);
+    } else if (item.fit == "lr_exponent") {
       fit_rates(analysis, bootstrap, warn);
     } else if (!steps) {
       continue;  // said by `no_target`
@@ -755,7 +852,8 @@ StudyAnalysis analyse(const StudyResults& study) {
       fit_steps(analysis, item, bootstrap, warn);
     }
   }
-  for (StudyTable table : {critical_table(analysis), rate_table(analysis), ratio_table(analysis)}) {
+  for (StudyTable table : {critical_table(analysis), branch_table(analysis), rate_table(analysis),
+                           ratio_table(analysis)}) {
     if (!table.rows.empty()) analysis.verdicts.push_back(std::move(table));
   }
   analysis.cell_table = cells_table(analysis);
@@ -846,6 +944,34 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                       {"conclusive", r.conclusive()},
                       {"claimed", r.claimed()}});
     }
+  }
+  for (const SeriesBranches& fit : analysis.branches) {
+    const bool bounded = std::isfinite(fit.local.next);
+    ordered_json row{{"t", "fit"},
+                     {"model", "local_cbs"},
+                     {"per", {{"series", fit.series}}},
+                     {"cbs",
+                      {{"definition", "recovery"},
+                       {"value", json_number(fit.local.batch)},
+                       {"lo", json_number(fit.local.batch)},
+                       {"hi", end_of(fit.local.next, bounded)},
+                       {"unit", "examples"}}},
+                     {"epsilon", fit.local.epsilon},
+                     {"standard_error", fit.local.standard_error},
+                     {"loss", fit.loss},
+                     {"fork_steps", fit.fork_steps},
+                     {"fork_batch", fit.fork_batch},
+                     {"branches", ordered_json::array()}};
+    for (std::size_t k = 0; k < fit.branches.size(); ++k) {
+      ordered_json branch{{"batch_size", fit.branches[k].batch},
+                          {"loss", json_number(fit.local.losses[k])},
+                          {"seeds", ordered_json::array()}};
+      for (const studies::SeedValue& seed : fit.branches[k].losses) {
+        branch["seeds"].push_back({{"seed", seed.seed}, {"value", json_number(seed.value)}});
+      }
+      row["branches"].push_back(std::move(branch));
+    }
+    fits.push_back(std::move(row));
   }
   for (const Cell& cell : analysis.cells) {
     ordered_json row{{"series", cell.series},

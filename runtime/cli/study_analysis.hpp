@@ -46,6 +46,15 @@ struct SeriesRatios {
   std::vector<studies::TokenRatio> ratios;
 };
 
+/// The branches of one series, and the local critical batch they show.
+struct SeriesBranches {
+  std::string series;
+  std::string loss;  ///< key of results.jsonl
+  double fork_steps = 0, fork_batch = 0;
+  std::vector<studies::Branch> branches;
+  studies::LocalCbs local;
+};
+
 struct StudyAnalysis {
   studies::RateMetric metric = studies::RateMetric::loss;
   std::string metric_name;  ///< of the loss
@@ -55,6 +64,7 @@ struct StudyAnalysis {
   std::vector<SeriesSteps> steps;
   std::vector<SeriesRates> rates;
   std::vector<SeriesRatios> ratios;
+  std::vector<SeriesBranches> branches;
   studies::SeedSpread spread;
   std::vector<StudyWarning> warnings;
   std::vector<StudyTable> verdicts;  ///< critical batch sizes, learning rates, token ratios

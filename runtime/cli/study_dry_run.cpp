@@ -69,6 +69,15 @@ double seconds_of(const Trial& trial, const Measured& m, double eval_every_frac)
          m.evaluation_s * std::min(steps, 1 / eval_every_frac);
 }
 
+/// Of each base run that branches leave, a trial that leaves it.
+std::map<std::string, const Trial*> forks_of(const runner::Expansion& expansion) {
+  std::map<std::string, const Trial*> forks;
+  for (const Trial& trial : expansion.initial()) {
+    if (!trial.fork.empty()) forks.emplace(trial.fork, &trial);
+  }
+  return forks;
+}
+
 std::string describe(const Trial& trial) {
   std::string line = trial.directory();
   for (const auto& [name, value] : trial.params.items())
@@ -82,10 +91,16 @@ std::string describe_size(const runner::Expansion& expansion) {
   double examples = 0;
   for (const Trial& trial : expansion.initial())
     examples += static_cast<double>(trial.steps * trial.batch);
+  const runner::Study& study = expansion.study();
+  const auto forks = std::ssize(forks_of(expansion));
+  examples += static_cast<double>(forks * study.branch_steps * study.branch_batch);
   const std::int64_t trials = std::ssize(expansion.initial());
   std::string text = fmt::format("study {}: {} trials", expansion.study().name, trials);
   if (expansion.most() > trials)
     text += fmt::format(", up to {} with what results add", expansion.most());
+  if (forks > 0)
+    text += fmt::format(" that leave {} base run{} of {} steps of {}", forks, forks == 1 ? "" : "s",
+                        study.branch_steps, study.branch_batch);
   text += fmt::format("; {:.3g} examples", examples);
   if (expansion.excluded() > 0) text += fmt::format("; {} points excluded", expansion.excluded());
   if (expansion.equal() > 0) text += fmt::format("; {} equal ones left out", expansion.equal());
@@ -123,6 +138,16 @@ Json dry_run(const runner::Bases& bases, const runner::Expansion* expansion, Com
     examples += of_trial;
     flops += 6 * m.parameters * m.items * of_trial;
     memory = std::max(memory, m.memory);
+  }
+  for (const auto& [id, trial] : forks_of(*expansion)) {
+    const Measured& m = measured.at(trial->base);
+    const auto steps = static_cast<double>(study.branch_steps),
+               of_run = steps * static_cast<double>(study.branch_batch);
+    const double seconds = steps * m.step_s + of_run * m.example_s;
+    total_s += seconds * static_cast<double>(trial->ranks);
+    longest_s = std::max(longest_s, seconds);
+    examples += of_run;
+    flops += 6 * m.parameters * m.items * of_run;
   }
   const std::int64_t groups =
       study.exclusive ? 1 : std::max<std::int64_t>(world.size() / expansion->initial()[0].ranks, 1);

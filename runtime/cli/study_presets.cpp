@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <orthrus/error.hpp>
 #include <string_view>
 
@@ -70,6 +71,39 @@ analysis:
                      : "none   # to be filled in: what the base reaches with a constant rate",
       list(batches), c.train.batch, shortest(base_rate(c)), constant_schedules(c),
       4 * steps * c.train.batch, batches.empty() ? c.train.batch : batches.front());
+}
+
+std::string branches(const std::vector<PresetBase>& bases, const PresetOptions& options) {
+  const Config& c = bases[0].config;
+  std::vector<std::int64_t> batches = options.batches;
+  for (const std::int64_t k : {1, 2, 3, 4, 6, 8, 12, 16}) {
+    if (options.batches.empty()) batches.push_back(k * c.train.batch);
+  }
+  std::int64_t whole = c.train.batch;  // a number of batches of every branch
+  for (const std::int64_t batch : batches) whole = std::lcm(whole, batch);
+  const std::int64_t least = 20 * *std::max_element(batches.begin(), batches.end());
+  return fmt::format(
+      R"(# Critical batch size at a point of a run: branches leave it there with larger batches, see the
+# same examples, and the largest one that loses nothing counts (arXiv:2505.23971).
+orthrus_study: 1
+name: {}
+base: {}
+branch: {{steps: {}, batch: {}}}         # the run they leave, trained once for every seed
+search:
+  metric: {{name: val_loss}}
+  parameters:
+    batch_size: {{values: {}}}
+    lr: {}                             # of the run; of a branch times sqrt(k), of sgd times k
+    seed: {{values: [1, 2, 3]}}
+{}budget: {{max_examples: {}}}           # of every branch: 20 steps of the largest one
+eval: {{every_frac: 0.25}}
+analysis:
+  items:
+    - {{fit: local_cbs, epsilon: 0.01}}  # or two standard errors, where they are more
+)",
+      options.name, bases[0].file, options.steps > 0 ? options.steps : c.train.steps, c.train.batch,
+      list(batches), shortest(base_rate(c)), constant_schedules(c),
+      (least + whole - 1) / whole * whole);
 }
 
 std::string learning_rate(const std::vector<PresetBase>& bases, const PresetOptions& options) {
@@ -152,9 +186,10 @@ execution: {{exclusive: true, order: by_index}}
 }
 
 // Of the contract, and to come.
-constexpr std::array<std::string_view, 10> not_there{
-    "cbs-branch",  "three-term-law",  "lr-transfer",    "weak-scaling-depth", "weak-scaling-width",
-    "collectives", "random-features", "matrix-sensing", "imbalance",          "nqm"};
+constexpr std::array<std::string_view, 9> not_there{
+    "three-term-law",     "lr-transfer", "weak-scaling-depth",
+    "weak-scaling-width", "collectives", "random-features",
+    "matrix-sensing",     "imbalance",   "nqm"};
 
 }  // namespace
 
@@ -162,6 +197,8 @@ const std::vector<Preset>& presets() {
   static const std::vector<Preset> table{
       {"cbs-steps-to-target", "critical batch size: steps to a target over batch sizes", 1,
        critical_batch},
+      {"cbs-branch", "critical batch size at a point of a run: branches with larger batches", 1,
+       branches},
       {"learning-rate", "the best rate and its plateau", 1, learning_rate},
       {"compare", "recipes at their best rates", 2, compare},
       {"strong-scaling", "times of a step over numbers of ranks", 1, strong_scaling},

@@ -161,11 +161,12 @@ Training::Deal Training::divide(const Config& config, int rank, int ranks) {
   return deal;
 }
 
-Training::Training(Config config, Communicator world, Communicator control, Trust trust)
+Training::Training(Config config, Communicator world, Communicator control, Trust trust, Fork fork)
     : config_(with_one_gather(std::move(config))),
       rank_(world.rank()),
       size_(world.size()),
       trust_(trust),
+      fork_(fork),
       control_(std::move(control)),
       deal_(divide(config_, rank_, size_)) {
   for (int r = 0; r < size_; ++r) {
@@ -177,7 +178,9 @@ Training::Training(Config config, Communicator world, Communicator control, Trus
     device.ordinal = runtime::default_ordinal(control_, std::max(devices, 1));
   }
   runtime::agree(control_, [&] {
-    workload_ = workloads::open_workload(config_, device.ordinal);
+    Config opened = config_;
+    if (fork_.batch > 0) opened.train.batch = fork_.batch;  // may choose the examples
+    workload_ = workloads::open_workload(opened, device.ordinal);
     place_ = workload_->device();
     if (config_.zero_stage == 3 && config_.device != "cpu" && !place_) {
       throw ConfigError(
@@ -193,6 +196,14 @@ Training::Training(Config config, Communicator world, Communicator control, Trus
   }
 }
 
+workloads::Slice Training::slice(std::int64_t step, std::size_t part) const {
+  const Deal::Part& own = deal_.parts[part];
+  if (fork_.batch == 0) return {step, own.first, own.count};
+  return {
+      fork_.step + (step - fork_.step) * std::ssize(deal_.parts) + static_cast<std::int64_t>(part),
+      rank_ * own.count, own.count};
+}
+
 void Training::compute_gradients() {
   const std::int64_t index = optimizer_->steps();
   const auto ready = [this](int id) { optimizer_->gradient_ready(id); };
@@ -205,8 +216,7 @@ void Training::compute_gradients() {
     if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
       optimizer_->micro_batch(static_cast<std::int64_t>(k));
     }
-    losses_.push_back(
-        workload_->gradient({index, deal_.parts[k].first, deal_.parts[k].count}, ready));
+    losses_.push_back(workload_->gradient(slice(index, k), ready));
   }
   if (watches) workload_->watch({});
 }

@@ -26,12 +26,19 @@ class Training {
     nobody,     ///< it throws on all ranks; a small message per step more
   };
 
+  /// Where a run leaves another: from `step` on its micro-batches are the other's next batches, of
+  /// `batch` units. batch 0: it leaves none.
+  struct Fork {
+    std::int64_t step = 0, batch = 0;
+  };
+
   /// Opens the workload, plans, allocates. Collective.
   /// @param control  the ranks of `world` under a context of their own: messages apart from the
   ///                 optimizer's, so that its audit counts only those.
   /// @throws ConfigError  on all ranks: the batch cannot be dealt to so many, or as the workload
   ///                      and the optimizer say.
-  Training(Config config, Communicator world, Communicator control, Trust trust = Trust::gradients);
+  Training(Config config, Communicator world, Communicator control, Trust trust = Trust::gradients,
+           Fork fork = {0, 0});
 
   /// What a rank has to say after a step; true for all when any rank says so.
   struct Word {
@@ -77,12 +84,14 @@ class Training {
     std::int64_t all_parts = 0;  ///< of all ranks
   };
   static Deal divide(const Config& config, int rank, int ranks);
+  [[nodiscard]] workloads::Slice slice(std::int64_t step, std::size_t part) const;
   void compute_gradients();
   void share(const Word& mine, Step& step);
 
   const Config config_;
   const int rank_, size_;
   const Trust trust_;
+  const Fork fork_;
   Communicator control_;
   const Deal deal_;
   std::vector<Index> parts_;  // of each rank

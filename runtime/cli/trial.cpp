@@ -1,5 +1,6 @@
 #include "runtime/cli/trial.hpp"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -56,6 +57,75 @@ Json provenance(const Training& training, int attempt) {
           {"attempt", attempt}};
 }
 
+/// Over loss, loss0 and step.
+bool holds(const runner::Expression& diverged, double loss, double first, std::int64_t step) {
+  return diverged.truth([&](const std::string& name) -> std::optional<runner::Value> {
+    if (name == "loss") return loss;
+    if (name == "loss0") return first;
+    if (name == "step") return static_cast<double>(step);
+    return {};
+  });
+}
+
+/// What a branch starts from.
+struct Fork {
+  std::filesystem::path checkpoint;
+  bool stopped = false;
+  std::string diverged;  ///< why; empty: it did not
+};
+
+/// The checkpoint of a base run in `forks`: of an earlier trial, or trained now. Collective.
+Fork reach_fork(const runner::Study& study, const Config& base, const runner::Trial& trial,
+                Communicator& group, const std::filesystem::path& forks,
+                const std::function<bool()>& stop) {
+  namespace fs = std::filesystem;
+  Communicator control = group.duplicate("fork");
+  // Another number of ranks adds up in another order.
+  Fork fork{forks / fmt::format("{}-np{}", trial.fork, group.size()), false, ""};
+  double there = fs::exists(fork.checkpoint) ? 1 : 0;
+  control.broadcast(std::span<double>(&there, 1));
+  if (there != 0) return fork;
+
+  Training training(runner::fork_config(base, trial), group.duplicate("trial"),
+                    group.duplicate("control"), Training::Trust::nobody);
+  const runner::Expression diverged(study.diverged);
+  double first = 0;
+  while (training.steps() < study.branch_steps) {
+    Training::Step step;
+    try {
+      step = training.step([&]() -> Training::Word { return {stop(), false, false}; });
+    } catch (const NumericError& error) {
+      fork.diverged = error.what();
+      return fork;
+    }
+    if (training.steps() == 1) first = step.loss;
+    if (holds(diverged, step.loss, first, training.steps())) {
+      fork.diverged = "stop.diverged: " + study.diverged;
+      return fork;
+    }
+    fork.stopped = step.any.stop;
+    if (fork.stopped) return fork;
+  }
+  // Whole or not at all, beside a group that trains the same.
+  const fs::path draft = fmt::format("{}.{}", fork.checkpoint.string(), trial.index);
+  runtime::agree(control, [&] {
+    if (control.rank() != 0) return;
+    make_directories(forks);
+    fs::remove_all(draft);
+  });
+  training.optimizer().save(draft.string());
+  runtime::agree(control, [&] {
+    if (control.rank() != 0) return;
+    std::error_code error;
+    fs::rename(draft, fork.checkpoint, error);
+    if (!error) return;
+    fs::remove_all(draft);
+    if (!fs::exists(fork.checkpoint))
+      throw IoError(fork.checkpoint.string() + ": " + error.message(), ExitCode::cannot_create);
+  });
+  return fork;
+}
+
 class TrialRun {
  public:
   TrialRun(const runner::Study& study, const Config& base, const TrialTask& task,
@@ -67,19 +137,22 @@ class TrialRun {
         directory_(directory),
         stop_(stop),
         training_(runner::trial_config(base, task.trial), group.duplicate("trial"),
-                  group.duplicate("control"), Training::Trust::nobody),
+                  group.duplicate("control"), Training::Trust::nobody,
+                  {study.branch_steps, study.branch_batch}),
         diverged_(study.diverged) {}
 
-  /// @return whether it was stopped.
-  bool run() {
+  /// @param fork  what a branch starts from. @return whether it was stopped.
+  bool run(const Fork& fork) {
     open_files();
+    if (!fork.diverged.empty()) return finish("diverged", "before the fork: " + fork.diverged);
+    if (!fork.checkpoint.empty()) training_.optimizer().load(fork.checkpoint.string());
     evaluate(0);
     if (!std::isfinite(value_)) return finish("diverged", "the metric is not finite at the start");
     if (study_.has_target() && value_ <= study_.target) {
       throw ConfigError("search.metric.target: reached before the first step");
     }
     const Config& config = training_.config();
-    while (training_.steps() < config.train.steps) {
+    while (steps() < config.train.steps) {
       Training::Step step;
       try {
         step = training_.step([this]() -> Training::Word {
@@ -94,12 +167,14 @@ class TrialRun {
         });
       }
       loss_ = step.loss;
-      const std::int64_t at = training_.steps();
-      if (at == 1) first_loss_ = loss_;
+      const std::int64_t at = steps();
+      if (at == 1) first_loss_ = smoothed_ = loss_;
+      smoothed_ += 0.5 * (loss_ - smoothed_);
       if (study_.exclusive) times_.emplace_back(step.step_ms, step.report.ms.total);
       bytes_max_ = step.bytes_max;
       probe(step.report);
-      if (has_diverged()) return finish("diverged", "stop.diverged: " + study_.diverged);
+      if (holds(diverged_, loss_, first_loss_, at))
+        return finish("diverged", "stop.diverged: " + study_.diverged);
       if (step.any.stop) return stopped();
       if (at < config.train.steps && at % config.train.eval_every != 0) continue;
       lr_multiplier_ = step.report.lr_multiplier;
@@ -114,6 +189,9 @@ class TrialRun {
   [[nodiscard]] Json take_record() { return std::move(record_); }
 
  private:
+  /// Of its own: those of a base run before it do not count.
+  [[nodiscard]] std::int64_t steps() const { return training_.steps() - study_.branch_steps; }
+
   /// Only the first rank looks at a clock; another's may be ahead of it.
   bool out_of_time() {
     if (training_.rank() != 0 || study_.max_seconds <= 0) return false;
@@ -142,15 +220,6 @@ class TrialRun {
       runtime::write_file_atomically(directory_ / "provenance.json",
                                      dump(provenance(training_, attempt_), 2) + "\n");
       metrics_.open(directory_ / "metrics.jsonl", /*append=*/false);
-    });
-  }
-
-  [[nodiscard]] bool has_diverged() const {
-    return diverged_.truth([this](const std::string& name) -> std::optional<runner::Value> {
-      if (name == "loss") return loss_;
-      if (name == "loss0") return first_loss_;
-      if (name == "step") return static_cast<double>(training_.steps());
-      return {};
     });
   }
 
@@ -199,8 +268,8 @@ class TrialRun {
       for (Json row : rows) {
         row.update({{"t", "probe"},
                     {"trial", trial_.id},
-                    {"step", report.step},
-                    {"examples", report.step * trial_.batch}});
+                    {"step", steps()},
+                    {"examples", steps() * trial_.batch}});
         write(row);
       }
     }
@@ -213,7 +282,7 @@ class TrialRun {
 
   /// @return false: it was not stopped.
   bool finish(const char* state, const std::string& message) {
-    const std::int64_t steps = training_.steps();
+    const std::int64_t steps = std::max<std::int64_t>(this->steps(), 0);
     record_ = {{"t", "summary"},
                {"trial", trial_.id},
                {"index", trial_.index},
@@ -231,6 +300,11 @@ class TrialRun {
                {"message", message},
                {"attempt", attempt_}};
     if (study_.exclusive) record_["timing"] = timing();
+    if (study_.branches()) {
+      record_["fork_steps"] = study_.branch_steps;
+      record_["fork_batch"] = study_.branch_batch;
+      record_["smoothed_loss"] = steps > 0 ? runner::number(smoothed_) : Json(nullptr);
+    }
     runtime::agree(training_.control(), [&] {
       if (problem_) std::rethrow_exception(problem_);
       if (training_.rank() != 0) return;
@@ -285,6 +359,7 @@ class TrialRun {
   std::exception_ptr problem_;
 
   double loss_ = std::nan(""), first_loss_ = std::nan(""), lr_multiplier_ = 1;
+  double smoothed_ = std::nan("");                 // average of losses, of weight 1/2
   double value_ = std::nan(""), best_ = infinity;  // of the metric
   std::int64_t step_ = -1;                         // of the last evaluation
   bool crossed_ = false, timed_out_ = false;
@@ -326,6 +401,8 @@ std::string to_text(const TrialTask& task) {
                    {"params", t.params},
                    {"base", t.base},
                    {"overrides", t.overrides},
+                   {"fork", t.fork},
+                   {"fork_overrides", t.fork_overrides},
                    {"ranks", t.ranks},
                    {"batch", t.batch},
                    {"steps", t.steps},
@@ -342,6 +419,8 @@ TrialTask trial_task(const std::string& text) {
   t.params = json["params"];
   t.base = json["base"];
   t.overrides = json["overrides"].get<std::vector<std::string>>();
+  t.fork = json["fork"];
+  t.fork_overrides = json["fork_overrides"].get<std::vector<std::string>>();
   t.ranks = json["ranks"];
   t.batch = json["batch"];
   t.steps = json["steps"];
@@ -355,9 +434,17 @@ TrialEnd run_trial(const runner::Study& study, const Config& base, const TrialTa
   const Clock::time_point begin = Clock::now();
   TrialEnd end;
   try {
-    TrialRun run(study, base, task, group, directory, stop);
-    end.stopped = run.run();
-    end.record = run.take_record();
+    Fork fork;
+    if (study.branches()) {
+      fork = reach_fork(study, base, task.trial, group,
+                        directory.parent_path().parent_path() / "forks", stop);
+    }
+    end.stopped = fork.stopped;
+    if (!end.stopped) {
+      TrialRun run(study, base, task, group, directory, stop);
+      end.stopped = run.run(fork);
+      end.record = run.take_record();
+    }
   } catch (const IoError&) {
     throw;  // the next trial's files would be no better
   } catch (const CommError&) {

@@ -138,6 +138,12 @@ Config trial_config(const Config& base, const Trial& trial) {
   return parse_config(to_yaml(base), base.source, trial.overrides);
 }
 
+Config fork_config(const Config& base, const Trial& trial) {
+  std::vector<std::string> overrides = trial.overrides;
+  overrides.insert(overrides.end(), trial.fork_overrides.begin(), trial.fork_overrides.end());
+  return parse_config(to_yaml(base), base.source, overrides);
+}
+
 Expansion::Expansion(Study study, Bases bases)
     : study_(std::move(study)), bases_(std::move(bases)) {
   check_names();
@@ -432,6 +438,48 @@ std::optional<Trial> Expansion::trial_of(int cell, int place, std::int64_t seed,
   return trial;
 }
 
+/// Turns a trial with the base run's rates into a branch and what comes before it.
+void Expansion::make_branch(const Config& base, Trial& trial) const {
+  const Config config = trial_config(base, trial);
+  const std::int64_t batch = config.train.batch, examples = study_.max_examples;
+  const auto refuse = [](const std::string& what) { throw ConfigError(what); };
+  if (batch % study_.branch_batch != 0)
+    refuse(fmt::format("batch_size: {} is no multiple of branch.batch = {}", batch,
+                       study_.branch_batch));
+  if (examples % batch != 0)
+    refuse(
+        fmt::format("budget.max_examples: {} is no multiple of batch_size = {}: branches see "
+                    "the same examples",
+                    examples, batch));
+  if (config.train.micro_batches > 1 || config.virtual_shards > 0)
+    refuse(
+        "train.micro_batches, reproducible.virtual_shards: a branch has micro-batches of its "
+        "own, the base's batches");
+  const std::int64_t factor = batch / study_.branch_batch;
+  trial.fork_overrides = {fmt::format("train.batch={}", study_.branch_batch),
+                          fmt::format("train.steps={}", study_.branch_steps), "train.eval_every=0",
+                          "train.micro_batches=1"};
+  for (std::size_t g = 0; g < config.groups.size(); ++g) {
+    const GroupConfig& group = config.groups[g];
+    if (group.schedule.kind != "constant" || group.schedule.warmup_steps > study_.branch_steps)
+      refuse(
+          fmt::format("groups.{}.schedule: a fork needs a constant rate, and a warm-up that is "
+                      "over after branch.steps = {}",
+                      g, study_.branch_steps));
+    const std::string rule = study_.branch_rate != "auto" ? study_.branch_rate
+                             : group.rule.name == "sgd"   ? "linear"
+                                                          : "sqrt";
+    const auto k = static_cast<double>(factor);
+    const double growth = rule == "linear" ? k : rule == "sqrt" ? std::sqrt(k) : 1;
+    const double rate = rate_of(group);
+    if (rate == 0) continue;
+    trial.fork_overrides.push_back(fmt::format("groups.{}.rule.lr={}", g, shortest(rate)));
+    trial.overrides.push_back(fmt::format("groups.{}.rule.lr={}", g, shortest(growth * rate)));
+  }
+  trial.overrides.push_back(fmt::format("train.micro_batches={}", factor));
+  trial.fork = identity_of(to_json(runtime::parse_yaml(to_yaml(fork_config(base, trial)), "fork")));
+}
+
 Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   Trial trial;
   trial.index = index;
@@ -499,6 +547,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   o.push_back("telemetry.path=");
   o.insert(o.end(), dotted.begin(), dotted.end());
 
+  if (study_.branches()) make_branch(base, trial);
   const Config config = trial_config(base, trial);
   // A name with dots may have said these, too.
   trial.batch = config.train.batch;
@@ -510,6 +559,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
            {"diverged", study_.diverged},
            {"max_seconds", study_.max_seconds}};
   if (study_.exclusive) all["ranks"] = trial.ranks;
+  if (study_.branches()) all["fork"] = trial.fork;
   trial.id = identity_of(all);
   return trial;
 } catch (const ConfigError& error) {

@@ -26,8 +26,11 @@ struct Trial {
   Json params;                         ///< swept, fixed and derived, in the order of the file
   std::string base;                    ///< key of the base configurations
   std::vector<std::string> overrides;  ///< of the base: key.path=value
-  std::int64_t ranks = 1, batch = 0, steps = 0;
-  int cell = -1, place = 0;  ///< where its rate lies in which grid; -1: in none
+  /// Of a branch: the base run up to the fork, as its identity and as overrides beside those above.
+  std::string fork;
+  std::vector<std::string> fork_overrides;
+  std::int64_t ranks = 1, batch = 0, steps = 0;  ///< from the fork on
+  int cell = -1, place = 0;                      ///< where its rate lies in which grid; -1: in none
   std::int64_t seed = 0;
 
   /// What it is expected to take, up to a factor that all trials share.
@@ -52,6 +55,8 @@ using Bases = std::map<std::string, Config>;
 [[nodiscard]] std::optional<double> main_rate(const Config& base);
 /// The configuration of a trial. @throws ConfigError  naming the parameter.
 [[nodiscard]] Config trial_config(const Config& base, const Trial& trial);
+/// Of the base run of a branch.
+[[nodiscard]] Config fork_config(const Config& base, const Trial& trial);
 
 /// A value for each parameter.
 using Point = std::vector<std::pair<std::string, Json>>;
@@ -95,6 +100,7 @@ class Expansion {
   [[nodiscard]] Expression::Lookup variables(const Point& point) const;
   [[nodiscard]] std::string base_of(const Point& point) const;
   [[nodiscard]] Trial make_trial(const Point& point, std::int64_t index) const;
+  void make_branch(const Config& base, Trial& trial) const;
 
   Study study_;
   Bases bases_;

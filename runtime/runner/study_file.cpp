@@ -81,6 +81,20 @@ const std::vector<Row>& rows() {
        .min = -1e300,
        .max = 1e300,
        .none = "none"},
+      {.path = "branch.steps",
+       .slot = &Study::branch_steps,
+       .doc = "a trial goes on from this step of a base run, with another batch, on the examples "
+              "that come next; 0: none",
+       .max = 1e12},
+      {.path = "branch.batch",
+       .slot = &Study::branch_batch,
+       .doc = "of the base run; batch_size is a multiple of it",
+       .max = many},
+      {.path = "branch.rate",
+       .slot = &Study::branch_rate,
+       .doc = "how a branch's rate grows with its batch over the base run's, which lr is the rate "
+              "of; auto: linear for sgd, else sqrt",
+       .words = {"auto", "sqrt", "linear", "constant"}},
       {.path = "budget.max_examples",
        .slot = &Study::max_examples,
        .doc = "per trial; 0: base's train.steps",
@@ -435,8 +449,8 @@ class Reader {
           study_.derive.emplace_back(node.keys[i], std::move(*e));
       }
     } else if (path == "analysis.items") {
-      static const Words known{"fit",   "compare",   "per",         "definitions",
-                               "b_ref", "numerator", "denominator", "group"};
+      static const Words known{"fit",       "compare",     "per",   "definitions", "b_ref",
+                               "numerator", "denominator", "group", "epsilon",     "loss"};
       if (!expect(node, Kind::list, path, "a list of mappings")) return;
       for (const YamlNode& item : node.items) {
         if (!expect(item, Kind::map, path, "{fit: NAME, …} or {compare: NAME, …}")) continue;
@@ -665,6 +679,20 @@ class Reader {
             "random needs search.samples and a parameter with a distribution");
     if ((study_.method == "list") != !study_.points.empty())
       error(key("search.method"), "search.method", "list and search.points come together");
+    if (study_.branches()) {
+      if (study_.branch_batch == 0)
+        error(key("branch"), "branch.batch", "of the base run: is required with branch.steps");
+      if (study_.max_examples == 0 || study_.max_steps > 0)
+        error(key("budget"), "budget",
+              "branches see the same examples: give max_examples, and no max_steps");
+      if (study_.has_target())
+        error(key("search.metric"), "search.metric.target", "branches have none");
+      if (study_.tunes())
+        error(study_.find("seed")->origin, "search.parameters.seed",
+              "branches choose no rate, it follows from the base's: give values");
+    } else if (study_.branch_batch > 0) {
+      error(key("branch"), "branch.steps", "is required with branch.batch");
+    }
     if (study_.tunes() && study_.find("lr") == nullptr)
       error(study_.find("seed")->origin, "search.parameters.seed",
             "tune chooses among rates: the parameter lr is missing");

@@ -62,6 +62,10 @@ struct Study {
   double max_seconds = 0;
   double eval_every_frac = 0.02, ema_halflife_examples = 0;
   std::vector<std::string> eval_on{"raw"};
+  /// Trials leave a base run after so many of its steps, with batches that are multiples of its
+  /// own; 0: they start at its beginning.
+  std::int64_t branch_steps = 0, branch_batch = 0;
+  std::string branch_rate = "auto";
   bool stop_on_target = true;
   std::string diverged = "loss > 10*loss0 || !isfinite(loss)";
 
@@ -86,6 +90,7 @@ struct Study {
 
   [[nodiscard]] const ParameterSpec* find(const std::string& parameter) const;
   [[nodiscard]] bool has_target() const { return target == target; }
+  [[nodiscard]] bool branches() const { return branch_steps > 0; }
   /// Has `seed` two lists: rates are chosen with one and reported with the other?
   [[nodiscard]] bool tunes() const;
 };

@@ -154,6 +154,90 @@ search:
         self.assertEqual(rows, self.results("studies/f"))
 
 
+BRANCHED = """\
+orthrus_study: 1
+name: b
+base: q.yaml
+branch: {steps: 12, batch: 4}
+search:
+  parameters:
+    batch_size: {values: [4, 8, 12]}
+    lr: 0.1
+    seed: {values: [1, 2]}
+budget: {max_examples: 96}
+eval: {every_frac: 0.25}
+"""
+
+
+class Branches(Case):
+    def setUp(self):
+        super().setUp()
+        self.write("b.yaml", BRANCHED)
+
+    def test_with_the_batch_of_the_base_run_go_on_as_it_would(self):
+        self.study("run", "b.yaml")
+        self.write("t.yaml", "orthrus_study: 1\nname: t\nbase: q.yaml\nsearch: {parameters: {batch_size: 4, lr: 0.1, "
+                             "seed: 2}}\nbudget: {max_steps: 36}\neval: {every_frac: 0.1}\n")
+        self.study("run", "t.yaml")
+        whole = {r["step"]: r["val_loss"] for r in self.evaluations("studies/t", 0)}
+        rows = self.results("studies/b")
+        same = next(r for r in rows if r["params"]["batch_size"] == 4 and r["params"]["seed"] == 2)
+        branch = {r["step"]: r["val_loss"] for r in self.evaluations("studies/b", same["index"])}
+        self.assertEqual(sorted(branch), [0, 6, 12, 18, 24])
+        for step, loss in branch.items():
+            self.assertEqual(loss, whole[12 + step])
+        self.assertEqual([(r["steps"], r["examples"]) for r in rows[::2]], [(24, 96), (12, 96), (8, 96)])
+        # Another branch starts where this one does.
+        other = next(r for r in rows if r["params"]["batch_size"] == 12 and r["params"]["seed"] == 2)
+        self.assertEqual(self.evaluations("studies/b", other["index"])[0]["val_loss"], whole[12])
+        # Muon's rate grows with the root of the batch.
+        text = next((self.dir / "studies/b/trials").glob(f"{other['index']:04}-*")).joinpath("overrides.txt").read_text()
+        self.assertIn("train.micro_batches=3", text)
+        self.assertIn("groups.0.rule.lr=0.17320508075688", text)
+
+    def test_have_one_base_run_for_each_seed_and_the_same_results_on_any_groups(self):
+        said = json.loads(self.study("run", "b.yaml", "--dry-run", "--json").stdout)
+        self.assertEqual(said["examples"], 6 * 96 + 2 * 12 * 4)
+        self.study("run", "b.yaml", "--dir", "one")
+        self.assertEqual(len(list((self.dir / "one/forks").iterdir())), 2)
+        self.study("run", "b.yaml", "--dir", "four", ranks=4)
+        self.assertEqual(self.results("one"), self.results("four"))
+        self.assertEqual(len(list((self.dir / "four/forks").iterdir())), 2)
+        # Their batches are halves on two ranks; each sees the same examples.
+        self.study("run", "b.yaml", "--dir", "two", "--set", "execution.ranks_per_trial=2", ranks=2)
+        for a, b in zip(self.results("one"), self.results("two")):
+            self.assertAlmostEqual(a["final_val"], b["final_val"], delta=1e-5 * a["final_val"])
+
+    def test_say_which_batch_recovers(self):
+        self.study("run", "b.yaml")
+        document = json.loads(self.study("report", "studies/b", "--json").stdout)
+        fit = document["fits"][0]
+        self.assertEqual((fit["model"], fit["cbs"]["definition"]), ("local_cbs", "recovery"))
+        self.assertIn(fit["cbs"]["value"], (4, 8, 12))
+        self.assertEqual([b["batch_size"] for b in fit["branches"]], [4, 8, 12])
+        self.assertNotIn("no_target", {w["kind"] for w in document["warnings"]})
+        self.assertIn("recovery", self.study("report", "studies/b").stdout)
+
+    def test_refuse_what_does_not_branch(self):
+        def refused(*pair):
+            self.write("b.yaml", BRANCHED.replace(*pair))
+            return self.study("run", "b.yaml", code=78).stderr
+        self.assertIn("is no multiple of branch.batch", refused("[4, 8, 12]", "[4, 6]"))
+        self.assertIn("is no multiple of batch_size", refused("max_examples: 96", "max_examples: 100"))
+        self.assertIn("branches have none", refused("search:", "search:\n  metric: {target: 1}"))
+        self.assertIn("branch.batch", refused("{steps: 12, batch: 4}", "{steps: 12}"))
+        self.assertIn("choose no rate", refused("{values: [1, 2]}", "{tune: [1], report: [2]}"))
+        self.assertIn("constant rate", refused("lr: 0.1", "lr: 0.1\n    groups.0.schedule.kind: cosine"))
+
+    def test_of_a_base_run_that_diverges_have(self):
+        self.write("b.yaml", BRANCHED.replace("lr: 0.1", "lr: 1.0e+5"))
+        self.study("run", "b.yaml")
+        rows = self.results("studies/b")
+        self.assertEqual({r["state"] for r in rows}, {"diverged"})
+        self.assertIn("before the fork", rows[0]["message"])
+        self.study("report", "studies/b")
+
+
 class Refusals(Case):
     def refused(self, *args, ranks=None):
         return self.study(*args, code=78, ranks=ranks).stderr
@@ -205,7 +289,8 @@ class Presets(Case):
         self.assertEqual([r["timing"]["ranks"] for r in self.results("studies/quad-scaling")], [1, 2])
 
     def test_are_written_as_files_that_run(self):
-        for preset, configs in (("learning-rate", 1), ("strong-scaling", 1), ("compare", 2), ("cbs-steps-to-target", 1)):
+        for preset, configs in (("learning-rate", 1), ("strong-scaling", 1), ("compare", 2), ("cbs-steps-to-target", 1),
+                                ("cbs-branch", 1)):
             self.study("init", preset, *["q.yaml"] * configs)
             self.study("run", f"{preset}.yaml", "--dry-run", ranks=4)
 
