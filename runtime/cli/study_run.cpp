@@ -497,6 +497,24 @@ void check_ranks(const runner::Study& study, const std::vector<std::int64_t>& ph
   }
 }
 
+/// Noise that no trial can measure would be silently missing from its metrics.
+void check_probes(const runner::Expansion& expansion) {
+  const runner::Study& study = expansion.study();
+  if (study.gns_every == 0) return;
+  for (const Trial& trial : expansion.initial()) {
+    const Config config = runner::trial_config(expansion.bases().at(trial.base), trial);
+    const std::int64_t gradients =
+        config.virtual_shards > 0
+            ? config.virtual_shards
+            : trial.ranks * std::max<std::int64_t>(config.train.micro_batches, 1);
+    if (gradients > 1) continue;
+    throw ConfigError(fmt::format(
+        "{}: probes.gns.every: trial {} has one gradient a step, and one alone says nothing of "
+        "noise; execution.ranks_per_trial, or train.micro_batches of its base, of at least 2",
+        study.source, trial.directory()));
+  }
+}
+
 Json document_of(const runner::Expansion& expansion, const Scheduler& scheduler,
                  const fs::path& directory, double seconds) {
   std::map<std::string, int> states;
@@ -560,6 +578,7 @@ StudyEnd run_study(const StudyRunOptions& options, Context& context) {
     if (world.rank() != 0) return;
     phases = phases_of(*expansion);
     check_ranks(shared.study, phases, world.size());
+    check_probes(*expansion);
     listed = Json(phases).dump();
   });
   world.broadcast(listed, 0);

@@ -545,6 +545,10 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   o.push_back(fmt::format("train.eval_every={:.0f}", std::max(1.0, every)));
   o.push_back("train.save_every=0");
   o.push_back("telemetry.path=");
+  if (study_.gns_every > 0) {
+    o.push_back(fmt::format("diagnostics.every_steps={}", study_.gns_every));
+    o.push_back("diagnostics.budget_frac=" + shortest(study_.probe_budget_frac));
+  }
   o.insert(o.end(), dotted.begin(), dotted.end());
 
   if (study_.branches()) make_branch(base, trial);

@@ -135,7 +135,7 @@ const std::vector<Row>& rows() {
               "diverged"},
       {.path = "probes.gns.every",
        .slot = &Study::gns_every,
-       .doc = "steps between noise scales; 0: none",
+       .doc = "steps between noise scales (diagnostics.every_steps); 0: as the base says",
        .max = many},
       {.path = "probes.gns.geometry",
        .slot = &Study::gns_geometry,
@@ -147,7 +147,7 @@ const std::vector<Row>& rows() {
        .words = {"off", "report"}},
       {.path = "probes.budget_frac",
        .slot = &Study::probe_budget_frac,
-       .doc = "part of the time that probes may take",
+       .doc = "part of the time that probes may take (diagnostics.budget_frac)",
        .max = 1},
       {.path = "execution.ranks_per_trial",
        .slot = &Study::ranks_per_trial,
@@ -700,9 +700,13 @@ class Reader {
 
   void still_missing() {
     const auto key = [&](const char* path) { return runtime::config_file::origin_of(root_, path); };
-    if (study_.gns_every > 0)
-      error(key("probes.gns"), "probes.gns", "noise scales of trials are not there yet");
-    if (study_.advisor != "off") error(key("probes.advisor"), "probes.advisor", "is not there yet");
+    if (study_.gns_geometry != std::vector<std::string>{"l2"})
+      error(key("probes.gns.geometry"), "probes.gns.geometry",
+            "noise scales in norms other than l2 are not there yet: a step brings together squared "
+            "norms alone; give [l2]");
+    if (study_.advisor != "off")
+      error(key("probes.advisor"), "probes.advisor",
+            "is not there yet: it needs the activations, which no trial hands over");
     if (study_.dedicated_scheduler)
       error(key("execution.dedicated_scheduler"), "execution.dedicated_scheduler",
             "is not there yet: rank 0 schedules between the steps of its own trials");

@@ -67,7 +67,7 @@ class Case(unittest.TestCase):
         file = next((self.dir / study / "trials").glob(f"{index:04}-*")) / "metrics.jsonl"
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         for row in rows:
-            del row["wall_s"]
+            row.pop("wall_s", None)
         return rows
 
 
@@ -236,6 +236,30 @@ class Branches(Case):
         self.assertEqual({r["state"] for r in rows}, {"diverged"})
         self.assertIn("before the fork", rows[0]["message"])
         self.study("report", "studies/b")
+
+
+class Probes(Case):
+    def probed(self, *args, ranks):
+        self.study("run", "p.yaml", "--set", "execution.ranks_per_trial=2", *args, ranks=ranks)
+        return [r for r in self.evaluations("studies/p", 0) if r["t"] == "probe"]
+
+    def test_are_lines_of_every_trial_and_change_none(self):
+        self.write("p.yaml", "orthrus_study: 1\nname: p\nbase: q.yaml\nsearch: {parameters: {seed: {values: [1, 2]}}}\n")
+        self.assertEqual(self.probed("--set", "probes.gns.every=0", "--dir", "studies/p", ranks=2), [])
+        plain = self.results("studies/p")
+        shutil.rmtree(self.dir / "studies/p")
+        rows = self.probed("--set", "probes.gns.every=20", ranks=4)
+        self.assertEqual([r["step"] for r in rows if r["group"] == "all"], [20, 40, 60])
+        self.assertTrue(all(r["n_splits"] == 2 and r["gns_l2"] for r in rows))
+        for a, b in zip(plain, self.results("studies/p")):
+            self.assertNotEqual(a.pop("trial"), b.pop("trial"))  # the interval is part of who a trial is
+            self.assertEqual(a, b)
+        config = next((self.dir / "studies/p/trials").glob("0001-*")) / "config.resolved.yaml"
+        self.assertIn("every_steps: 20", config.read_text())
+
+    def test_of_one_gradient_alone_are_refused(self):
+        said = self.study("run", "s.yaml", "--set", "probes.gns.every=5", code=78).stderr
+        self.assertIn("one gradient a step", said)
 
 
 class Refusals(Case):

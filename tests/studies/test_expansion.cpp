@@ -97,6 +97,18 @@ TEST(TheExample, BecomesConfigurations) {
   EXPECT_EQ(config.groups[0].schedule.warmup_steps, 10);
 }
 
+TEST(Trials, MeasureNoiseAsOftenAsTheStudySays) {
+  const Config probed =
+      trial_config(expand(example_study).bases().at("sgd"), expand(example_study).initial()[0]);
+  EXPECT_EQ(probed.diagnostics.every_steps, 50);
+  EXPECT_EQ(probed.diagnostics.budget_frac, 0.01);
+  // Without a word of the study the base has it.
+  Config base = default_base("muon");
+  base.diagnostics.every_steps = 7;
+  const Expansion e({parse_study("orthrus_study: 1\nname: s\n", "s.yaml")}, {{"", base}});
+  EXPECT_EQ(trial_config(base, e.initial()[0]).diagnostics.every_steps, 7);
+}
+
 TEST(Trials, OfAStudyAboveItsCapAreRefused) {
   EXPECT_THAT(error_of([] { expand(example_study, {"budget.run_cap=499"}); }),
               AllOf(HasSubstr("500 trials"), HasSubstr("200 of the file"), HasSubstr("499")));

@@ -122,7 +122,7 @@ TEST(AStudyFile, WithImpossibleValuesIsRefused) {
 
 TEST(AStudyFile, IsRefusedByNameForWhatIsNotThereYet) {
   const std::string all = refusal(example_study, Accept::runnable);
-  for (const char* const name : {"eval.on: 'ema'", "probes.gns", "probes.advisor"})
+  for (const char* const name : {"eval.on: 'ema'", "probes.gns.geometry", "probes.advisor"})
     EXPECT_THAT(all, HasSubstr(name));
   EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nsearch: {method: asha}\n", Accept::runnable),
               AllOf(HasSubstr("s.yaml:3:"), HasSubstr("'asha' is not there yet")));
