@@ -30,19 +30,23 @@ struct Measured {
   double memory = 0;  ///< bytes planned per rank
 };
 
-Measured measure(const Config& base, const Trial& trial, Communicator& group) {
+Measured measure(const runner::Study& study, const Config& base, const Trial& trial,
+                 Communicator& group) {
   Training training(runner::trial_config(base, trial), group.duplicate("trial"),
                     group.duplicate("control"), Training::Trust::nobody);
   const auto since = [](Clock::time_point begin) {
     return std::chrono::duration<double>(Clock::now() - begin).count();
   };
+  if (study.averages()) training.keep_average(study.ema_halflife_examples);
   const auto begin_of_evaluation = Clock::now();
   static_cast<void>(training.evaluate());
+  if (study.averages()) static_cast<void>(training.evaluate_average());
   Measured out;
   out.evaluation_s = since(begin_of_evaluation);
   out.parameters = static_cast<double>(training.elements());
   out.items = static_cast<double>(training.items_per_step()) / static_cast<double>(trial.batch);
   out.memory = static_cast<double>(training.optimizer().memory().total());
+  if (study.averages()) out.memory += sizeof(float) * out.parameters;
   const auto begin = Clock::now();
   // The first step pays for page faults.
   double gradient_ms = 0, step_ms = 0;
@@ -107,8 +111,8 @@ std::string describe_size(const runner::Expansion& expansion) {
   return text;
 }
 
-Json dry_run(const runner::Bases& bases, const runner::Expansion* expansion, Communicator& world,
-             bool quiet) {
+Json dry_run(const runner::Study& study, const runner::Bases& bases,
+             const runner::Expansion* expansion, Communicator& world, bool quiet) {
   std::map<std::string, Measured> measured;
   for (const auto& [word, base] : bases) {
     std::string text;
@@ -122,12 +126,11 @@ Json dry_run(const runner::Bases& bases, const runner::Expansion* expansion, Com
     const Trial trial = trial_task(text).trial;
     Communicator group = world.split(world.rank() < trial.ranks ? 0 : 1, world.rank(), "trial");
     runtime::agree(world, [&] {
-      if (world.rank() < trial.ranks) measured[word] = measure(base, trial, group);
+      if (world.rank() < trial.ranks) measured[word] = measure(study, base, trial, group);
     });
   }
   if (expansion == nullptr) return nullptr;
 
-  const runner::Study& study = expansion->study();
   double total_s = 0, longest_s = 0, flops = 0, memory = 0, examples = 0;
   for (const Trial& trial : expansion->initial()) {
     const Measured& m = measured.at(trial.base);

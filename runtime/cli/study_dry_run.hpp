@@ -15,7 +15,8 @@ namespace orthrus::cli {
 /// Takes a few steps of the first trial of each base, and predicts the rest from them; writes no
 /// file. Prints it on rank 0, unless `quiet`. Collective. @param expansion  on rank 0
 /// @return on rank 0 the same as JSON.
-[[nodiscard]] runner::Json dry_run(const runner::Bases& bases, const runner::Expansion* expansion,
-                                   Communicator& world, bool quiet);
+[[nodiscard]] runner::Json dry_run(const runner::Study& study, const runner::Bases& bases,
+                                   const runner::Expansion* expansion, Communicator& world,
+                                   bool quiet);
 
 }  // namespace orthrus::cli

@@ -587,8 +587,8 @@ StudyEnd run_study(const StudyRunOptions& options, Context& context) {
   StudyEnd out;
   out.directory = shared.directory;
   if (options.dry_run) {
-    out.document =
-        dry_run(shared.bases, world.rank() == 0 ? &*expansion : nullptr, world, context.json);
+    out.document = dry_run(shared.study, shared.bases, world.rank() == 0 ? &*expansion : nullptr,
+                           world, context.json);
     out.complete = true;
     return out;
   }

@@ -236,6 +236,7 @@ Training::Step Training::step(const std::function<Word()>& word) {
   share(word(), step);
   step.gradient_ms = ms_between(begin, computed);
   step.step_ms = ms_between(begin, Clock::now());
+  if (!average_.empty()) follow();
   return step;
 }
 
@@ -278,13 +279,62 @@ std::map<std::string, double> Training::evaluate() {
   optimizer_->gather(ids_);
   const workloads::Workload::Evaluation mine = workload_->evaluate(rank_, size_);
   optimizer_->release(ids_);
+  return means(mine);
+}
+
+std::map<std::string, double> Training::means(const workloads::Workload::Evaluation& mine) {
   std::vector<double> sums{mine.count};
   for (const auto& [key, value] : mine.sums) sums.push_back(value);
   control_.all_reduce(std::span<double>(sums));
-  std::map<std::string, double> means;
+  std::map<std::string, double> all;
   std::size_t i = 1;
-  for (const auto& [key, value] : mine.sums) means[key] = sums[i++] / sums[0];
-  return means;
+  for (const auto& [key, value] : mine.sums) all[key] = sums[i++] / sums[0];
+  return all;
+}
+
+std::span<float> Training::weights(int id) const {
+  return {static_cast<float*>(optimizer_->weights(id)),
+          static_cast<std::size_t>(elements_of(parameters_[static_cast<std::size_t>(id)]))};
+}
+
+void Training::keep_average(double halflife_examples) {
+  for (const Parameter& p : parameters_) {
+    if (place_ || p.dtype != DType::f32 || !p.strides.empty() || p.weights == nullptr) {
+      throw ConfigError("averaged weights: of f32 weights on the host; '" + p.name +
+                        (place_ ? "' is on a device" : "' is held otherwise"));
+    }
+  }
+  forgotten_ = static_cast<float>(
+      -std::expm1(-std::log(2.0) * static_cast<double>(config_.train.batch) / halflife_examples));
+  optimizer_->gather(ids_);
+  for (const int id : ids_) average_.emplace_back(weights(id).begin(), weights(id).end());
+  optimizer_->release(ids_);
+}
+
+void Training::follow() {
+  optimizer_->gather(ids_);
+  for (const int id : ids_) {
+    const std::span<const float> now = weights(id);
+    std::vector<float>& average = average_[static_cast<std::size_t>(id)];
+    for (std::size_t i = 0; i < now.size(); ++i) average[i] += forgotten_ * (now[i] - average[i]);
+  }
+  optimizer_->release(ids_);
+}
+
+void Training::exchange_average() {
+  for (const int id : ids_) {
+    std::vector<float>& average = average_[static_cast<std::size_t>(id)];
+    std::swap_ranges(average.begin(), average.end(), weights(id).begin());
+  }
+}
+
+std::map<std::string, double> Training::evaluate_average() {
+  optimizer_->gather(ids_);
+  exchange_average();
+  const workloads::Workload::Evaluation mine = workload_->evaluate(rank_, size_);
+  exchange_average();
+  optimizer_->release(ids_);
+  return means(mine);
 }
 
 std::int64_t Training::elements() const {

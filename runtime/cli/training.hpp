@@ -12,6 +12,7 @@
 #include <orthrus/communicator.hpp>
 #include <orthrus/config.hpp>
 #include <orthrus/sharded_optimizer.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,13 @@ class Training {
   Step step(const std::function<Word()>& word);
   /// Means over the held-out data of all ranks. Collective.
   std::map<std::string, double> evaluate();
+  /// From now on an exponential average of the weights follows every step, whole on every rank;
+  /// weights of `halflife_examples` ago count half. Under ZeRO-3 a step gathers once more for it.
+  /// Collective.
+  /// @throws ConfigError  on all ranks: the weights are not f32 on the host.
+  void keep_average(double halflife_examples);
+  /// `evaluate` of the average. The training goes on from its own weights, bit for bit. Collective.
+  std::map<std::string, double> evaluate_average();
 
   [[nodiscard]] const Config& config() const { return config_; }
   [[nodiscard]] int rank() const { return rank_; }
@@ -86,6 +94,10 @@ class Training {
   static Deal divide(const Config& config, int rank, int ranks);
   [[nodiscard]] workloads::Slice slice(std::int64_t step, std::size_t part) const;
   void compute_gradients();
+  [[nodiscard]] std::span<float> weights(int id) const;  ///< while they are gathered
+  void follow();
+  std::map<std::string, double> means(const workloads::Workload::Evaluation& mine);
+  void exchange_average();
   void share(const Word& mine, Step& step);
 
   const Config config_;
@@ -100,7 +112,9 @@ class Training {
   std::vector<Parameter> parameters_;
   std::optional<ShardedOptimizer> optimizer_;
   std::vector<int> ids_;
-  std::vector<double> losses_;  // of this rank's parts, in the step last taken
+  std::vector<double> losses_;               // of this rank's parts, in the step last taken
+  std::vector<std::vector<float>> average_;  // of each parameter; empty: none is kept
+  float forgotten_ = 0;                      // by a step: the weight of what is new
 };
 
 /// What a step measured of gradient noise (`diagnostics.every_steps`): an object per group, by its

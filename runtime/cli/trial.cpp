@@ -146,6 +146,7 @@ class TrialRun {
     open_files();
     if (!fork.diverged.empty()) return finish("diverged", "before the fork: " + fork.diverged);
     if (!fork.checkpoint.empty()) training_.optimizer().load(fork.checkpoint.string());
+    if (study_.averages()) training_.keep_average(study_.ema_halflife_examples);
     evaluate(0);
     if (!std::isfinite(value_)) return finish("diverged", "the metric is not finite at the start");
     if (study_.has_target() && value_ <= study_.target) {
@@ -226,7 +227,10 @@ class TrialRun {
   void evaluate(std::int64_t step) {
     const double before = value_;
     const auto step_before = static_cast<double>(step_);
-    const std::map<std::string, double> all = training_.evaluate();
+    std::map<std::string, double> all = training_.evaluate();
+    if (study_.averages()) {
+      for (const auto& [key, x] : training_.evaluate_average()) all[key + "_ema"] = x;
+    }
     const auto found = all.find(study_.metric);
     if (found == all.end()) {
       std::string known;

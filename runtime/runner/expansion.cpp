@@ -562,6 +562,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
            {"stop_on_target", study_.stop_on_target},
            {"diverged", study_.diverged},
            {"max_seconds", study_.max_seconds}};
+  if (study_.averages()) all["ema_halflife_examples"] = study_.ema_halflife_examples;
   if (study_.exclusive) all["ranks"] = trial.ranks;
   if (study_.branches()) all["fork"] = trial.fork;
   trial.id = identity_of(all);

@@ -119,12 +119,11 @@ const std::vector<Row>& rows() {
        .max = 1},
       {.path = "eval.on",
        .slot = &Study::eval_on,
-       .doc = "which weights",
-       .words = {"raw"},
-       .not_there = {"ema"}},
+       .doc = "which weights: with ema, metrics of the averaged ones are there as val_loss_ema",
+       .words = {"raw", "ema"}},
       {.path = "eval.ema_halflife_examples",
        .slot = &Study::ema_halflife_examples,
-       .doc = "of averaged weights",
+       .doc = "weights of so many examples ago count half in the average",
        .max = many},
       {.path = "stop.on_target",
        .slot = &Study::stop_on_target,
@@ -657,6 +656,13 @@ class Reader {
     } catch (const std::invalid_argument& wrong) {
       error(key("stop.diverged"), "stop.diverged", wrong.what());
     }
+    if (std::find(study_.eval_on.begin(), study_.eval_on.end(), "raw") == study_.eval_on.end())
+      error(key("eval.on"), "eval.on", "the trained weights always are evaluated: [raw, ema]");
+    if (study_.averages() && !(study_.ema_halflife_examples > 0))
+      error(key("eval.on"), "eval.on", "ema needs eval.ema_halflife_examples");
+    if (!study_.averages() && study_.metric.ends_with("_ema"))
+      error(key("search.metric.name"), "search.metric.name",
+            "is of averaged weights: eval: {on: [raw, ema], ema_halflife_examples: N}");
     if (!study_.base.empty() && !study_.bases.empty())
       error(key("bases"), "bases", "beside `base`: give one of them");
     bool random = false;
@@ -834,6 +840,10 @@ const ParameterSpec* Study::find(const std::string& parameter) const {
 bool Study::tunes() const {
   const ParameterSpec* const seed = find("seed");
   return seed != nullptr && !seed->tune.empty();
+}
+
+bool Study::averages() const {
+  return std::find(eval_on.begin(), eval_on.end(), "ema") != eval_on.end();
 }
 
 Study parse_study(const std::string& text, const std::string& source,

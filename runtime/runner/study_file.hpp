@@ -93,6 +93,8 @@ struct Study {
   [[nodiscard]] bool branches() const { return branch_steps > 0; }
   /// Has `seed` two lists: rates are chosen with one and reported with the other?
   [[nodiscard]] bool tunes() const;
+  /// Are averaged weights evaluated beside the trained ones?
+  [[nodiscard]] bool averages() const;
 };
 
 /// What of the contract a reader takes.

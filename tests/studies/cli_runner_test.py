@@ -262,6 +262,33 @@ class Probes(Case):
         self.assertIn("one gradient a step", said)
 
 
+class AveragedWeights(Case):
+    def test_are_evaluated_beside_the_trained_ones_and_may_be_what_is_tuned(self):
+        self.write("e.yaml", TUNED.replace("name: s", "name: e").replace("tune: [0, 1]", "tune: [0]"))
+        ema = ["--set", "eval.on=[raw, ema]", "--set", "eval.ema_halflife_examples=400"]
+        averaged = ["--set", "search.metric.name=val_loss_ema"]
+        self.study("run", "e.yaml", "--dir", "plain")
+        self.study("run", "e.yaml", "--dir", "raw", *ema)
+        self.study("run", "e.yaml", "--dir", "ema", *ema, *averaged)
+        for a, b in zip(self.results("plain"), self.results("raw")):
+            self.assertNotEqual(a.pop("trial"), b.pop("trial"))
+            self.assertEqual(a, b)
+        raw, both = self.evaluations("plain", 0), self.evaluations("raw", 0)
+        self.assertEqual([r["val_loss"] for r in raw], [r["val_loss"] for r in both])
+        self.assertEqual(both[0]["val_loss"], both[0]["val_loss_ema"])
+        self.assertGreater(both[1]["val_loss_ema"], both[1]["val_loss"])  # it lags behind
+        rows = self.results("ema")
+        self.assertTrue(any(r["steps_to_target"] for r in rows if r["role"] == "report"))
+        for row in rows:
+            values = [e["val_loss_ema"] for e in self.evaluations("ema", row["index"])]
+            self.assertEqual((row["best_val"], row["final_val"]), (min(values), values[-1]))
+            self.assertEqual(row["steps_to_target"] is not None, values[-1] <= 2)
+        self.study("run", "e.yaml", "--dir", "two", *ema, *averaged, ranks=2)
+        self.assertEqual(rows, self.results("two"))
+        plan = [json.loads(self.study("run", "e.yaml", "--dry-run", "--json", *a).stdout) for a in ([], ema)]
+        self.assertEqual(plan[1]["memory_per_rank"] - plan[0]["memory_per_rank"], 2 * 8 * 8 * 4)
+
+
 class Refusals(Case):
     def refused(self, *args, ranks=None):
         return self.study(*args, code=78, ranks=ranks).stderr

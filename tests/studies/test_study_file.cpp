@@ -118,11 +118,15 @@ TEST(AStudyFile, WithImpossibleValuesIsRefused) {
   EXPECT_THAT(with("loss > 10*loss0", "loss > 10*lossO"), HasSubstr("'lossO' is no variable"));
   EXPECT_THAT(with("values: [sgd, adamw, muon]", "values: [sgd, sgd]"), HasSubstr("there twice"));
   EXPECT_THAT(with("at: {batch_size: 64}, ", ""), HasSubstr("rule sqrt needs at"));
+  EXPECT_THAT(with("on: [raw, ema]", "on: [ema]"), HasSubstr("[raw, ema]"));
+  EXPECT_THAT(with(", ema_halflife_examples: 5000", ""), HasSubstr("ema_halflife_examples"));
+  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nsearch: {metric: {name: val_loss_ema}}\n"),
+              AllOf(HasSubstr("s.yaml:3:"), HasSubstr("averaged weights")));
 }
 
 TEST(AStudyFile, IsRefusedByNameForWhatIsNotThereYet) {
   const std::string all = refusal(example_study, Accept::runnable);
-  for (const char* const name : {"eval.on: 'ema'", "probes.gns.geometry", "probes.advisor"})
+  for (const char* const name : {"probes.gns.geometry", "probes.advisor"})
     EXPECT_THAT(all, HasSubstr(name));
   EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nsearch: {method: asha}\n", Accept::runnable),
               AllOf(HasSubstr("s.yaml:3:"), HasSubstr("'asha' is not there yet")));
