@@ -23,10 +23,15 @@ namespace orthrus::cli {
 /// What a journal says about one trial.
 struct TrialHistory {
   std::string id;
-  std::string state = "waiting";  ///< waiting | running | complete | censored | diverged | failed
+  /// waiting | running | paused (on a rung) | complete | censored | diverged | failed | pruned
+  std::string state = "waiting";
   int attempts = 0;
   double seconds = 0;   ///< of the last attempt that ended
-  runner::Json record;  ///< the line of results.jsonl; null: none
+  runner::Json record;  ///< the line of results.jsonl, or what it said on a rung; null: none
+
+  [[nodiscard]] bool finished() const {
+    return record.is_object() && record.value("state", "") != "paused";
+  }
 };
 
 /// A study directory that is only looked at.

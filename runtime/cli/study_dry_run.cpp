@@ -67,10 +67,11 @@ Measured measure(const runner::Study& study, const Config& base, const Trial& tr
   return out;
 }
 
-double seconds_of(const Trial& trial, const Measured& m, double eval_every_frac) {
-  const auto steps = static_cast<double>(trial.steps);
-  return steps * (m.step_s + static_cast<double>(trial.batch) * m.example_s) +
-         m.evaluation_s * std::min(steps, 1 / eval_every_frac);
+double seconds_of(const runner::Expansion::Run& run, const Measured& m, double eval_every_frac) {
+  const auto steps = static_cast<double>(run.steps);
+  const double share = steps / static_cast<double>(run.trial->steps);
+  return steps * (m.step_s + static_cast<double>(run.trial->batch) * m.example_s) +
+         m.evaluation_s * std::min(steps, share / eval_every_frac);
 }
 
 /// Of each base run that branches leave, a trial that leaves it.
@@ -93,13 +94,15 @@ std::string describe(const Trial& trial) {
 
 std::string describe_size(const runner::Expansion& expansion) {
   double examples = 0;
-  for (const Trial& trial : expansion.initial())
-    examples += static_cast<double>(trial.steps * trial.batch);
+  for (const auto& [trial, steps] : expansion.runs())
+    examples += static_cast<double>(steps * trial->batch);
   const runner::Study& study = expansion.study();
   const auto forks = std::ssize(forks_of(expansion));
   examples += static_cast<double>(forks * study.branch_steps * study.branch_batch);
   const std::int64_t trials = std::ssize(expansion.initial());
   std::string text = fmt::format("study {}: {} trials", expansion.study().name, trials);
+  if (const auto runs = std::ssize(expansion.runs()); runs > trials)
+    text += fmt::format(" in {} runs, each from the start to a rung", runs);
   if (expansion.most() > trials)
     text += fmt::format(", up to {} with what results add", expansion.most());
   if (forks > 0)
@@ -132,11 +135,12 @@ Json dry_run(const runner::Study& study, const runner::Bases& bases,
   if (expansion == nullptr) return nullptr;
 
   double total_s = 0, longest_s = 0, flops = 0, memory = 0, examples = 0;
-  for (const Trial& trial : expansion->initial()) {
-    const Measured& m = measured.at(trial.base);
-    const double seconds = seconds_of(trial, m, study.eval_every_frac);
-    const auto of_trial = static_cast<double>(trial.steps * trial.batch);
-    total_s += seconds * static_cast<double>(trial.ranks);
+  const std::vector<runner::Expansion::Run> runs = expansion->runs();
+  for (const runner::Expansion::Run& run : runs) {
+    const Measured& m = measured.at(run.trial->base);
+    const double seconds = seconds_of(run, m, study.eval_every_frac);
+    const auto of_trial = static_cast<double>(run.steps * run.trial->batch);
+    total_s += seconds * static_cast<double>(run.trial->ranks);
     longest_s = std::max(longest_s, seconds);
     examples += of_trial;
     flops += 6 * m.parameters * m.items * of_trial;
@@ -161,6 +165,7 @@ Json dry_run(const runner::Study& study, const runner::Bases& bases,
            {"trials", expansion->initial().size()},
            {"trials_most", expansion->most()},
            {"excluded", expansion->excluded()},
+           {"runs", runs.size()},
            {"examples", examples},
            {"gradient_flops", flops},
            {"rank_seconds", total_s},

@@ -235,6 +235,7 @@ class Scheduler {
         !end.stopped && end.retry && failures_[index]++ < expansion_.study().max_retries;
     if (end.stopped || again) {
       line["state"] = "waiting";
+      if (const auto rung = kept_.find(index); rung != kept_.end()) line["result"] = rung->second;
       if (again) {
         line["message"] = end.record.value("message", "");
         spdlog::warn("trial {}: failed, and is tried again: {}", task.trial.directory(),
@@ -249,7 +250,7 @@ class Scheduler {
     line["result"] = end.record;
     kept_[index] = end.record;
     write(std::move(line));
-    directory_.append_result(end.record);
+    if (end.record.at("state") != "paused") directory_.append_result(end.record);
     absorb();
     report(task.trial, end);
   }
@@ -262,7 +263,7 @@ class Scheduler {
       std::vector<std::int64_t> found;
       for (const auto& [index, record] : kept_) {
         const auto trial = campaign_.trials().find(index);
-        if (trial != campaign_.trials().end() && campaign_.results().count(index) == 0 &&
+        if (trial != campaign_.trials().end() && !campaign_.has(record) &&
             record.at("trial") == trial->second.id)
           found.push_back(index);
       }
@@ -270,6 +271,16 @@ class Scheduler {
         more = true;
         for (const int cell : campaign_.record(kept_.at(index))) decided(cell);
       }
+    }
+    for (const auto& [index, record] : campaign_.results()) {
+      if (record.at("state") != "pruned" || kept_.at(index).at("state") == "pruned") continue;
+      kept_[index] = record;
+      write({{"t", "state"},
+             {"index", index},
+             {"trial", record.at("trial")},
+             {"state", "pruned"},
+             {"result", record}});
+      directory_.append_result(record);
     }
     due_ = campaign_.due();
   }

@@ -70,7 +70,7 @@ int status(const Given& given, Context& context) {
   std::int64_t finished = 0;
   for (const auto& [index, trial] : study.trials) {
     ++states[trial.state];
-    if (trial.record.is_null()) continue;
+    if (!trial.finished()) continue;
     ++finished;
     seconds += trial.seconds;
   }
@@ -200,7 +200,7 @@ std::vector<std::string> findings(const StudyRecord& study) {
   std::vector<std::string> out;
   std::int64_t finished = 0, censored = 0, failed = 0, quantized = 0;
   for (const auto& [index, trial] : study.trials) {
-    if (trial.record.is_null()) continue;
+    if (!trial.finished()) continue;
     ++finished;
     censored += trial.state == "censored" ? 1 : 0;
     failed += trial.state == "failed" ? 1 : 0;

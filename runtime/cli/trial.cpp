@@ -177,11 +177,15 @@ class TrialRun {
       if (holds(diverged_, loss_, first_loss_, at))
         return finish("diverged", "stop.diverged: " + study_.diverged);
       if (step.any.stop) return stopped();
-      if (at < config.train.steps && at % config.train.eval_every != 0) continue;
+      const bool rung =
+          std::find(trial_.rungs.begin(), trial_.rungs.end(), at) != trial_.rungs.end();
+      if (at < config.train.steps && at % config.train.eval_every != 0 && !rung) continue;
       lr_multiplier_ = step.report.lr_multiplier;
       evaluate(at);
       if (!std::isfinite(value_)) return finish("diverged", study_.metric + " is not finite");
       if (crossed_ && study_.stop_on_target) return finish("complete", "");
+      if (rung) rungs_.push_back(value_);
+      if (at == trial_.until) return finish("paused", "");
     }
     if (study_.has_target() && !crossed_) return finish("censored", "");
     return finish("complete", "");
@@ -303,6 +307,7 @@ class TrialRun {
                {"train_loss", steps > 0 ? runner::number(loss_) : Json(nullptr)},
                {"message", message},
                {"attempt", attempt_}};
+    if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
     if (study_.exclusive) record_["timing"] = timing();
     if (study_.branches()) {
       record_["fork_steps"] = study_.branch_steps;
@@ -369,6 +374,7 @@ class TrialRun {
   bool crossed_ = false, timed_out_ = false;
   double steps_to_target_ = 0;
   std::int64_t low_ = 0, high_ = 0;
+  std::vector<double> rungs_;                     // the metric on each
   std::vector<std::pair<double, double>> times_;  // ms of steps, and of the optimizer's part
   double bytes_max_ = 0;
   Json record_;
@@ -410,6 +416,8 @@ std::string to_text(const TrialTask& task) {
                    {"ranks", t.ranks},
                    {"batch", t.batch},
                    {"steps", t.steps},
+                   {"rungs", t.rungs},
+                   {"until", t.until},
                    {"attempt", task.attempt}});
 }
 
@@ -428,6 +436,8 @@ TrialTask trial_task(const std::string& text) {
   t.ranks = json["ranks"];
   t.batch = json["batch"];
   t.steps = json["steps"];
+  t.rungs = json["rungs"].get<std::vector<std::int64_t>>();
+  t.until = json["until"];
   task.attempt = json["attempt"];
   return task;
 }

@@ -27,9 +27,9 @@ struct TrialEnd {
   double seconds = 0;
 };
 
-/// Trains until the target, the budget, a divergence, an error, or a request to stop. What the
-/// workload or the configuration throws is the trial's result; what files and messages throw is the
-/// study's end. Collective.
+/// Trains until the target, the budget, its rung, a divergence, an error, or a request to stop.
+/// What the workload or the configuration throws is the trial's result; what files and messages
+/// throw is the study's end. Collective.
 /// @param stop       asked between steps; one rank that answers true stops the group
 /// @param directory  of the trial; the first rank writes there
 [[nodiscard]] TrialEnd run_trial(const runner::Study& study, const Config& base,

@@ -391,8 +391,8 @@ void Expansion::add_point(Point point) {
     ++equal_;
     return;
   }
-  if (study_.tunes()) {
-    trial.role = "tune";
+  const bool halves = study_.method == "asha";
+  if (study_.tunes() || halves) {
     Point rest;
     for (const auto& p : point) {
       if (p.first != "lr" && p.first != "seed") rest.push_back(p);
@@ -402,7 +402,9 @@ void Expansion::add_point(Point point) {
     if (cell == cells_.end()) {
       Cell fresh;
       fresh.point = rest;
-      if (lr->center) {
+      if (halves) {
+        fresh.rungs = trial.rungs;
+      } else if (lr->center) {
         const Center& c = *lr->center;
         const double center = center_at(point);
         const auto places = static_cast<int>(std::lround((c.last - c.first) / c.step)) + 1;
@@ -415,8 +417,16 @@ void Expansion::add_point(Point point) {
       cells_.push_back(std::move(fresh));
       cell = cells_.end() - 1;
     }
-    const double rate = number_of(*find(point, "lr"), "lr");
     trial.cell = static_cast<int>(cell - cells_.begin());
+    if (cell->rungs != trial.rungs) {
+      throw ConfigError(study_.source + ": search.method: asha compares trials of " +
+                        describe(rest) + ", whose rungs differ");
+    }
+  }
+  if (study_.tunes()) {
+    trial.role = "tune";
+    const auto cell = cells_.begin() + trial.cell;
+    const double rate = number_of(*find(point, "lr"), "lr");
     trial.place = static_cast<int>(std::find(cell->rates.begin(), cell->rates.end(), rate) -
                                    cell->rates.begin());
   }
@@ -556,6 +566,17 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   // A name with dots may have said these, too.
   trial.batch = config.train.batch;
   trial.steps = config.train.steps;
+  if (study_.method == "asha") {
+    for (std::int64_t examples = study_.first_rung; examples / trial.batch < trial.steps;
+         examples *= study_.eta) {
+      if (examples >= trial.batch) trial.rungs.push_back(examples / trial.batch);
+    }
+    if (trial.rungs.empty()) {
+      throw ConfigError(fmt::format(
+          "search.early_terminate.min_examples: no rung lies before the end, at {} examples",
+          trial.steps * trial.batch));
+    }
+  }
   Json all{{"config", to_json(runtime::parse_yaml(to_yaml(config), "trial"))},
            {"metric", study_.metric},
            {"target", number(study_.target)},
@@ -563,6 +584,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
            {"diverged", study_.diverged},
            {"max_seconds", study_.max_seconds}};
   if (study_.averages()) all["ema_halflife_examples"] = study_.ema_halflife_examples;
+  if (!trial.rungs.empty()) all["rungs"] = trial.rungs;
   if (study_.exclusive) all["ranks"] = trial.ranks;
   if (study_.branches()) all["fork"] = trial.fork;
   trial.id = identity_of(all);
@@ -572,6 +594,27 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
       fmt::format("{}: trial of {}: {}", study_.source, describe(given), error.what()));
 }
 
+std::vector<Expansion::Run> Expansion::runs() const {
+  std::vector<Run> out;
+  std::map<int, std::vector<const Trial*>> halved;
+  for (const Trial& trial : initial_) {
+    if (trial.rungs.empty()) {
+      out.push_back({&trial, trial.steps});
+    } else {
+      halved[trial.cell].push_back(&trial);
+    }
+  }
+  for (auto& [cell, alive] : halved) {
+    const std::size_t rungs = cells_[static_cast<std::size_t>(cell)].rungs.size();
+    for (std::size_t rung = 0; rung <= rungs; ++rung) {
+      for (const Trial* const trial : alive)
+        out.push_back({trial, rung < trial->rungs.size() ? trial->rungs[rung] : trial->steps});
+      alive.resize(static_cast<std::size_t>(promoted(std::ssize(alive), study_.eta)));
+    }
+  }
+  return out;
+}
+
 // ---- results ------------------------------------------------------------------------------------
 
 Campaign::Campaign(const Expansion& expansion)
@@ -579,6 +622,9 @@ Campaign::Campaign(const Expansion& expansion)
   for (const Trial& trial : expansion.initial()) add(trial);
   for (std::size_t c = 0; c < searches_.size(); ++c)
     searches_[c].high = static_cast<int>(expansion.cells()[c].rates.size());
+  if (expansion.study().method == "asha") {
+    for (int cell = 0; cell < std::ssize(searches_); ++cell) halve(cell);
+  }
 }
 
 void Campaign::add(Trial trial) {
@@ -588,9 +634,14 @@ void Campaign::add(Trial trial) {
 
 std::vector<int> Campaign::record(const Json& record) {
   const auto index = record.at("index").get<std::int64_t>();
-  results_[index] = record;
   std::vector<int> decided;
   const auto trial = trials_.find(index);
+  if (expansion_.study().method == "asha") {
+    reports_[index] = record;
+    if (trial != trials_.end()) halve(trial->second.cell);
+    return decided;
+  }
+  results_[index] = record;
   if (trial == trials_.end() || trial->second.role != "tune") return decided;
   if (advance(trial->second.cell)) decided.push_back(trial->second.cell);
   return decided;
@@ -676,10 +727,64 @@ bool Campaign::advance(int cell) {
   }
 }
 
+/// Successive halving of a cell, from the start each time: the best of those that came to a rung go
+/// on once all of them have. Nothing hangs on who came first.
+void Campaign::halve(int cell) {
+  const std::int64_t eta = expansion_.study().eta;
+  std::vector<std::int64_t> alive;
+  for (const auto& [index, trial] : trials_) {
+    if (trial.cell != cell) continue;
+    alive.push_back(index);
+    results_.erase(index);
+  }
+  const std::vector<std::int64_t>& rungs = expansion_.cells()[static_cast<std::size_t>(cell)].rungs;
+  for (std::size_t rung = 0; rung <= rungs.size(); ++rung) {
+    const bool last = rung == rungs.size();
+    std::vector<std::pair<double, std::int64_t>> order;
+    for (const std::int64_t index : alive) {
+      trials_.at(index).until = last ? 0 : rungs[rung];
+      waiting_.erase(index);
+      const auto found = reports_.find(index);
+      if (found == reports_.end()) continue;
+      const Json& report = found->second;
+      const std::string state = report.at("state");
+      const bool open = state == "paused" || state == "pruned";
+      const std::size_t reached = report.contains("rungs") ? report["rungs"].size() : 0;
+      if (!open) results_[index] = report;
+      if (last || (open && reached <= rung)) continue;
+      if (open) waiting_.insert(index);
+      // Who met the target before the rung is ahead of all, who broke down behind.
+      const double infinity = std::numeric_limits<double>::infinity();
+      order.emplace_back(reached > rung        ? report["rungs"][rung].get<double>()
+                         : state == "complete" ? -infinity
+                                               : infinity,
+                         index);
+    }
+    if (order.size() < alive.size()) return;
+    std::sort(order.begin(), order.end());
+    alive.clear();
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      const std::int64_t index = order[i].second;
+      if (std::ssize(alive) < promoted(std::ssize(order), eta)) {
+        alive.push_back(index);
+      } else if (waiting_.erase(index) > 0) {
+        results_[index] = reports_.at(index);
+        results_[index]["state"] = "pruned";
+      }
+    }
+  }
+}
+
+bool Campaign::has(const Json& record) const {
+  const auto& held = expansion_.study().method == "asha" ? reports_ : results_;
+  const auto found = held.find(record.at("index").get<std::int64_t>());
+  return found != held.end() && found->second == record;
+}
+
 std::vector<const Trial*> Campaign::due() const {
   std::vector<const Trial*> out;
   for (const auto& [index, trial] : trials_) {
-    if (results_.count(index) == 0) out.push_back(&trial);
+    if (results_.count(index) == 0 && waiting_.count(index) == 0) out.push_back(&trial);
   }
   if (expansion_.study().order == "longest_first") {
     std::stable_sort(out.begin(), out.end(),

@@ -4,6 +4,7 @@
 /// alone, never on when they come: an interrupted study ends with the trials of an uninterrupted
 /// one.
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -31,11 +32,13 @@ struct Trial {
   std::vector<std::string> fork_overrides;
   std::int64_t ranks = 1, batch = 0, steps = 0;  ///< from the fork on
   int cell = -1, place = 0;                      ///< where its rate lies in which grid; -1: in none
+  std::vector<std::int64_t> rungs;  ///< of method asha: steps, before the last
+  std::int64_t until = 0;           ///< the rung it waits on for the others; 0: it goes to its end
   std::int64_t seed = 0;
 
   /// What it is expected to take, up to a factor that all trials share.
   [[nodiscard]] double cost() const {
-    return static_cast<double>(steps * batch) / static_cast<double>(ranks);
+    return static_cast<double>((until > 0 ? until : steps) * batch) / static_cast<double>(ranks);
   }
   /// "0042-3fa9c1…": of its directory.
   [[nodiscard]] std::string directory() const;
@@ -74,14 +77,23 @@ class Expansion {
   /// Points left out: by `exclude`, and as equal to an earlier one.
   [[nodiscard]] std::int64_t excluded() const { return excluded_; }
   [[nodiscard]] std::int64_t equal() const { return equal_; }
+  /// Every run of a trial that the file alone foresees, and its steps: under asha one from the
+  /// start to each rung that it gets to.
+  struct Run {
+    const Trial* trial;
+    std::int64_t steps;
+  };
+  [[nodiscard]] std::vector<Run> runs() const;
   [[nodiscard]] const Study& study() const { return study_; }
   [[nodiscard]] const Bases& bases() const { return bases_; }
 
-  /// A run of rates at one point of all other parameters but the seed.
+  /// A run of rates at one point of all other parameters but the seed; under asha, whose best go
+  /// on.
   struct Cell {
-    Point point;                   ///< all but lr and seed
-    std::vector<double> rates;     ///< of the grid, ascending
-    std::int64_t first_index = 0;  ///< of what results add to it
+    Point point;                      ///< all but lr and seed
+    std::vector<double> rates;        ///< of the grid, ascending
+    std::int64_t first_index = 0;     ///< of what results add to it
+    std::vector<std::int64_t> rungs;  ///< of all its trials
   };
   [[nodiscard]] const std::vector<Cell>& cells() const { return cells_; }
   /// The rate at a place of the grid: 0 … n−1 are the file's, others lie beyond its ends.
@@ -130,6 +142,8 @@ class Campaign {
   /// All trials known so far, by index.
   [[nodiscard]] const std::map<std::int64_t, Trial>& trials() const { return trials_; }
   [[nodiscard]] const std::map<std::int64_t, Json>& results() const { return results_; }
+  /// Has it this record already?
+  [[nodiscard]] bool has(const Json& record) const;
   [[nodiscard]] bool complete() const { return results_.size() == trials_.size(); }
   [[nodiscard]] const std::map<int, Tuned>& tuned() const { return tuned_; }
 
@@ -140,6 +154,7 @@ class Campaign {
     bool decided = false;
   };
   bool advance(int cell);
+  void halve(int cell);
   void add(Trial trial);
   [[nodiscard]] studies::RateChoice choose(int cell, bool by_loss) const;
 
@@ -150,6 +165,13 @@ class Campaign {
   /// (cell, place, seed) → index of the tuning trial.
   std::map<std::tuple<int, int, std::int64_t>, std::int64_t> places_;
   std::map<int, Tuned> tuned_;
+  std::map<std::int64_t, Json> reports_;  // of asha: what a trial said last
+  std::set<std::int64_t> waiting_;        // of asha: on a rung that others have not reached
 };
+
+/// How many of `trials` go on from a rung.
+[[nodiscard]] inline std::int64_t promoted(std::int64_t trials, std::int64_t eta) {
+  return std::max<std::int64_t>(1, trials / eta);
+}
 
 }  // namespace orthrus::runner

@@ -56,9 +56,10 @@ const std::vector<Row>& rows() {
        .doc = "configuration of every trial, relative to this file"},
       {.path = "search.method",
        .slot = &Study::method,
-       .doc = "every combination, draws, or points one by one",
-       .words = {"grid", "random", "list"},
-       .not_there = {"telescoping", "asha"}},
+       .doc = "every combination, draws, points one by one, or every combination of which the best "
+              "go on from rung to rung",
+       .words = {"grid", "random", "list", "asha"},
+       .not_there = {"telescoping"}},
       {.path = "search.samples",
        .slot = &Study::samples,
        .doc = "method random: how many points are drawn",
@@ -67,6 +68,15 @@ const std::vector<Row>& rows() {
        .slot = &Study::draw_seed,
        .doc = "method random: of the draws",
        .max = many},
+      {.path = "search.early_terminate.min_examples",
+       .slot = &Study::first_rung,
+       .doc = "method asha: the first rung; the next ones are eta times as far",
+       .max = many},
+      {.path = "search.early_terminate.eta",
+       .slot = &Study::eta,
+       .doc = "method asha: of trials that differ in lr and seed alone, one of so many goes on",
+       .min = 2,
+       .max = 1000},
       {.path = "search.metric.name",
        .slot = &Study::metric,
        .doc = "what is evaluated and compared"},
@@ -683,6 +693,13 @@ class Reader {
     if (study_.method == "random" && (!random || study_.samples == 0))
       error(key("search.method"), "search.method",
             "random needs search.samples and a parameter with a distribution");
+    const bool halves = study_.method == "asha";
+    if (halves != (study_.first_rung > 0))
+      error(key("search.method"), "search.method",
+            "asha and search.early_terminate.min_examples come together");
+    if (halves && study_.tunes())
+      error(study_.find("seed")->origin, "search.parameters.seed",
+            "asha chooses by itself: give seed: {values}, and report what it finds with a grid");
     if ((study_.method == "list") != !study_.points.empty())
       error(key("search.method"), "search.method", "list and search.points come together");
     if (study_.branches()) {

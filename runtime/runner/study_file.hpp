@@ -50,6 +50,7 @@ struct Study {
 
   std::string method = "grid";
   std::int64_t samples = 0, draw_seed = 0;
+  std::int64_t first_rung = 0, eta = 3;  ///< of method asha: rungs at first_rung·eta^k examples
   std::string metric = "val_loss", goal = "minimize";
   double target = std::numeric_limits<double>::quiet_NaN();  ///< NaN: none
   std::vector<ParameterSpec> parameters;                     ///< in the order of the file

@@ -57,6 +57,26 @@ class Case(unittest.TestCase):
         self.assertEqual(done.returncode, code, f"{command}\n{done.stdout}\n{done.stderr}")
         return done
 
+    def kill_until_done(self, file, out, ranks, k):
+        # Cut off again and again, each time a little later, until it is through.
+        for attempt in range(60):
+            resume = ["--resume"] if (self.dir / out).exists() else []
+            command = [*(MPIRUN + ["-np", str(ranks)] if ranks else []), ORTHRUS, "study", "run", file,
+                       "--dir", out, *resume]
+            process = subprocess.Popen(command, cwd=self.dir, stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL, start_new_session=True)
+            try:
+                process.wait(timeout=(0.3 if ranks else 0.05) + 0.02 * (k + 7 * attempt))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                continue
+            # Ranks of a launcher that was killed may hold the directory for a moment.
+            if process.returncode == 0:
+                return
+            time.sleep(0.1)
+        self.fail("never came to its end")
+
     def results(self, study):
         rows = [json.loads(line) for line in (self.dir / study / "results.jsonl").read_text().splitlines()]
         for row in rows:
@@ -100,27 +120,8 @@ class Results(Case):
     def test_outlive_a_kill_at_any_moment(self):
         self.study("run", "s.yaml", "--dir", "whole")
         for k, ranks in enumerate((None, 3, 4, None, 2)):
-            out = f"killed{k}"
-            # Cut off again and again, each time a little later, until it is through.
-            for attempt in range(60):
-                resume = ["--resume"] if (self.dir / out).exists() else []
-                command = [*(MPIRUN + ["-np", str(ranks)] if ranks else []), ORTHRUS, "study", "run", "s.yaml",
-                           "--dir", out, *resume]
-                process = subprocess.Popen(command, cwd=self.dir, stdout=subprocess.DEVNULL,
-                                           stderr=subprocess.DEVNULL, start_new_session=True)
-                try:
-                    process.wait(timeout=(0.3 if ranks else 0.05) + 0.02 * (k + 7 * attempt))
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                    continue
-                # Ranks of a launcher that was killed may hold the directory for a moment.
-                if process.returncode == 0:
-                    break
-                time.sleep(0.1)
-            else:
-                self.fail("never came to its end")
-            self.assertEqual(self.results("whole"), self.results(out))
+            self.kill_until_done("s.yaml", f"killed{k}", ranks, k)
+            self.assertEqual(self.results("whole"), self.results(f"killed{k}"))
 
     def test_are_kept_when_a_study_is_asked_to_stop(self):
         self.study("run", "s.yaml", "--dir", "whole")
@@ -289,13 +290,64 @@ class AveragedWeights(Case):
         self.assertEqual(plan[1]["memory_per_rank"] - plan[0]["memory_per_rank"], 2 * 8 * 8 * 4)
 
 
+class SuccessiveHalving(Case):
+    STUDY = """\
+orthrus_study: 1
+name: h
+base: q.yaml
+search:
+  method: asha
+  early_terminate: {min_examples: 160}
+  parameters:
+    batch_size: {values: [4, 16]}
+    lr: {values: [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 1.0e+6]}
+budget: {max_examples: 12960}
+"""
+
+    def test_leaves_one_record_on_any_number_of_groups_and_after_kills(self):
+        self.write("h.yaml", self.STUDY)
+        self.study("run", "h.yaml", "--dir", "one")
+        rows = self.results("one")
+        self.assertEqual([r["state"] for r in rows].count("complete"), 2)
+        self.assertEqual(rows[8]["state"], "diverged")
+        for row in rows:
+            if row["state"] != "diverged":
+                self.assertEqual(row["examples"], [160, 480, 1440, 4320, 12960][len(row["rungs"]) -
+                                                                              (row["state"] == "pruned")])
+        self.assertEqual(sorted(len(r["rungs"]) for r in rows if r["state"] != "diverged"),
+                         sorted([4] * 2 + [2] * 4 + [1] * (len(rows) - 6 - sum(r["state"] == "diverged" for r in rows))))
+        for ranks in (2, 4):
+            self.study("run", "h.yaml", "--dir", f"on{ranks}", ranks=ranks)
+            self.assertEqual(rows, self.results(f"on{ranks}"))
+        for k, ranks in enumerate((None, 3)):
+            self.kill_until_done("h.yaml", f"killed{k}", ranks, k)
+            self.assertEqual(rows, self.results(f"killed{k}"))
+        self.study("retry", 3, "one")
+        self.study("run", "h.yaml", "--dir", "one", "--resume")
+        self.assertEqual(rows, self.results("one"))
+
+        # Who gets to the end is who would have been there without rungs.
+        self.write("g.yaml", self.STUDY.replace("asha", "grid").replace("  early_terminate: {min_examples: 160}\n", ""))
+        self.study("run", "g.yaml", "--dir", "grid")
+        for a, b in zip(rows, self.results("grid")):
+            if a["state"] == "complete":
+                self.assertEqual((a["final_val"], a["steps"]), (b["final_val"], b["steps"]))
+
+    def test_says_what_its_runs_from_the_start_cost(self):
+        self.write("h.yaml", self.STUDY)
+        said = json.loads(self.study("run", "h.yaml", "--dry-run", "--json").stdout)
+        self.assertEqual((said["trials"], said["runs"]), (18, 2 * (9 + 3 + 1 + 1 + 1)))
+        self.assertEqual(said["examples"], 2 * (9 * 160 + 3 * 480 + 1440 + 4320 + 12960))
+
+
 class Refusals(Case):
     def refused(self, *args, ranks=None):
         return self.study(*args, code=78, ranks=ranks).stderr
 
     def test_name_what_is_wrong(self):
         self.assertIn("run_cap", self.refused("run", "s.yaml", "--set", "budget.run_cap=20"))
-        self.assertIn("asha", self.refused("run", "s.yaml", "--set", "search.method=asha"))
+        self.assertIn("telescoping", self.refused("run", "s.yaml", "--set", "search.method=telescoping"))
+        self.assertIn("early_terminate", self.refused("run", "s.yaml", "--set", "search.method=asha"))
         self.assertIn("ranks_per_trial", self.refused("run", "s.yaml", "--set", "execution.ranks_per_trial=3"))
         self.assertIn("s.yaml:4:1: serch", self.refused_text(TUNED.replace("search:", "serch:")))
         self.assertIn("not there yet", self.refused("init", "lr-transfer", "q.yaml"))

@@ -291,6 +291,87 @@ TEST(AStudy, HasTheSameTrialsInWhateverOrderTheyEnd) {
   }
 }
 
+// ---- successive halving -----------------------------------------------------------------------
+
+constexpr const char* halved_study =
+    "orthrus_study: 1\nname: s\nbudget: {max_examples: 6400}\n"
+    "search:\n  method: asha\n  early_terminate: {min_examples: 600}\n  parameters:\n"
+    "    batch_size: {values: [8, 64]}\n"
+    "    lr: {values: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]}\n";
+
+/// Losses fall with the steps, towards what the rate can reach; a large batch is behind all along.
+Json on_its_rung(const Trial& trial) {
+  const double lr = trial.params["lr"];
+  const auto loss = [&](std::int64_t steps) {
+    return std::abs(std::log2(lr) - 4.1) + 1000.0 / static_cast<double>(steps);
+  };
+  Json rungs = Json::array();
+  for (const std::int64_t rung : trial.rungs) {
+    if (trial.until == 0 || rung <= trial.until) rungs.push_back(loss(rung));
+  }
+  if (lr == 512) return {{"index", trial.index}, {"state", "diverged"}, {"rungs", Json::array()}};
+  return {
+      {"index", trial.index}, {"state", trial.until > 0 ? "paused" : "complete"}, {"rungs", rungs}};
+}
+
+TEST(SuccessiveHalving, TakesAThirdFromRungToRungWithinABatchSize) {
+  const Expansion e = expand(halved_study);
+  EXPECT_THAT(e.initial()[0].rungs, ElementsAre(75, 225, 675));
+  EXPECT_THAT(e.initial()[10].rungs, ElementsAre(9, 28, 84));
+  // 10, 3, 1 and 1 of each batch size.
+  EXPECT_EQ(e.runs().size(), 2U * (10 + 3 + 1 + 1));
+  std::map<std::int64_t, std::string> first;
+  for (const unsigned seed : {0U, 1U, 2U, 3U}) {
+    std::mt19937 random(seed);
+    Campaign campaign(e);
+    int runs = 0;
+    for (auto due = campaign.due(); !due.empty(); due = campaign.due(), ++runs) {
+      const Json record = on_its_rung(*due[random() % due.size()]);
+      campaign.record(record);
+      EXPECT_TRUE(campaign.has(record));
+    }
+    EXPECT_EQ(runs, 30);
+    ASSERT_TRUE(campaign.complete());
+    std::map<std::int64_t, std::string> all;
+    for (const auto& [index, result] : campaign.results()) {
+      all[index] = result["state"].get<std::string>() + std::to_string(result["rungs"].size());
+    }
+    if (first.empty()) first = all;
+    EXPECT_EQ(all, first);
+    for (const std::int64_t batch : {0, 10}) {
+      EXPECT_EQ(all[batch + 4], "complete3");  // 16
+      EXPECT_EQ(all[batch + 5], "pruned2");
+      EXPECT_EQ(all[batch + 3], "pruned2");
+      EXPECT_EQ(all[batch + 0], "pruned1");
+      EXPECT_EQ(all[batch + 9], "diverged0");
+    }
+  }
+}
+
+TEST(SuccessiveHalving, GoesOnFromLastWordsAlone) {
+  const Expansion e = expand(halved_study);
+  Campaign whole(e);
+  for (auto due = whole.due(); !due.empty(); due = whole.due()) whole.record(on_its_rung(*due[0]));
+  // As after a kill: what each trial said last, in any order.
+  Campaign resumed(e);
+  for (auto at = whole.results().rbegin(); at != whole.results().rend(); ++at)
+    resumed.record(at->second);
+  EXPECT_TRUE(resumed.complete());
+  EXPECT_EQ(resumed.results(), whole.results());
+}
+
+TEST(SuccessiveHalving, IsRefusedWhereItMeansNothing) {
+  const auto said = [](const std::vector<std::string>& set) {
+    return error_of([&] { expand(halved_study, set); });
+  };
+  EXPECT_THAT(said({"search.early_terminate.min_examples=6400"}), HasSubstr("no rung"));
+  EXPECT_THAT(said({"search.early_terminate.min_examples=0"}), HasSubstr("come together"));
+  EXPECT_THAT(said({"search.method=grid"}), HasSubstr("come together"));
+  std::string tuned = halved_study;
+  tuned += "    seed: {tune: [0], report: [1]}\n";
+  EXPECT_THAT(error_of([&] { expand(tuned); }), HasSubstr("asha chooses by itself"));
+}
+
 TEST(AStudy, BeginsWithWhatTakesLongest) {
   const Expansion e =
       expand_parameters("  parameters: {train.steps: {values: [5, 50, 500]}, batch_size: 4}\n");

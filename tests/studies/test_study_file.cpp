@@ -128,8 +128,9 @@ TEST(AStudyFile, IsRefusedByNameForWhatIsNotThereYet) {
   const std::string all = refusal(example_study, Accept::runnable);
   for (const char* const name : {"probes.gns.geometry", "probes.advisor"})
     EXPECT_THAT(all, HasSubstr(name));
-  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nsearch: {method: asha}\n", Accept::runnable),
-              AllOf(HasSubstr("s.yaml:3:"), HasSubstr("'asha' is not there yet")));
+  EXPECT_THAT(
+      refusal("orthrus_study: 1\nname: s\nsearch: {method: telescoping}\n", Accept::runnable),
+      AllOf(HasSubstr("s.yaml:3:"), HasSubstr("'telescoping' is not there yet")));
   EXPECT_THAT(refusal("orthrus_study: 1\nname: s\ntask: {command: [./t]}\n", Accept::runnable),
               HasSubstr("subprocess"));
 }
