@@ -309,6 +309,10 @@ int init(Given& given) {
                     preset.bases == 1 ? "a configuration" : "two or more configurations"),
         ExitCode::usage);
   }
+  if (preset.bases == 0 && !given.configs.empty()) {
+    throw ConfigError(fmt::format("study init {}: takes no configuration", preset.name),
+                      ExitCode::usage);
+  }
   const fs::path out =
       given.out.empty() ? fs::path(given.preset_name + ".yaml") : fs::path(given.out);
   if (fs::exists(out)) throw ConfigError(out.string() + ": exists; give another --out");
