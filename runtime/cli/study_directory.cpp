@@ -118,7 +118,13 @@ StudyDirectory::StudyDirectory(fs::path directory, const std::string& study_text
                         ": the study was begun already; continue it with --resume, or give "
                         "another --dir");
     }
-    std::vector<std::string> changed = runner::differences(then, now);
+    // A key that the study was begun without is as if it had been left out.
+    const auto with_defaults = [](const Json& given) {
+      Json all = runner::resolved(runner::Study());
+      all.merge_patch(given);
+      return all;
+    };
+    std::vector<std::string> changed = runner::differences(with_defaults(then), with_defaults(now));
     std::erase_if(changed, may_change);
     if (!changed.empty()) {
       throw ConfigError(fmt::format(

@@ -776,9 +776,11 @@ void Campaign::halve(int cell) {
 }
 
 bool Campaign::has(const Json& record) const {
-  const auto& held = expansion_.study().method == "asha" ? reports_ : results_;
-  const auto found = held.find(record.at("index").get<std::int64_t>());
-  return found != held.end() && found->second == record;
+  const auto index = record.at("index").get<std::int64_t>();
+  if (expansion_.study().method != "asha") return results_.count(index) > 0;
+  const auto found = reports_.find(index);
+  return found != reports_.end() && found->second.at("state") == record.at("state") &&
+         found->second.value("rungs", Json::array()) == record.value("rungs", Json::array());
 }
 
 std::vector<const Trial*> Campaign::due() const {

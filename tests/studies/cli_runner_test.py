@@ -207,6 +207,11 @@ class Results(Case):
         for word in ("0.0.7", version, "--allow-version-mix"):
             self.assertIn(word, said)
         self.assertEqual(journal.read_text().count('"t":"study"'), 1, "what is refused leaves nothing behind")
+        # What it was begun without a word of has its default.
+        resolved = self.dir / "old" / "study.resolved.json"
+        settings = json.loads(resolved.read_text())
+        del settings["search"]["early_terminate"]
+        resolved.write_text(json.dumps(settings))
         self.study("run", "s.yaml", "--dir", "old", "--resume", "--allow-version-mix")
         self.assertEqual(self.results("whole"), self.results("old"))
         self.assertIn(f"run by several versions: 0.0.7, {version}", self.study("check", "old").stdout)
