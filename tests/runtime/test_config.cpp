@@ -109,7 +109,7 @@ TEST(Config, HasEveryKeyWhereTheHeaderSays) {
   EXPECT_EQ(c.replica_hash_every, 50);
   EXPECT_EQ(c.telemetry, (TelemetryConfig{0, "runs/{name}/rank{rank}.jsonl"}));
   EXPECT_EQ(c.train, (TrainConfig{5, 6, 2, 3, 4, 9, 1}));
-  EXPECT_EQ(c.diagnostics, (DiagnosticsConfig{11, 0.5}));
+  EXPECT_EQ(c.diagnostics, (DiagnosticsConfig{.every_steps = 11, .budget_frac = 0.5}));
   EXPECT_EQ(c.workload, "gpt");
   const std::map<std::string, Value> workload = {{"layers", 2.0},
                                                  {"widths", std::vector<double>{16, 32.5}},
