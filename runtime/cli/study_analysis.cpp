@@ -522,7 +522,8 @@ void fit_branches(StudyAnalysis& analysis, const StudyResults& study,
                            "cannot tell apart counts as recovered",
                            series, fit.local.epsilon));
     }
-    if (!(fit.local.standard_error > 0)) {
+    if (std::any_of(fit.branches.begin(), fit.branches.end(),
+                    [](const studies::Branch& b) { return b.losses.size() < 2; })) {
       warn.add("no_interval", series + ": one seed does not say how noisy branches are");
     }
     analysis.branches.push_back(std::move(fit));
@@ -620,12 +621,13 @@ StudyTable critical_table(const StudyAnalysis& analysis) {
 
 /// What each branch came to.
 StudyTable branch_table(const StudyAnalysis& analysis) {
-  StudyTable table{"branches",
-                   "Branches",
-                   "After as many examples from the fork on; a batch recovers where it loses at "
-                   "most epsilon to every smaller one.",
-                   {"series", "fork at", "batch", "loss", "over the least smaller", "seeds"},
-                   {}};
+  StudyTable table{
+      "branches",
+      "Branches",
+      "After as many examples from the fork on; a batch recovers where it loses at "
+      "most epsilon to every smaller one.",
+      {"series", "fork at", "batch", "loss", "over the least smaller", "epsilon", "seeds"},
+      {}};
   for (const SeriesBranches& fit : analysis.branches) {
     double least = infinity;
     for (std::size_t k = 0; k < fit.branches.size(); ++k) {
@@ -633,7 +635,7 @@ StudyTable branch_table(const StudyAnalysis& analysis) {
       table.rows.push_back(
           {fit.series, fit.fork_steps, fit.branches[k].batch, json_number(loss),
            k == 0 || std::isinf(least) ? ordered_json(nullptr) : json_number(loss - least),
-           fit.branches[k].losses.size()});
+           fit.local.epsilons[k], fit.branches[k].losses.size()});
       least = std::min(least, loss);
     }
   }
@@ -957,7 +959,6 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                        {"hi", end_of(fit.local.next, bounded)},
                        {"unit", "examples"}}},
                      {"epsilon", fit.local.epsilon},
-                     {"standard_error", fit.local.standard_error},
                      {"loss", fit.loss},
                      {"fork_steps", fit.fork_steps},
                      {"fork_batch", fit.fork_batch},
@@ -965,6 +966,7 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
     for (std::size_t k = 0; k < fit.branches.size(); ++k) {
       ordered_json branch{{"batch_size", fit.branches[k].batch},
                           {"loss", json_number(fit.local.losses[k])},
+                          {"epsilon", fit.local.epsilons[k]},
                           {"seeds", ordered_json::array()}};
       for (const studies::SeedValue& seed : fit.branches[k].losses) {
         branch["seeds"].push_back({{"seed", seed.seed}, {"value", json_number(seed.value)}});

@@ -46,6 +46,35 @@ double drawn_mean(std::span<const SeedValue> seeds, RateMetric metric, Random& r
   return mean + std::sqrt(count / (count - 1)) * (sum / count - mean);
 }
 
+/// Standard error of the difference of two of the branches' means, pooled: of a table of seeds and
+/// branches without gaps what neither explains. 0: not known.
+double difference_error(std::span<const Branch> branches) {
+  std::map<std::int64_t, std::vector<double>> rows;
+  std::size_t finite = 0;
+  for (const Branch& branch : branches) {
+    if (!std::isfinite(mean_of(branch.losses, RateMetric::loss))) continue;
+    ++finite;
+    for (const SeedValue& seed : branch.losses) rows[seed.seed].push_back(seed.value);
+  }
+  std::erase_if(rows, [&](const auto& row) { return row.second.size() != finite; });
+  if (rows.size() < 2 || finite < 2) return 0;
+  const auto seeds = static_cast<double>(rows.size()), tried = static_cast<double>(finite);
+  std::vector<double> means(finite, 0.0);
+  for (const auto& [seed, row] : rows) {
+    for (std::size_t k = 0; k < finite; ++k) means[k] += row[k] / seeds;
+  }
+  const double all = std::accumulate(means.begin(), means.end(), 0.0) / tried;
+  double squares = 0;
+  for (const auto& [seed, row] : rows) {
+    const double own = std::accumulate(row.begin(), row.end(), 0.0) / tried;
+    for (std::size_t k = 0; k < finite; ++k) {
+      const double rest = row[k] - own - means[k] + all;
+      squares += rest * rest;
+    }
+  }
+  return std::sqrt(2 * squares / ((seeds - 1) * (tried - 1)) / seeds);
+}
+
 bool tuned(const CellRate& rate) { return !rate.tuning.empty(); }
 
 /// Rates that took part in the choice, `value` of each.
@@ -372,43 +401,17 @@ std::vector<TokenRatio> token_ratios(std::span<const Cell> numerator,
 LocalCbs local_cbs(std::span<const Branch> branches, double least_epsilon) {
   expects(!branches.empty(), "a local critical batch is one of at least one branch");
   LocalCbs out;
-  // Seeds and finite branches as a table without gaps; what neither explains is the noise.
-  std::map<std::int64_t, std::vector<double>> rows;
-  std::size_t finite = 0;
-  for (const Branch& branch : branches) {
-    expects(!branch.losses.empty(), "every branch has a seed");
-    expects(&branch == branches.data() || branch.batch > (&branch - 1)->batch,
-            "branches are in order of their batches");
-    out.losses.push_back(mean_of(branch.losses, RateMetric::loss));
-    if (!std::isfinite(out.losses.back())) continue;
-    ++finite;
-    for (const SeedValue& seed : branch.losses) rows[seed.seed].push_back(seed.value);
-  }
-  std::erase_if(rows, [&](const auto& row) { return row.second.size() != finite; });
-  if (rows.size() > 1 && finite > 1) {
-    const auto seeds = static_cast<double>(rows.size()), tried = static_cast<double>(finite);
-    std::vector<double> means(finite, 0.0);
-    double all = 0;
-    for (const auto& [seed, row] : rows) {
-      for (std::size_t k = 0; k < finite; ++k) means[k] += row[k] / seeds;
-    }
-    for (const double mean : means) all += mean / tried;
-    double squares = 0;
-    for (const auto& [seed, row] : rows) {
-      const double own = std::accumulate(row.begin(), row.end(), 0.0) / tried;
-      for (std::size_t k = 0; k < finite; ++k) {
-        const double rest = row[k] - own - means[k] + all;
-        squares += rest * rest;
-      }
-    }
-    out.standard_error = std::sqrt(2 * squares / ((seeds - 1) * (tried - 1)) / seeds);
-  }
-  out.epsilon = std::max(least_epsilon, 2 * out.standard_error);
   double least = infinity;  // of smaller branches
   for (std::size_t k = 0; k < branches.size(); ++k) {
-    if (k == 0 || out.losses[k] <= least + out.epsilon) {
+    expects(!branches[k].losses.empty(), "every branch has a seed");
+    expects(k == 0 || branches[k].batch > branches[k - 1].batch,
+            "branches are in order of their batches");
+    out.losses.push_back(mean_of(branches[k].losses, RateMetric::loss));
+    out.epsilons.push_back(std::max(least_epsilon, 2 * difference_error(branches.first(k + 1))));
+    if (k == 0 || out.losses[k] <= least + out.epsilons[k]) {
       out.batch = branches[k].batch;
       out.next = k + 1 < branches.size() ? branches[k + 1].batch : infinity;
+      out.epsilon = out.epsilons[k];
     }
     least = std::min(least, out.losses[k]);
   }

@@ -245,7 +245,6 @@ TEST(ALocalCriticalBatch, IsTheLargestThatLosesNothing) {
   EXPECT_EQ(cbs.batch, 24);
   EXPECT_EQ(cbs.next, 32);
   EXPECT_EQ(cbs.epsilon, 0.01);
-  EXPECT_EQ(cbs.standard_error, 0);
   // Each is compared with all smaller ones, not with its neighbour.
   EXPECT_EQ(of({1.0, 1.009, 1.018}).batch, 16);
   // A branch that lost does not keep a larger one from recovering.
@@ -261,9 +260,14 @@ TEST(ALocalCriticalBatch, KnowsTheNoiseBetweenBranchesOfASeed) {
   const std::vector<Branch> branches{{8, {{0, 1.02}, {1, 2.98}}}, {16, {{0, 1.0}, {1, 3.04}}}};
   const LocalCbs cbs = local_cbs(branches, 0.01);
   // Differences between the branches: −0.02 and 0.06; their mean has the error 0.04.
-  EXPECT_NEAR(cbs.standard_error, 0.04, 1e-12);
   EXPECT_NEAR(cbs.epsilon, 0.08, 1e-12);
   EXPECT_EQ(cbs.batch, 16);
+  // A larger one that is noisy lends its noise to none but itself.
+  std::vector<Branch> more = branches;
+  more.push_back({32, {{0, 2.0}, {1, 7.0}}});
+  const LocalCbs same = local_cbs(more, 0.01);
+  EXPECT_EQ(same.epsilons[1], cbs.epsilon);
+  EXPECT_GT(same.epsilons[2], 1);
 }
 
 }  // namespace

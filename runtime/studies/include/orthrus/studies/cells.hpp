@@ -135,14 +135,15 @@ struct Branch {
 /// The critical batch at the fork, by recovery (arXiv 2505.23971): of the batches whose loss is at
 /// most ε above that of every smaller one, the largest.
 struct LocalCbs {
-  double batch = 0;  ///< the smallest one always recovers
-  double next = 0;   ///< the next larger one that was tried; +inf: none
-  double epsilon = 0;
-  double standard_error = 0;   ///< of a difference of means: see `local_cbs`; 0: not known
-  std::vector<double> losses;  ///< means over seeds, in the order of `branches`
+  double batch = 0;    ///< the smallest one always recovers
+  double next = 0;     ///< the next larger one that was tried; +inf: none
+  double epsilon = 0;  ///< that `batch` was granted
+  /// In the order of `branches`: means over seeds, and what each was granted.
+  std::vector<double> losses, epsilons;
 };
 /// ε is `least_epsilon`, or two standard errors where two seeds or more tell them: of a difference
-/// of two branches, what branches of one seed have in common left out.
+/// of two branches up to this one, what branches of one seed have in common left out. Larger ones
+/// are noisier, and have no say.
 /// @param branches  ascending batches, each with a seed. @throws ShapeError  otherwise.
 [[nodiscard]] LocalCbs local_cbs(std::span<const Branch> branches, double least_epsilon = 0.01);
 
