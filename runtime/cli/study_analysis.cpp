@@ -712,6 +712,23 @@ StudyTable cells_table(const StudyAnalysis& analysis) {
   return table;
 }
 
+/// Of a study that is judged by its losses.
+StudyTable best_rate_table(const StudyAnalysis& analysis) {
+  StudyTable table{
+      "best_rate",
+      "Best learning rate",
+      "By the loss; plateau: octaves of rates within 1 % of the least loss.",
+      {"series", "batch", "lr", "edge", "plateau", "rates", "seeds", analysis.value_name()},
+      {}};
+  for (const Cell& cell : analysis.cells) {
+    if (cell.choice.censored || cell.rates.size() < 2) continue;
+    table.rows.push_back({cell.series, cell.batch, cell.choice.lr, edge_name(cell.choice.edge),
+                          cell.choice.plateau_octaves, cell.rates.size(), cell.record.size(),
+                          json_number(cell.value)});
+  }
+  return table;
+}
+
 StudyTable trials_table(const StudyResults& study) {
   StudyTable table{"trials", "All trials", "As results.jsonl has them.", {}, {}};
   std::vector<std::string> params;
@@ -857,6 +874,9 @@ StudyAnalysis analyse(const StudyResults& study) {
   for (StudyTable table : {critical_table(analysis), branch_table(analysis), rate_table(analysis),
                            ratio_table(analysis)}) {
     if (!table.rows.empty()) analysis.verdicts.push_back(std::move(table));
+  }
+  if (StudyTable best = best_rate_table(analysis); !steps && !best.rows.empty()) {
+    analysis.verdicts.push_back(std::move(best));
   }
   analysis.cell_table = cells_table(analysis);
   analysis.trial_table = trials_table(study);

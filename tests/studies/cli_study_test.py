@@ -181,6 +181,7 @@ class Study(Case):
         document = json.loads(self.study("report", "s", "--json").stdout)
         self.assertIn("no_target", self.kinds(document))
         self.assertIn("edge_optimum", self.kinds(document))  # the loss here is the rate
+        self.assertIn("Best learning rate", self.study("report", "s").stdout)
         self.fill(steps=lambda opt, s: None)
         self.assertIn("too_few_points", self.kinds(json.loads(self.study("report", "s", "--json").stdout)))
 
