@@ -230,6 +230,42 @@ std::map<std::int64_t, std::string> run(const Expansion& e, const Valley& valley
   return all;
 }
 
+// What 4 of the base's batches make one takes its rate times 4 (SGD), or times √4.
+TEST(ABranch, HasTheRatesOfItsBaseRunGrownWithItsBatch) {
+  const Expansion e = expand(R"(orthrus_study: 1
+name: s
+branch: {steps: 30, batch: 8}
+budget: {max_examples: 64}
+search:
+  parameters:
+    optimizer: {values: [sgd, muon]}
+    batch_size: {values: [8, 32]}
+    lr: 0.02
+)");
+  ASSERT_EQ(e.initial().size(), 4U);
+  const auto rate = [](const Config& c, std::size_t g) {
+    return std::get<double>(c.groups.at(g).rule.values.at("lr"));
+  };
+  for (const Trial& trial : e.initial()) {
+    const Config& base = e.bases().at(trial.base);
+    const Config before = fork_config(base, trial), after = trial_config(base, trial);
+    const bool sgd = trial.params["optimizer"] == "sgd", grown = trial.batch == 32;
+    EXPECT_EQ(before.train.batch, 8);
+    EXPECT_EQ(before.train.steps, 30);
+    EXPECT_EQ(before.train.micro_batches, 1);
+    EXPECT_DOUBLE_EQ(rate(before, 0), 0.02);
+    EXPECT_EQ(after.train.micro_batches, grown ? 4 : 1);
+    EXPECT_EQ(after.train.steps, 64 / trial.batch);
+    EXPECT_DOUBLE_EQ(rate(after, 0), !grown ? 0.02 : sgd ? 0.08 : 0.04);
+    // AdamW's, beside Muon's.
+    if (sgd) continue;
+    EXPECT_DOUBLE_EQ(rate(after, 1), (grown ? 2 : 1) * rate(before, 1));
+  }
+  EXPECT_EQ(e.initial()[0].fork, e.initial()[1].fork);
+  EXPECT_NE(e.initial()[0].fork, e.initial()[2].fork);
+  EXPECT_NE(e.initial()[0].id, e.initial()[1].id);
+}
+
 TEST(ACell, IsReportedWithFreshSeedsAtItsBestRate) {
   const Expansion e = expand(tuned_study);
   Campaign campaign(e);
