@@ -32,8 +32,8 @@ struct Trial {
   std::vector<std::string> fork_overrides;
   std::int64_t ranks = 1, batch = 0, steps = 0;  ///< from the fork on
   int cell = -1, place = 0;                      ///< where its rate lies in which grid; -1: in none
-  std::vector<std::int64_t> rungs;  ///< of method asha: steps, before the last
-  std::int64_t until = 0;           ///< the rung it waits on for the others; 0: it goes to its end
+  std::vector<std::int64_t> rungs;               ///< of method asha: steps, before the last
+  std::int64_t until = 0;  ///< the rung it waits on for the others; 0: it goes to its end
   std::int64_t seed = 0;
 
   /// What it is expected to take, up to a factor that all trials share.

@@ -1,8 +1,10 @@
 // Gradient noise from the gradients of single ranks and micro-batches, before they are reduced:
 // what sums of f64 over all of them say, counted bytes, and no bit of the training changed.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 #include <random>
 
 #include "modes_run.hpp"
@@ -230,6 +232,120 @@ TEST(GradientNoise, IsNotKnownOfAveragedGradientsOrOfOne) {
     EXPECT_EQ(run.model.contributions, 0);
     for (const GradientNoise& noise : run.parameters) EXPECT_EQ(noise.step, 0);
   }
+}
+
+TEST(GradientNoise, IsUnresolvedUntilTheSignalIsTwoStandardErrors) {
+  // The trends as the runtime makes them, of signals that are drawn: mean 1, deviation `spread`.
+  const auto after = [](double spread, int measurements) {
+    std::mt19937_64 random(7);
+    std::normal_distribution<double> normal(1, spread);
+    GradientNoise noise;
+    for (int k = 0; k < measurements; ++k) {
+      const double x = normal(random);
+      const double before = 0.9 * noise.weight;
+      noise.weight = before + 1;
+      noise.weight_squares = 0.81 * noise.weight_squares + 1;
+      noise.signal_trend = (before * noise.signal_trend + x) / noise.weight;
+      noise.signal_squares = (before * noise.signal_squares + x * x) / noise.weight;
+    }
+    return noise.unresolved();
+  };
+  EXPECT_TRUE(after(0, 1)) << "one measurement has no error";
+  EXPECT_FALSE(after(0.1, 10));
+  EXPECT_FALSE(after(1, 100)) << "of 19 that count: 1 is 4 standard errors";
+  EXPECT_TRUE(after(10, 100)) << "0.4 standard errors";
+}
+
+/// One optimizer on `ranks` threads: `steps` steps of contributions from step `from` on, in which
+/// the bias has no gradient, and m.b comes averaged.
+struct Mixed {
+  StepReport report;
+  std::vector<GradientNoise> parameters;
+};
+Mixed mixed(const std::string& text, int ranks, int from, int steps, const std::string& load,
+            const std::string& save, std::int64_t bad_step = 0) {
+  const Config config = parse_config("schema: 1\ntrain: {batch: 12}\n" + text + kGroups);
+  Mixed out;
+  run_thread_ranks(ranks, [&](Communicator& comm) {
+    std::vector<std::vector<float>> weights, gradients;
+    std::vector<Parameter> list;
+    for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+      weights.push_back(contribution(i, 77, 0));
+      gradients.emplace_back(weights.back().size());
+    }
+    for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+      Parameter p;
+      p.name = kShapes[i].name;
+      p.shape = {kShapes[i].rows, kShapes[i].cols};
+      p.weights = weights[i].data();
+      p.gradient = gradients[i].data();
+      if (i == 1) p.gradient_state = GradientState::averaged;
+      list.push_back(p);
+    }
+    ShardedOptimizer optimizer(config, comm.duplicate("job"), list);
+    if (!load.empty()) optimizer.load(load);
+    const StepReport* report = nullptr;
+    for (std::int64_t t = from; t < from + steps; ++t) {
+      for (std::size_t i = std::size(kShapes); i-- > 0;) {
+        const auto g = contribution(i, t, i == 1 ? 0 : comm.rank());
+        if (i < 2) std::copy(g.begin(), g.end(), gradients[i].begin());
+        if (t == bad_step) gradients[0][0] = std::nanf("");
+        optimizer.gradient_ready(static_cast<int>(i));
+      }
+      report = &optimizer.step();
+    }
+    if (!save.empty()) optimizer.save(save);
+    if (comm.rank() != 0) return;
+    out.report = *report;
+    for (std::size_t i = 0; i < list.size(); ++i)
+      out.parameters.push_back(optimizer.noise(static_cast<int>(i)));
+  });
+  return out;
+}
+
+TEST(GradientNoise, SaysWhatItCoversAndKnowsATensorWithoutGradient) {
+  const Mixed run = mixed("diagnostics: {every_steps: 1}\n", 3, 1, 2, "", "");
+  EXPECT_EQ(run.parameters[0].step, 2);
+  EXPECT_EQ(run.parameters[1].step, 0) << "it comes averaged";
+  EXPECT_EQ(run.parameters[2].step, 2) << "zeros are a measurement";
+  EXPECT_EQ(run.parameters[2].trace(), 0);
+  EXPECT_EQ(run.parameters[2].scale(), 0);
+  EXPECT_EQ(run.report.noise[0].share, 240.0 / 285);
+  EXPECT_EQ(run.report.noise[1].share, 1);
+  EXPECT_EQ(run.report.model_noise.share, 310.0 / 355);
+}
+
+TEST(GradientNoise, OfASkippedStepIsNotTaken) {
+  const std::string text = "diagnostics: {every_steps: 1}\n";
+  const Mixed run = mixed(text, 2, 1, 3, "", "", 2);
+  const auto [q1, r1] = serial(0, 1, 2);
+  const auto [q3, r3] = serial(0, 3, 2);
+  const double trend = (0.9 * 12 * (q1 - r1) + 12 * (q3 - r3)) / 1.9;
+  EXPECT_EQ(run.parameters[0].step, 3);
+  EXPECT_NEAR(run.parameters[0].trace_trend, trend, 1e-5 * trend);
+}
+
+TEST(GradientNoise, GoesOnFromACheckpointOnAnotherNumberOfRanks) {
+  const auto directory =
+      std::filesystem::temp_directory_path() / ("orthrus-noise-" + std::to_string(::getpid()));
+  const std::string text = "diagnostics: {every_steps: 1}\n";
+  const Mixed first = mixed(text, 2, 1, 3, "", directory.string());
+  const Mixed second = mixed(text, 4, 4, 1, directory.string(), "");
+  const auto went_on = [&](const GradientNoise& before, const GradientNoise& after) {
+    EXPECT_EQ(after.contributions, 4);
+    EXPECT_NEAR(after.weight, 0.9 * before.weight + 1, 1e-12);
+    const double trend = (0.9 * before.weight * before.trace_trend + after.trace()) / after.weight;
+    EXPECT_NEAR(after.trace_trend, trend, 1e-12 * trend);
+  };
+  went_on(first.parameters[0], second.parameters[0]);
+  went_on(first.report.noise[0], second.report.noise[0]);
+  went_on(first.report.model_noise, second.report.model_noise);
+  // Without diagnostics they are left out, and not asked for.
+  const auto plain = directory.string() + "-plain";
+  mixed("", 2, 1, 1, directory.string(), plain);
+  EXPECT_EQ(mixed(text, 2, 5, 1, plain, "").parameters[0].weight, 1);
+  std::filesystem::remove_all(directory);
+  std::filesystem::remove_all(plain);
 }
 
 }  // namespace

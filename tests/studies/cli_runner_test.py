@@ -58,7 +58,7 @@ class Case(unittest.TestCase):
         return done
 
     def kill_until_done(self, file, out, ranks, k):
-        # Cut off again and again, each time a little later, until it is through.
+        # Cut off again and again, each time later by more, until it is through, on a busy machine too.
         for attempt in range(60):
             resume = ["--resume"] if (self.dir / out).exists() else []
             command = [*(MPIRUN + ["-np", str(ranks)] if ranks else []), ORTHRUS, "study", "run", file,
@@ -66,7 +66,7 @@ class Case(unittest.TestCase):
             process = subprocess.Popen(command, cwd=self.dir, stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL, start_new_session=True)
             try:
-                process.wait(timeout=(0.3 if ranks else 0.05) + 0.02 * (k + 7 * attempt))
+                process.wait(timeout=(0.3 if ranks else 0.05) + 0.02 * (k + 7 * attempt) * (1 + attempt / 10))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -153,7 +153,8 @@ class Results(Case):
             self.assertEqual(self.results("whole"), self.results(out))
 
     def test_are_kept_when_a_running_job_gets_a_signal(self):
-        long = ["--set", "stop.on_target=false"]
+        # Long enough that the first results leave time for a signal.
+        long = ["--set", "stop.on_target=false", "--set", "budget.max_examples=100000"]
         self.study("run", "s.yaml", "--dir", "whole", *long)
         for k, (signal_sent, to) in enumerate(((signal.SIGTERM, "rank"), (signal.SIGTERM, "job"), (signal.SIGUSR1, "job"))):
             out = f"signal{k}"
