@@ -48,6 +48,10 @@ std::vector<double> log_ticks(double low, double high) {
     }
     std::sort(ticks.begin(), ticks.end());
   }
+  if (ticks.size() >= 2) return ticks;
+  // Less than an octave: all but straight.
+  ticks = linear_ticks(low, high, 4, false);
+  std::erase_if(ticks, [&](double t) { return t < low * (1 - 1e-9) || t > high * (1 + 1e-9); });
   return ticks;
 }
 

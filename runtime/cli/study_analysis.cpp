@@ -10,12 +10,14 @@
 #include <map>
 #include <orthrus/error.hpp>
 #include <set>
+#include <stdexcept>
 #include <string_view>
 #include <tuple>
 
 #include "runtime/cli/json_number.hpp"
 #include "runtime/report_page.hpp"
 #include "runtime/report_plots.hpp"
+#include "runtime/runner/expression.hpp"
 #include "runtime/yaml_tree.hpp"
 
 namespace orthrus::cli {
@@ -274,6 +276,29 @@ std::vector<std::string> listed_values(const ordered_json& parameter) {
   return out;
 }
 
+/// Does `search.exclude` say so by optimizer and batch size alone? What asks for more leaves part
+/// of a cell.
+bool is_excluded(const StudyResults& study, const std::string& series, double batch) {
+  const ordered_json& list = study.setting("search.exclude");
+  if (!list.is_array()) return false;
+  const auto variable = [&](const std::string& name) -> std::optional<runner::Value> {
+    if (name == "batch_size") return batch;
+    if (name == "optimizer") return series.substr(0, series.find(','));
+    return {};
+  };
+  return std::any_of(list.begin(), list.end(), [&](const ordered_json& text) {
+    const runner::Expression expression(text.get<std::string>());
+    for (const std::string& name : expression.names()) {
+      if (!study.setting("search.parameters." + name).is_null() && !variable(name)) return false;
+    }
+    try {
+      return expression.truth(variable);
+    } catch (const std::invalid_argument&) {
+      return false;  // it asks for a name that is none here
+    }
+  });
+}
+
 void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, Warnings& warn) {
   std::set<double> batches;
   for (const Cell& cell : analysis.cells) batches.insert(cell.batch);
@@ -293,7 +318,8 @@ void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, War
     std::vector<double> missing;
     for (const double batch : batches) {
       if (std::none_of(cells.begin(), cells.end(),
-                       [&](const Cell& c) { return c.batch == batch; })) {
+                       [&](const Cell& c) { return c.batch == batch; }) &&
+          !is_excluded(study, series, batch)) {
         missing.push_back(batch);
       }
     }

@@ -96,11 +96,11 @@ class Fit(Case):
 class Study(Case):
     """A directory as a study leaves it: S = a(1 + 64/B)·exp(½ ln²(η/η*)) exactly, η* = 0.01·√B."""
 
-    def fill(self, keep=lambda opt, batch, seed: True, target=0.05, tail="", steps=lambda opt, s: s):
+    def fill(self, keep=lambda opt, batch, seed: True, target=0.05, tail="", steps=lambda opt, s: s, exclude=()):
         (self.dir / "s").mkdir(exist_ok=True)
         (self.dir / "s/study.resolved.json").write_text(json.dumps({
             "orthrus_study": 1, "name": "two", "search": {
-                "metric": {"name": "val_loss", "target": target},
+                "exclude": list(exclude), "metric": {"name": "val_loss", "target": target},
                 "parameters": {"optimizer": {"values": ["adamw", "muon"]}, "batch_size": {"log2": [3, 10]}}},
             "analysis": {"items": [{"fit": "hyper", "per": ["optimizer"], "b_ref": 16}, {"fit": "lr_exponent"},
                                    {"compare": "token_ratio", "numerator": "adamw", "denominator": "muon"}],
@@ -169,6 +169,11 @@ class Study(Case):
         text = self.study("report", "s").stdout
         self.assertIn("adamw: no finished trial", text)
         self.assertIn("muon: no finished trial at batch 64", text)
+        # What the file has left out is not missing.
+        self.fill(keep=lambda opt, batch, seed: opt == "adamw" or batch not in (32, 64),
+                  exclude=["optimizer == muon && batch_size == 64", "lr > 1"])
+        text = self.study("report", "s").stdout
+        self.assertIn("muon: no finished trial at batch 32\n", text)
 
     def test_small_and_empty_studies(self):
         for count in (0, 1, 2, 11, 13, 14, 40):
