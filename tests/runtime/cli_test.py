@@ -332,6 +332,28 @@ class Ranks(Case):
         self.assertEqual(len(hashes), 1)
         self.assertEqual(len(losses), 1)
 
+    def test_matrices_look_the_same_on_any_number_of_ranks(self):
+        look = [*SHARDS, "--set", "workload.name=residual_mlp", "--set", "diagnostics.every_steps=4",
+                "--set", "diagnostics.spectra=true", "--set", "diagnostics.budget_frac=0"]
+        (self.dir / "q.yaml").write_text(CONFIG.replace(", rows: 16, cols: 12", ""))
+        seen = []
+        for ranks in (1, 2, 4):
+            self.run_orthrus("train", "q.yaml", *look, "--run-dir", f"r{ranks}", ranks=ranks)
+            rows = [r for r in self.rows(f"r{ranks}") if "spectra" in r]
+            self.assertEqual([r["step"] for r in rows], [4, 8, 12])
+            self.assertTrue(all(r["ms"]["probe"] > 0 and not r["exceptional_bytes"] for r in rows))
+            seen.append({m["matrix"]: m for m in rows[-1]["spectra"] if m["matrix"] != "all"})
+        self.assertIn("blocks.3.down.weight", seen[0])
+        for other in seen[1:]:
+            self.assertEqual(seen[0].keys(), other.keys())
+            for name, matrix in seen[0].items():
+                self.assertGreaterEqual(matrix["nr_grad"], matrix["st_grad"])
+                self.assertGreaterEqual(matrix["st_act"], 1)
+                self.assertIn(matrix["advice"], ("keep", "spectral", "euclidean"))
+                for key, value in matrix.items():
+                    if isinstance(value, float):  # a matrix has one Gram matrix; activations are summed by rank
+                        self.assertAlmostEqual(value, other[name][key], delta=1e-9 * abs(value), msg=(name, key))
+
     def test_json_is_one_document(self):
         self.assertEqual(json.loads(self.run_orthrus("train", "q.yaml", "--json", ranks=2).stdout)["ranks"], 2)
         json.loads(self.run_orthrus("doctor", "--json", ranks=2).stdout)
