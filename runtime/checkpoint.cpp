@@ -946,6 +946,9 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   lr_multiplier_ = m.lr_multiplier;
   skipped_in_a_row_ = 0;
   load_noise(m);
+  looking_.next = 0;
+  looking_.since = runtime::Clock::now();
+  looking_.since_step = steps_;
   gradients_->reset();
   return m.user;
 }

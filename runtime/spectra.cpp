@@ -346,9 +346,13 @@ void ShardedOptimizer::Impl::look_at_grams(std::size_t b) {
     const auto probed = static_cast<std::size_t>(i);
     const runtime::Probed& p = plan_.probed[probed];
     if (p.analyst != mesh_.world.rank()) continue;
-    more_of(looking_.table, probed)[nuclear_noise] =
-        studies::spectral_noise(plan_.ranks, examples_each(), {at, triangle(p.region)},
-                                dense(looking_.gradients[probed].data(), p.region));
+    double& found = more_of(looking_.table, probed)[nuclear_noise];
+    try {
+      found = studies::spectral_noise(plan_.ranks, examples_each(), {at, triangle(p.region)},
+                                      dense(looking_.gradients[probed].data(), p.region));
+    } catch (const NumericError&) {  // no rank throws alone
+      found = std::numeric_limits<double>::quiet_NaN();
+    }
     at += triangle(p.region);
   }
 }

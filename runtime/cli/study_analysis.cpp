@@ -97,8 +97,9 @@ void add_definition(Item& item, const std::string& name, std::vector<StudyWarnin
 }
 
 std::vector<Item> items_of(const StudyResults& study, std::vector<StudyWarning>& warnings) {
-  static constexpr std::array<std::string_view, 7> fits{
-      "hyper", "hyper_alpha", "three_term_inv", "three_term", "auto", "lr_exponent", "local_cbs"};
+  static constexpr std::array<std::string_view, 8> fits{
+      "hyper", "hyper_alpha", "three_term_inv", "three_term",
+      "auto",  "lr_exponent", "local_cbs",      "loss_law"};
   const ordered_json& listed = study.setting("analysis.items");
   std::vector<Item> items;
   for (const ordered_json& entry : listed) {
@@ -556,6 +557,42 @@ void fit_branches(StudyAnalysis& analysis, const StudyResults& study,
   }
 }
 
+/// RMS of ln L from which on a law of the loss is doubted.
+constexpr double misses = 0.03;
+
+/// Of the trials that report, at the rate their cell took.
+void fit_laws(StudyAnalysis& analysis, const StudyResults& study,
+              const std::vector<std::string>& keys, const studies::Bootstrap& bootstrap,
+              Warnings& warn) {
+  for (const std::string& series : analysis.series) {
+    std::vector<LawRun> runs;
+    for (const Cell& cell : analysis.of(series)) {
+      for (const StudyTrial& trial : study.trials) {
+        const bool reports = (trial.role == studies::SeedRole::report) == cell.fresh;
+        if (!trial.result() || trial.state == "diverged" || !reports ||
+            name_of(trial, keys).label() != series || trial.param("batch_size") != cell.batch ||
+            cell.choice.censored ||
+            std::abs(trial.param("lr") - cell.choice.lr) > 1e-9 * cell.choice.lr) {
+          continue;
+        }
+        runs.push_back(law_run(study, trial, analysis.metric_name));
+      }
+    }
+    const auto law = fit_law(series, runs, std::min(bootstrap.resamples, 100), bootstrap.level);
+    if (!law) {
+      warn.add("too_few_points",
+               series + ": a law of the loss needs three batch sizes and ten evaluations");
+      continue;
+    }
+    if (law->law.rms_log > misses) {
+      warn.add("rms_log", fmt::format("{}: the law of the loss misses by {:.2g} (RMS of ln L): it "
+                                      "holds at constant rates, after warm-up",
+                                      series, law->law.rms_log));
+    }
+    analysis.laws.push_back(*law);
+  }
+}
+
 void compare(StudyAnalysis& analysis, const std::vector<SeriesName>& names, const Item& item,
              double level, Warnings& warn) {
   bool found = false;
@@ -738,6 +775,34 @@ StudyTable cells_table(const StudyAnalysis& analysis) {
   return table;
 }
 
+StudyTable law_table(const StudyAnalysis& analysis) {
+  StudyTable table{"loss_law",
+                   "Law of the loss",
+                   "E + B/M^beta + C/K^gamma over batch M and steps K, of all evaluations; M*: the "
+                   "batch of least loss at D examples, M* = k D^p.",
+                   {"series", "E", "B", "beta", "C", "gamma", "p", "p lo", "p hi", "D", "M*",
+                    "M* lo", "M* hi", "RMS", "runs", "reading"},
+                   {}};
+  for (const SeriesLaw& fit : analysis.laws) {
+    const auto lo = [](const std::optional<Interval>& i) {
+      return i ? json_number(i->lo) : nullptr;
+    };
+    const auto hi = [](const std::optional<Interval>& i) {
+      return i ? json_number(i->hi) : nullptr;
+    };
+    const studies::LossLaw& law = fit.law;
+    table.rows.push_back({fit.series, law.irreducible, law.batch_factor, law.batch_exponent,
+                          law.steps_factor, law.steps_exponent,
+                          json_number(law.best_batch_exponent()), lo(fit.best_exponent),
+                          hi(fit.best_exponent), fit.examples, json_number(fit.best_batch),
+                          lo(fit.best), hi(fit.best), law.rms_log, fit.runs,
+                          law.rms_log > misses ? "doubtful: the law does not fit"
+                          : fit.measured()     ? "measured"
+                                               : "outside the batches"});
+  }
+  return table;
+}
+
 /// Of a study that is judged by its losses.
 StudyTable best_rate_table(const StudyAnalysis& analysis) {
   StudyTable table{
@@ -887,6 +952,8 @@ StudyAnalysis analyse(const StudyResults& study) {
   for (const Item& item : items) {
     if (item.fit == "local_cbs") {
       fit_branches(analysis, study, keys, item, warn);
+    } else if (item.fit == "loss_law") {
+      fit_laws(analysis, study, keys, bootstrap, warn);
     } else if (item.fit == "lr_exponent") {
       fit_rates(analysis, bootstrap, warn);
     } else if (!steps) {
@@ -898,7 +965,7 @@ StudyAnalysis analyse(const StudyResults& study) {
     }
   }
   for (StudyTable table : {critical_table(analysis), branch_table(analysis), rate_table(analysis),
-                           ratio_table(analysis)}) {
+                           ratio_table(analysis), law_table(analysis)}) {
     if (!table.rows.empty()) analysis.verdicts.push_back(std::move(table));
   }
   if (StudyTable best = best_rate_table(analysis); !steps && !best.rows.empty()) {
@@ -1020,6 +1087,29 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
       row["branches"].push_back(std::move(branch));
     }
     fits.push_back(std::move(row));
+  }
+  for (const SeriesLaw& fit : analysis.laws) {
+    const auto interval = [](double value, const std::optional<Interval>& i) {
+      return ordered_json{{"value", json_number(value)},
+                          {"lo", i ? json_number(i->lo) : ordered_json(nullptr)},
+                          {"hi", i ? json_number(i->hi) : ordered_json(nullptr)}};
+    };
+    const studies::LossLaw& law = fit.law;
+    fits.push_back({{"t", "fit"},
+                    {"model", "loss_law"},
+                    {"per", {{"series", fit.series}}},
+                    {"E", law.irreducible},
+                    {"B", law.batch_factor},
+                    {"beta", interval(law.batch_exponent, fit.batch_exponent)},
+                    {"C", law.steps_factor},
+                    {"gamma", interval(law.steps_exponent, fit.steps_exponent)},
+                    {"best_batch_exponent", interval(law.best_batch_exponent(), fit.best_exponent)},
+                    {"examples", fit.examples},
+                    {"best_batch", interval(fit.best_batch, fit.best)},
+                    {"measured", fit.measured()},
+                    {"rms_log", law.rms_log},
+                    {"runs", fit.runs},
+                    {"n_points", fit.cells}});
   }
   for (const Cell& cell : analysis.cells) {
     ordered_json row{{"series", cell.series},

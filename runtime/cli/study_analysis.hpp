@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/cli/study_loss_law.hpp"
 #include "runtime/cli/study_results.hpp"
 
 namespace orthrus::cli {
@@ -65,6 +66,7 @@ struct StudyAnalysis {
   std::vector<SeriesRates> rates;
   std::vector<SeriesRatios> ratios;
   std::vector<SeriesBranches> branches;
+  std::vector<SeriesLaw> laws;
   studies::SeedSpread spread;
   std::vector<StudyWarning> warnings;
   std::vector<StudyTable> verdicts;  ///< critical batch sizes, learning rates, token ratios

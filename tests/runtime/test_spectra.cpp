@@ -1,8 +1,10 @@
 // What is seen of matrices (`diagnostics.spectra`), whatever the sharding: an SVD in f64 of what
 // the trainer gave and got is the judge. Every step's bytes are audited by the step itself.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <orthrus/studies/noise.hpp>
@@ -479,6 +481,38 @@ TEST(Spectra, BecomeRarerWhereTheyCostMoreThanTheirShare) {
   EXPECT_EQ(seldom.seen[kSteps - 1][0].step, 1) << "the first tells what it costs";
   const Trained always = train({2, 2, text + "budget_frac: 0}\n"});
   EXPECT_EQ(always.seen[kSteps - 1][0].step, kSteps);
+}
+
+TEST(Spectra, GoOnAfterAnEarlierStepIsLoaded) {
+  const auto directory =
+      std::filesystem::temp_directory_path() / ("orthrus-spectra-" + std::to_string(::getpid()));
+  run_thread_ranks(2, [&](Communicator& comm) {
+    std::vector<float> w = normals(240, 1), g = normals(240, 2);
+    Parameter p;
+    p.name = "m.wide";
+    p.shape = {12, 20};
+    p.weights = w.data();
+    p.gradient = g.data();
+    ShardedOptimizer optimizer(parse_config("schema: 1\ndiagnostics: {every_steps: 2, spectra: "
+                                            "true, budget_frac: 0}\n" +
+                                            groups()),
+                               comm.duplicate("job"), {p});
+    std::vector<std::int64_t> seen;
+    const auto steps = [&](int count) {
+      for (int t = 0; t < count; ++t) {
+        optimizer.gradient_ready(0);
+        const StepReport& report = optimizer.step();
+        if (optimizer.spectra().front().step == report.step) seen.push_back(report.step);
+      }
+    };
+    steps(3);
+    optimizer.save(directory.string());
+    steps(3);
+    optimizer.load(directory.string());
+    steps(3);
+    EXPECT_EQ(seen, (std::vector<std::int64_t>{2, 4, 6, 4, 6}));
+  });
+  std::filesystem::remove_all(directory);
 }
 
 TEST(Spectra, AreInThePlan) {
