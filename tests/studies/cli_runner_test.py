@@ -139,7 +139,7 @@ class Results(Case):
 
     def test_outlive_a_kill_at_any_moment(self):
         self.study("run", "s.yaml", "--dir", "whole")
-        for k, ranks in enumerate((None, 3, 4, None, 2)):
+        for k, ranks in enumerate((None, 4, 2)):
             self.kill_until_done("s.yaml", f"killed{k}", ranks, k)
             self.assertEqual(self.results("whole"), self.results(f"killed{k}"))
 
@@ -154,7 +154,7 @@ class Results(Case):
 
     def test_are_kept_when_a_running_job_gets_a_signal(self):
         # Long enough that the first results leave time for a signal.
-        long = ["--set", "stop.on_target=false", "--set", "budget.max_examples=100000"]
+        long = ["--set", "stop.on_target=false", "--set", "budget.max_examples=30000"]
         self.study("run", "s.yaml", "--dir", "whole", *long)
         for k, (signal_sent, to) in enumerate(((signal.SIGTERM, "rank"), (signal.SIGTERM, "job"), (signal.SIGUSR1, "job"))):
             out = f"signal{k}"
@@ -162,7 +162,7 @@ class Results(Case):
             job = subprocess.Popen(command, cwd=self.dir, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             self.addCleanup(job.kill)
             done = self.dir / out / "results.jsonl"
-            while not done.exists() or done.read_text().count("\n") < 3:
+            while not done.exists() or done.read_text().count("\n") < 1:
                 self.assertIsNone(job.poll(), "it ended before it was asked to")
                 time.sleep(0.02)
             if to == "job":
