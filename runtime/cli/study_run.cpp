@@ -518,6 +518,13 @@ void check_probes(const runner::Expansion& expansion) {
         config.virtual_shards > 0
             ? config.virtual_shards
             : trial.ranks * std::max<std::int64_t>(config.train.micro_batches, 1);
+    const bool of_ranks = config.virtual_shards == 0 && gradients == trial.ranks;
+    if (study.asks_dual_noise() && gradients > 1 && !of_ranks) {
+      throw ConfigError(fmt::format(
+          "{}: probes.gns.geometry: trial {}: noise in norms other than l2 is of ranks with one "
+          "gradient each: no train.micro_batches, no reproducible.virtual_shards",
+          study.source, trial.directory()));
+    }
     if (gradients > 1) continue;
     throw ConfigError(fmt::format(
         "{}: probes.gns.every: trial {} has one gradient a step, and one alone says nothing of "

@@ -558,6 +558,9 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   if (study_.gns_every > 0) {
     o.push_back(fmt::format("diagnostics.every_steps={}", study_.gns_every));
     o.push_back("diagnostics.budget_frac=" + shortest(study_.probe_budget_frac));
+    if (study_.asks_dual_noise()) o.emplace_back("diagnostics.dual_noise=true");
+    if (study_.asks_dual_noise() || study_.advisor != "off")
+      o.emplace_back("diagnostics.spectra=true");
   }
   o.insert(o.end(), dotted.begin(), dotted.end());
 

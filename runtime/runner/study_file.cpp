@@ -716,6 +716,12 @@ class Reader {
     } else if (study_.branch_batch > 0) {
       error(key("branch"), "branch.steps", "is required with branch.batch");
     }
+    for (const auto& [path, asked] : {std::pair("probes.gns.geometry", study_.asks_dual_noise()),
+                                      std::pair("probes.advisor", study_.advisor != "off")}) {
+      if (asked && study_.gns_every == 0)
+        error(runtime::config_file::origin_of(root_, path), path,
+              "is looked at every probes.gns.every steps: say how often");
+    }
     if (study_.tunes() && study_.find("lr") == nullptr)
       error(study_.find("seed")->origin, "search.parameters.seed",
             "tune chooses among rates: the parameter lr is missing");
@@ -723,13 +729,6 @@ class Reader {
 
   void still_missing() {
     const auto key = [&](const char* path) { return runtime::config_file::origin_of(root_, path); };
-    if (study_.gns_geometry != std::vector<std::string>{"l2"})
-      error(key("probes.gns.geometry"), "probes.gns.geometry",
-            "noise scales in norms other than l2 are not there yet: a step brings together squared "
-            "norms alone; give [l2]");
-    if (study_.advisor != "off")
-      error(key("probes.advisor"), "probes.advisor",
-            "is not there yet: it needs the activations, which no trial hands over");
     if (study_.dedicated_scheduler)
       error(key("execution.dedicated_scheduler"), "execution.dedicated_scheduler",
             "is not there yet: rank 0 schedules between the steps of its own trials");

@@ -74,6 +74,10 @@ struct Study {
   std::vector<std::string> gns_geometry{"l2"};
   std::string advisor = "off";
   double probe_budget_frac = 0.01;
+  /// Noise in the norms dual to those of sign and spectral steps?
+  [[nodiscard]] bool asks_dual_noise() const {
+    return gns_geometry != std::vector<std::string>{"l2"};
+  }
 
   std::int64_t ranks_per_trial = 1, max_parallel = 0, max_retries = 2;
   std::string mode = "inprocess", order = "longest_first";

@@ -363,6 +363,19 @@ class Probes(Case):
         config = next((self.dir / "studies/p/trials").glob("0001-*")) / "config.resolved.yaml"
         self.assertIn("every_steps: 20", config.read_text())
 
+    def test_of_matrices_are_lines_too(self):
+        self.write("p.yaml", "orthrus_study: 1\nname: p\ntask: {builtin: residual_mlp}\nsearch: {parameters: "
+                             "{seed: {values: [1]}}}\nbase: q.yaml\nprobes: {gns: {every: 20, geometry: [l2, l1, nuc]}, "
+                             "advisor: report, budget_frac: 0}\n")
+        self.write("q.yaml", BASE.replace("workload: {name: noisy_quadratic, rows: 8, cols: 8}\n", ""))
+        rows = self.probed(ranks=2)
+        last = {r.get("matrix", r.get("group")): r for r in rows if r["step"] == 60}
+        self.assertGreater(last["blocks.0.up.weight"]["gns_nuc"], 0)
+        self.assertIn("spec_ratio", last["blocks.0.up.weight"])
+        self.assertGreater(last["all"]["gns_nuc"], 0)
+        said = self.study("run", "p.yaml", "--dir", "m", "--set", "train.micro_batches=2", code=78).stderr
+        self.assertIn("probes.gns.geometry", said)
+
     def test_of_one_gradient_alone_are_refused(self):
         said = self.study("run", "s.yaml", "--set", "probes.gns.every=5", code=78).stderr
         self.assertIn("one gradient a step", said)

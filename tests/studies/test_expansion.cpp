@@ -102,6 +102,8 @@ TEST(Trials, MeasureNoiseAsOftenAsTheStudySays) {
       trial_config(expand(example_study).bases().at("sgd"), expand(example_study).initial()[0]);
   EXPECT_EQ(probed.diagnostics.every_steps, 50);
   EXPECT_EQ(probed.diagnostics.budget_frac, 0.01);
+  EXPECT_TRUE(probed.diagnostics.spectra) << "the advisor, and the nuclear norm";
+  EXPECT_TRUE(probed.diagnostics.dual_noise);
   // Without a word of the study the base has it.
   Config base = default_base("muon");
   base.diagnostics.every_steps = 7;
