@@ -53,6 +53,7 @@ struct Outcome {
   struct Step {
     std::int64_t bytes, messages, matrices, exceptional;
     std::vector<double> update_rms, gradient_norm;
+    std::vector<double> seen;  ///< of matrices, where this step looks at them
     friend bool operator==(const Step&, const Step&) = default;
   };
   std::vector<std::vector<Step>> steps;  ///< per rank
@@ -179,13 +180,23 @@ Outcome train(const Config& config, const Model& model, const Run& run) {
       const StepReport& report = optimizer.step();
       EXPECT_FALSE(report.skipped) << report.skip_reason;
       const runtime::RankPlan& mine = plan.per_rank[static_cast<std::size_t>(comm.rank())];
+      Traffic planned = mine.traffic_of(report.step);
+      std::vector<double> seen;
+      for (const MatrixSpectra& m : optimizer.spectra()) {
+        if (m.step != report.step) continue;
+        if (seen.empty()) planned += mine.probe;
+        seen.insert(seen.end(), {m.gradient.nuclear_rank, m.momentum.erank1, m.weights.stable_rank,
+                                 m.update.operator_norm, m.alignment, m.nuclear_noise,
+                                 report.model_noise.absolute_deviation});
+      }
+      EXPECT_EQ(seen.empty(), !plan.looks || report.step % config.diagnostics.every_steps != 0);
       if (config.zero_stage < 3) {
-        EXPECT_EQ(report.bytes_sent, mine.traffic_of(report.step).bytes);
-        EXPECT_EQ(report.messages, mine.traffic_of(report.step).messages);
+        EXPECT_EQ(report.bytes_sent, planned.bytes);
+        EXPECT_EQ(report.messages, planned.messages);
       }
       outcome.steps[static_cast<std::size_t>(comm.rank())].push_back(
           {report.bytes_sent, report.messages, report.matrices, report.exceptional_bytes,
-           report.update_rms, report.gradient_norm});
+           report.update_rms, report.gradient_norm, seen});
       if (device != nullptr && config.checks != "collective") {
         EXPECT_TRUE(s == run.first || device->allocated == allocated) << "in step " << s;
         allocated = device->allocated;
@@ -479,6 +490,19 @@ TEST(Device, IsAsOnTheCpuInEveryStageAndOnEveryMesh) {
     Config config = modes::held_config(modes::exchange, Along::none, extra);
     config.groups.back().clip_norm = 0.5;
     expect_as_on_cpu(config, model, {.ranks = 4}, extra, {Home::device, Home::host});
+  }
+}
+
+// Matrices that are looked at whole, and noise in dual norms, over memory the host cannot follow.
+TEST(Device, SeesMatricesAsTheCpuDoes) {
+  const Model model = modes::held_model();
+  for (const char* extra : {"", "zero: {stage: 3}\n", "mesh: {shard: 2, replicate: 2}\n",
+                            "checks: collective\n", "comm: {bucket_bytes: 4KiB}\n"}) {
+    const Config config = modes::held_config(
+        modes::exchange, Along::none,
+        std::string(extra) +
+            "diagnostics: {every_steps: 2, spectra: true, dual_noise: true, budget_frac: 0}\n");
+    expect_as_on_cpu(config, model, {.ranks = 4}, extra, {Home::device, Home::host, Home::both});
   }
 }
 
