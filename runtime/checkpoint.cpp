@@ -947,6 +947,9 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   skipped_in_a_row_ = 0;
   load_noise(m);
   looking_.next = 0;
+  for (MatrixSpectra& result : looking_.results) result.step = 0;
+  for (auto& advisor : looking_.advisors) advisor = {};
+  for (auto& activation : looking_.activations) activation.vector.clear();
   looking_.since = runtime::Clock::now();
   looking_.since_step = steps_;
   gradients_->reset();

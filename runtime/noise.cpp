@@ -100,10 +100,14 @@ void ShardedOptimizer::Impl::save_noise(runtime::Manifest& m) const {
 /// Averages go on, on another number of ranks too: both of them are of one example. Those of groups
 /// only where there are as many.
 void ShardedOptimizer::Impl::load_noise(const runtime::Manifest& m) {
+  std::fill(noise_.begin(), noise_.end(), GradientNoise{});
+  std::fill(report_.noise.begin(), report_.noise.end(), GradientNoise{});
+  report_.model_noise = {};
   if (plan_.noise_slots == 0 || m.parameter_noise.empty()) return;
   for (std::size_t i = 0; i < noise_.size(); ++i) {
     const auto it = m.parameter_noise.find(plan_.parameters[i].name);
-    if (it != m.parameter_noise.end()) set_trend(noise_[i], it->second);
+    const bool local = plan_.parameters[i].gradient_state == GradientState::local;
+    if (it != m.parameter_noise.end() && local) set_trend(noise_[i], it->second);
   }
   for (std::size_t g = 0; g < report_.noise.size(); ++g) {
     if (m.group_noise.size() == report_.noise.size()) set_trend(report_.noise[g], m.group_noise[g]);

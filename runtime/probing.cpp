@@ -246,8 +246,10 @@ void add_probes(const Plan& plan, std::vector<RankPlan>& ranks) {
     // f64, the Gram matrix, and LAPACK's two columns of blocks.
     Index kept = own, largest = 0;
     for (const Probed& p : plan.probed) {
-      if (p.analyst != w) continue;
-      kept += p.region.size();
+      const bool own_matrix = p.analyst == w;
+      if (own_matrix) kept += p.region.size();
+      // Of every rank's own gradient a Gram matrix is made.
+      if (!own_matrix && (noise.empty() || p.matrix < 0)) continue;
       const Index k = std::min(p.region.rows, p.region.cols);
       largest = std::max(largest, 12 * p.region.size() + 8 * k * (k + 70));
     }

@@ -130,11 +130,11 @@ void ShardedOptimizer::Impl::look_after_update() {
   look(Probe::update);
   double* const time = &looking_.table[static_cast<std::size_t>(looking_.places.times)];
   time[0] = report_.ms.probe + ms_since(start);
-  time[1] = ms_since(looking_.since) / static_cast<double>(steps_ - looking_.since_step);
+  time[1] =
+      (ms_since(looking_.since) - time[0]) / static_cast<double>(steps_ - looking_.since_step);
   share_spectra();
   // Which step is the next must not differ between ranks: it follows from sums over all of them.
-  const double cost = time[0] / plan_.ranks,
-               step = std::max(time[1] / plan_.ranks - cost, 1e-3 * cost);
+  const double cost = time[0] / plan_.ranks, step = std::max(time[1] / plan_.ranks, 1e-6);
   const double budget = config_.diagnostics.budget_frac;
   const double wanted = budget > 0 ? std::ceil(std::min(cost / (budget * step), 1e9)) : 1;
   const std::int64_t every = config_.diagnostics.every_steps;
@@ -213,15 +213,24 @@ void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
     found.*spectrum_of(what) = studies::spectrum_of(s, 0x1p-23 * longer);
     const runtime::Group& group = plan_.group(p.parameter);
     const GradientNoise& noise = noise_[static_cast<std::size_t>(p.parameter)];
-    if (what == Probe::momentum && group.lmo != nullptr && noise.trace_trend > 0) {
+    // Of Muon's polar factor of an average that clipping has not scaled, where the noise of this
+    // step's gradient is known.
+    const RuleConfig rule = optim::with_defaults(group.config->rule);
+    const auto form = rule.values.find("momentum_form");
+    const auto* const word =
+        form == rule.values.end() ? nullptr : std::get_if<std::string>(&form->second);
+    const bool is_polar = rule.name == "muon" && group.config->lmo.norm == "spectral" &&
+                          group.config->clip_norm <= 0 &&
+                          (word == nullptr || *word != "heavy_ball");
+    if (what == Probe::momentum && is_polar && noise.step == steps_ && noise.trace_trend > 0 &&
+        rule.number("momentum") < 1) {
       const auto elements =
           static_cast<double>(plan_.parameters[static_cast<std::size_t>(p.parameter)].size());
-      found.polar =
-          studies::polar_batch(s, p.region.rows, p.region.cols, noise.trace_trend / elements,
-                               optim::with_defaults(group.config->rule).number("momentum"),
-                               noise.examples * static_cast<double>(noise.contributions));
+      found.polar = studies::polar_batch(s, p.region.rows, p.region.cols,
+                                         noise.trace_trend / elements, rule.number("momentum"),
+                                         noise.examples * static_cast<double>(noise.contributions));
     }
-  } catch (const NumericError&) {
+  } catch (const Error&) {  // no rank throws alone
     for_each_number(found.*spectrum_of(what),
                     [](double& x) { x = std::numeric_limits<double>::quiet_NaN(); });
   }
@@ -350,7 +359,7 @@ void ShardedOptimizer::Impl::look_at_grams(std::size_t b) {
     try {
       found = studies::spectral_noise(plan_.ranks, examples_each(), {at, triangle(p.region)},
                                       dense(looking_.gradients[probed].data(), p.region));
-    } catch (const NumericError&) {  // no rank throws alone
+    } catch (const Error&) {  // no rank throws alone
       found = std::numeric_limits<double>::quiet_NaN();
     }
     at += triangle(p.region);
@@ -361,13 +370,13 @@ void ShardedOptimizer::Impl::observe_activation(int id, ConstMatrixView a) {
   const auto i = static_cast<std::size_t>(id);
   expects<ConfigError>(id >= 0 && i < plan_.parameters.size(),
                        "observe_activation(id): the position of a parameter in the list");
-  if (!wants_activations() || looking_.places.activations[i] < 0) return;
   const Index inputs = plan_.parameters[i].cols();
   if (a.cols != inputs || (a.dtype != DType::f32 && a.dtype != DType::bf16)) {
     throw ShapeError("observe_activation: '" + plan_.parameters[i].name + "' multiplies " +
                      std::to_string(inputs) + " inputs per token, in f32 or bf16; given are " +
                      std::to_string(a.cols) + " in " + std::string(name_of(a.dtype)));
   }
+  if (!wants_activations() || looking_.places.activations[i] < 0) return;
   constexpr Index most = 4096;
   Looking::Activation& of = looking_.activations[i];
   looking_.observed = true;
@@ -462,6 +471,11 @@ void ShardedOptimizer::Impl::take_activations() {
   for (std::size_t i = 0; i < looking_.results.size(); ++i) {
     MatrixSpectra& result = looking_.results[i];
     result.activation_rank = ranks[static_cast<std::size_t>(result.parameter)];
+    // A block of columns multiplies a part of the inputs.
+    const Region& region = plan_.probed[i].region;
+    if (region.cols != plan_.parameters[static_cast<std::size_t>(result.parameter)].cols()) {
+      result.activation_rank = 0;
+    }
     const double nuclear_rank = result.gradient.nuclear_rank;
     if (!(result.activation_rank >= 1) || !(nuclear_rank >= 1)) continue;
     result.advice = looking_.advisors[i].probe(nuclear_rank, result.activation_rank);

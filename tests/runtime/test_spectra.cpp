@@ -210,9 +210,8 @@ Trained train(const Job& job) {
                                  m.update.operator_norm, m.alignment, m.activation_rank});
       }
       const std::scoped_lock lock(mutex);
-      numbers.push_back(flat);
-      if (std::find(numbers.begin(), numbers.end(), flat) == numbers.end())
-        out.same_on_all_ranks = false;
+      if (static_cast<std::int64_t>(numbers.size()) < t) numbers.push_back(flat);
+      if (numbers[static_cast<std::size_t>(t) - 1] != flat) out.same_on_all_ranks = false;
     }
     if (comm.rank() != 0) return;
     out.weights = history;
@@ -412,6 +411,10 @@ TEST(Spectra, StableRankOfActivationsIsThatOfAllRanksTokens) {
     EXPECT_TRUE(run.same_on_all_ranks);
     for (std::size_t k = 0; k < matrices().size(); ++k) {
       const Matrix m = matrices()[k];
+      if (m.place.cols != kShapes[m.tensor].cols) {
+        EXPECT_EQ(run.seen[3][k].activation_rank, 0) << "it multiplies a part of them";
+        continue;
+      }
       std::vector<float> all;
       for (int r = 0; r < ranks; ++r) {
         const auto a = activation(m.tensor, r);
