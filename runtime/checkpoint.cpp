@@ -162,6 +162,12 @@ std::string manifest_text(const Manifest& m) {
     doc["noise"] = {
         {"parameters", m.parameter_noise}, {"groups", m.group_noise}, {"model", m.model_noise}};
   }
+  for (const auto& [name, g] : m.geometry) {
+    const auto& a = g.advisor;
+    doc["geometry"][name] = {
+        {"euclidean", g.euclidean},
+        {"advisor", {a.log_ratio, a.weight, a.above, a.below, static_cast<int>(a.advice)}}};
+  }
   const std::string body = doc.dump();
   doc["sha256"] = sha256_hex(body.data(), body.size());
   return doc.dump();
@@ -209,6 +215,15 @@ Manifest read_manifest(const fs::path& directory) {
           noise->at("parameters").get<std::map<std::string, Manifest::NoiseTrend>>();
       m.group_noise = noise->at("groups").get<std::vector<Manifest::NoiseTrend>>();
       m.model_noise = noise->at("model").get<Manifest::NoiseTrend>();
+    }
+    if (const auto geometry = doc.find("geometry"); geometry != doc.end()) {
+      for (const auto& [name, g] : geometry->items()) {
+        const Json& a = g.at("advisor");
+        m.geometry[name] = {
+            g.at("euclidean").get<double>(),
+            {a.at(0).get<double>(), a.at(1).get<double>(), a.at(2).get<int>(), a.at(3).get<int>(),
+             static_cast<studies::GeometryAdvisor::Advice>(a.at(4).get<int>())}};
+      }
     }
     for (const Json& p : doc.at("pieces")) {
       const auto region = p.at("region").get<std::array<Index, 4>>();
@@ -429,6 +444,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
                                   const std::map<std::string, std::string>& user) {
   check_between_steps("save");
   Communicator& world = setup_;
+  const std::vector<double> chosen = choose_geometry();
   fs::path target = fs::path(directory).lexically_normal();
   if (!target.has_filename()) target = target.parent_path();  // a trailing slash
   std::string temporary;
@@ -563,6 +579,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
       m.user = user;
       m.parameters = parameters_of(plan_);
       save_noise(m);
+      save_geometry(m, chosen);
       for (std::size_t r = 0; r < all.size(); ++r) {
         if (all[r].empty()) continue;
         const auto doc = nlohmann::json::parse(all[r]);
@@ -587,6 +604,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
     clean_up();
     throw;
   }
+  adopt_geometry(chosen);
 }
 
 std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::string& directory,
@@ -946,12 +964,7 @@ std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::strin
   lr_multiplier_ = m.lr_multiplier;
   skipped_in_a_row_ = 0;
   load_noise(m);
-  looking_.next = 0;
-  for (MatrixSpectra& result : looking_.results) result.step = 0;
-  for (auto& advisor : looking_.advisors) advisor = {};
-  for (auto& activation : looking_.activations) activation.vector.clear();
-  looking_.since = runtime::Clock::now();
-  looking_.since_step = steps_;
+  load_geometry(m);
   gradients_->reset();
   return m.user;
 }

@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <orthrus/dtype.hpp>
+#include <orthrus/studies/spectrum.hpp>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,12 @@ struct Manifest {
   std::map<std::string, NoiseTrend> parameter_noise;
   std::vector<NoiseTrend> group_noise;
   NoiseTrend model_noise{};
+  /// By matrix, of those that were looked at with `diagnostics.advisor: auto`.
+  struct Geometry {
+    double euclidean = 0;  ///< `MatrixSpectra::euclidean`, from this step on
+    studies::GeometryAdvisor::State advisor;
+  };
+  std::map<std::string, Geometry> geometry;
 };
 
 /// The document, with its own SHA-256 as last member.

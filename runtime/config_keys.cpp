@@ -219,6 +219,13 @@ std::span<const Row<Config>> config_rows() {
        .kind = Kind::flag,
        .at = [](Config& c) -> Slot { return &c.diagnostics.dual_noise; },
        .doc = "with spectra: noise in the dual norms of sign and spectral steps"},
+      {.path = "diagnostics.advisor",
+       .kind = Kind::word,
+       .at = [](Config& c) -> Slot { return &c.diagnostics.advisor; },
+       .doc =
+           "with spectra, of spectral or Euclidean steps per matrix: report; advise says when it "
+           "changes; auto changes muon's steps, when a checkpoint is saved",
+       .words = {"report", "advise", "auto"}},
       {.path = "diagnostics.budget_frac",
        .kind = Kind::real,
        .at = [](Config& c) -> Slot { return &c.diagnostics.budget_frac; },

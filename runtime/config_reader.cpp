@@ -610,6 +610,11 @@ class Reader {
           "comm.gradient_dtype",
           c.comm.gradient_dtype + " contradicts reproducible.virtual_shards, which sums in f32");
     }
+    if (c.diagnostics.advisor != "report" &&
+        (!c.diagnostics.spectra || c.diagnostics.every_steps == 0)) {
+      conflict("diagnostics.advisor",
+               c.diagnostics.advisor + " needs diagnostics.spectra and diagnostics.every_steps");
+    }
     for (std::size_t i = 0; i < c.groups.size(); ++i) {
       const GroupConfig& g = c.groups[i];
       const std::string scope = "groups[" + std::to_string(i) + "].";

@@ -270,10 +270,10 @@ struct ShardedOptimizer::Impl {
     std::vector<std::array<runtime::ProbeMeeting, runtime::probes.size()>>
         meetings;  ///< per bucket
     std::span<std::byte> send, receive;
-    std::vector<float> before;                  ///< this rank's weights before the step
-    std::vector<std::vector<float>> gradients;  ///< of the matrices it is the analyst of
-    std::vector<float> whole;                   ///< one of those matrices
-    std::vector<double> table;                  ///< what all ranks get of them
+    std::vector<float> before;  ///< this rank's weights before the step
+    /// Of the matrices it is the analyst of: the gradient, and what else is looked at now.
+    std::vector<std::vector<float>> gradients, wholes;
+    std::vector<double> table;  ///< what all ranks get of them
     /// Of a parameter that is looked at: what its activations came to in this step — Σ (aᵀv)a and
     /// Σ‖a‖², or, before there is a v, Σ a — and that vector, of length 1.
     struct Activation {
@@ -290,12 +290,15 @@ struct ShardedOptimizer::Impl {
     std::int64_t next = 0;             ///< no step before it looks
     runtime::Clock::time_point since;  ///< when the step after the last that looked began…
     std::int64_t since_step = 0;       ///< …and how many there had been
+    double observing_ms = 0;           ///< in `observe_activation`, since the last look
+    double allowance_s = 0;            ///< that a look may take beyond a step
     bool now = false;                  ///< in this step
   };
   Looking looking_;
   std::array<double, 9> recent_ms_{};
   double deadline_s_ = 0;
-  bool in_step_ = false;  ///< also after a step that failed midway: no other follows it
+  std::vector<double> euclidean_;  ///< per matrix of the plan: `MatrixSpectra::euclidean`
+  bool in_step_ = false;           ///< also after a step that failed midway: no other follows it
   std::int64_t replica_check_every_ = 0;
   bool poisons_ = false;  ///< `checks: collective`: what is free is filled with NaN
 
@@ -337,6 +340,16 @@ struct ShardedOptimizer::Impl {
   void take_activations();
   void forget_activations();
   void share_spectra();
+  // geometry.cpp
+  [[nodiscard]] bool may_choose(const runtime::Probed& p) const;
+  [[nodiscard]] double euclidean_of(const runtime::MatrixPlan& m) const;
+  [[nodiscard]] double scaled_euclidean_of(const runtime::MatrixPlan& m) const;
+  [[nodiscard]] std::vector<double> choose_geometry();
+  void save_geometry(runtime::Manifest& m, const std::vector<double>& chosen) const;
+  void adopt_geometry(const std::vector<double>& chosen);
+  void load_geometry(const runtime::Manifest& m);
+  void look_anew();
+  void note_advice(std::size_t probed, const std::string& what);
   void take_turn(runtime::Turn turn);
   void depart(std::size_t bucket);  ///< 3, and the way out of 4
   void arrive(std::size_t bucket);
@@ -570,6 +583,8 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] Traffic planned_traffic() const;
   Traffic step_began_;         ///< what had been sent before this step's first bucket
   std::int64_t matrices_ = 0;  ///< orthogonalized in this step
+  std::int64_t spared_ = 0;    ///< and not, as their steps are Euclidean…
+  Traffic spared_sent_;        ///< …nor sent for that
   std::size_t gathered_ = 0;   ///< buckets whose new weights have left in this step
   std::size_t ahead_ = 0;      ///< segments before this one need not be looked at again
 };

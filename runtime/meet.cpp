@@ -210,6 +210,11 @@ bool ShardedOptimizer::Impl::whole_matrix(const runtime::MatrixPlan& m, const op
                                           const optim::Undo* undo, std::span<std::byte> work) {
   const runtime::Group& group = plan_.group(m.parameter);
   const optim::MatrixRule& rule = group.matrix_rule();
+  if (const double factor = euclidean_of(m); factor > 0) {
+    ++spared_;
+    backend_->convert(matrix.x, factor, matrix.x);
+    return true;
+  }
   matrices_ += group.orthogonalizes() ? 1 : 0;
   optim::Whole whole = matrix;
   std::string problem;
@@ -296,6 +301,14 @@ void ShardedOptimizer::Impl::compute_on_grid(std::size_t b) {
       if (own.segment.matrix != entry.matrix) continue;
       if (size == 0) piece = floats(buffers.mine, own.meeting_offset * brings);  // of its first
       size += own.size();
+    }
+    if (const double factor = scaled_euclidean_of(m); factor > 0) {
+      spared_ += entry.mine ? 1 : 0;
+      spared_sent_ +=
+          grid_matrices_.at(entry.matrix).traffic(group.lmo->iterations(), plan_.max_chunk);
+      const MatrixView x = runtime::row(piece, size);
+      backend_->convert(x, factor, x);
+      continue;
     }
     if (group.direction().has_grid_root()) {
       root_on_grid(m, piece, piece + size, state_of(b, entry.matrix));
@@ -487,6 +500,10 @@ void ShardedOptimizer::Impl::compute_terms(std::size_t b, const Meeting::Matrix&
   const Index begin = first_back(meeting);
   const Index size = meeting.back[static_cast<std::size_t>(mesh_.shard.rank())];
   const int first = static_cast<int>(begin / triangle);
+  if (euclidean_of(m) > 0) {  // nobody asks for Q
+    spared_ += entry.mine ? 1 : 0;
+    return backend_->fill(0, runtime::row(floats(buffers.back, begin), size));
+  }
   try {
     buffers.scale = plan_.group(m.parameter)
                         .lmo->gram_terms(r, first, first + static_cast<int>(size / triangle),
@@ -516,6 +533,10 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
   const Index lines = group.matrix_rule().line_count(m.rows, m.cols);
   const Index run = lone ? 0 : first_back(meetings_[b]);
   const std::span<std::byte> here = lone ? meeting_states_[b].mine : meeting_states_[b].theirs;
+  if (euclidean_of(m) > 0) {  // nobody asks for Q
+    spared_ += entry.mine ? 1 : 0;
+    return;
+  }
   Carver carver(scratch_);
   const MatrixView r = carver.matrix(side, side);
   const MatrixView q = carver.matrix(side, side);
@@ -553,7 +574,7 @@ void ShardedOptimizer::Impl::compute_polynomial(std::size_t b, const Meeting::Ma
   matrices_ += entry.mine ? 1 : 0;
 }
 
-/// O = Q·X, panel by panel: X is made again from G and the momentum.
+/// O = Q·X (f·X of a Euclidean step), panel by panel: X is made again from G and the momentum.
 double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
   const runtime::Bucket& bucket = plan_.buckets[own.bucket];
   const Meeting& meeting = meetings_[own.bucket];
@@ -583,6 +604,7 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
         m.gram_of_rows ? matrix_view(factors, lines, 1) : matrix_view(factors, 1, lines),
         !m.gram_of_rows, q);
   }
+  const double factor = scaled_euclidean_of(m);
   const bool stacked = side != m.line_length();
   const MatrixView used = block(q, {0, m.line_length(), 0, side});
   double sum = 0;
@@ -593,7 +615,9 @@ double ShardedOptimizer::Impl::finish_gram(OwnSegment& own) {
                    const MatrixView o = rest.matrix(panel.rows, panel.cols);
                    load_stacked(own, m, panel, all, /*joins=*/false, rest);
                    const MatrixView x = stacked ? all.z : all.x;
-                   if (m.gram_of_rows) {
+                   if (factor > 0) {
+                     backend_->convert(x, factor, o);
+                   } else if (m.gram_of_rows) {
                      backend_->gemm(1, used, Transpose::no, x, Transpose::no, 0, o);
                    } else {
                      backend_->gemm(1, x, Transpose::no, used,
@@ -622,10 +646,21 @@ void ShardedOptimizer::Impl::iterate_grams(std::size_t b) {
     for (const Meeting::Matrix& entry : meeting.matrices) {
       const runtime::MatrixPlan& m = plan_.matrices[static_cast<std::size_t>(entry.matrix)];
       const Index side = m.gram_side();
+      float* const triangle = floats(buffers.mine, entry.triangle);
+      if (const double factor = scaled_euclidean_of(m); factor > 0) {
+        backend_->fill(0, runtime::row(triangle, kernels::packed_size(side)));
+        if (t > 0) continue;
+        spared_ += entry.mine ? 1 : 0;
+        for (OwnSegment& own : segments(b)) {
+          if (own.segment.matrix != entry.matrix || own.size() == 0) continue;
+          const MatrixView z = stacked_piece(own, buffers.theirs).z;
+          backend_->convert(z, factor, z);
+        }
+        continue;
+      }
       Carver carver(scratch_);
       const MatrixView r = carver.matrix(side, side);
       const MatrixView s = carver.matrix(side, side);
-      float* const triangle = floats(buffers.mine, entry.triangle);
       backend_->unpack_triangle(triangle, r);
       double inverse = 1;  // 1/ν, in the first iteration
       if (t == 0) {

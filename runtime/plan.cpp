@@ -634,6 +634,12 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   plan.parameters = std::move(parameters);
   for (std::size_t g = 0; g < config.groups.size(); ++g) {
     plan.groups.push_back(make_group(config.groups[g], g, config.device == "cpu", tasks));
+    const Group& made = plan.groups.back();
+    if (config.diagnostics.advisor == "auto" && made.feeds_back() && made.is_spectral_descent()) {
+      throw ConfigError("groups[" + std::to_string(g) +
+                        "].weights.residual momentum: what rounding took is undone of spectral "
+                        "steps only; diagnostics.advisor auto may make them others");
+    }
   }
   assign_groups(config, plan);
   check_held(plan);

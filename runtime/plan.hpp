@@ -88,6 +88,10 @@ struct Group {
   [[nodiscard]] const optim::Direction& direction() const { return matrix_rule().direction(); }
   /// s of a matrix's direction.
   [[nodiscard]] double scale(const MatrixPlan& m) const;
+  /// Steepest descent in the spectral norm, and nothing else: muon.
+  [[nodiscard]] bool is_spectral_descent() const {
+    return config->rule.name == "muon" && config->lmo.norm == "spectral";
+  }
   /// Of a group with an `lmo`: does its step count as orthogonalized?
   [[nodiscard]] bool orthogonalizes() const { return direction().orthogonalizes(*lmo); }
 };

@@ -1,6 +1,7 @@
 #include "runtime/probing.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "comm/cost.hpp"
@@ -33,13 +34,30 @@ bool has(const Plan& plan, const Segment& s, Probe what) {
   return !state.empty() && state.front().extent == optim::StateSpec::Extent::elements;
 }
 
-double seconds_of(const Probed& p) {
+double work_of(const Probed& p) {
   const auto k = static_cast<double>(std::min(p.region.rows, p.region.cols));
   const auto l = static_cast<double>(std::max(p.region.rows, p.region.cols));
   return k * k * l + 8 * k * k * k;  // the Gram matrix, and its eigenvalues at a memory's pace
 }
 
 }  // namespace
+
+std::int64_t next_look(std::int64_t step, std::int64_t every, double cost, double step_ms,
+                       double budget) {
+  constexpr double most = 1e9;
+  const double wanted =
+      budget > 0 ? std::ceil(std::min(cost / (budget * std::max(step_ms, 1e-6)), most)) : 1;
+  return step + (static_cast<std::int64_t>(wanted) + every - 1) / every * every;
+}
+
+double look_allowance_s(const Plan& plan) {
+  constexpr double slow = 1e9;  // of `work_of` a second
+  std::vector<double> load(static_cast<std::size_t>(plan.ranks));
+  for (const Probed& p : plan.probed) {
+    load[static_cast<std::size_t>(p.analyst)] += 10 * std::ssize(probes) * work_of(p) / slow;
+  }
+  return std::ceil(*std::max_element(load.begin(), load.end()));
+}
 
 std::vector<Probed> choose_probed(const Plan& plan) {
   std::vector<Probed> list;
@@ -79,15 +97,15 @@ std::vector<Probed> choose_probed(const Plan& plan) {
       continue;
     }
     list[i].analyst = ranks[i];
-    load[static_cast<std::size_t>(ranks[i])] += seconds_of(list[i]);
+    load[static_cast<std::size_t>(ranks[i])] += work_of(list[i]);
   }
   std::stable_sort(dealt.begin(), dealt.end(), [&](std::size_t a, std::size_t b) {
-    return seconds_of(list[a]) > seconds_of(list[b]);
+    return work_of(list[a]) > work_of(list[b]);
   });
   for (const std::size_t i : dealt) {
     const auto least = std::min_element(load.begin(), load.end());
     list[i].analyst = static_cast<int>(least - load.begin());
-    *least += seconds_of(list[i]);
+    *least += work_of(list[i]);
   }
   return list;
 }
@@ -242,16 +260,16 @@ void add_probes(const Plan& plan, std::vector<RankPlan>& ranks) {
     r.probe += cost::all_reduce(table, plan.ranks, w, sizeof(double), plan.max_chunk);
     r.work.probe_send = static_cast<std::size_t>(sent) * sizeof(float);
     r.work.probe_receive = static_cast<std::size_t>(received) * sizeof(float);
-    // Weights before the step; gradients of its matrices; of the largest a copy in f32 and one in
-    // f64, the Gram matrix, and LAPACK's two columns of blocks.
+    // Weights before the step; of its matrices gradients, and what else is looked at; of the
+    // largest a copy in f64, the Gram matrix, and LAPACK's two columns of blocks.
     Index kept = own, largest = 0;
     for (const Probed& p : plan.probed) {
       const bool own_matrix = p.analyst == w;
-      if (own_matrix) kept += p.region.size();
+      if (own_matrix) kept += 2 * p.region.size();
       // Of every rank's own gradient a Gram matrix is made.
       if (!own_matrix && (noise.empty() || p.matrix < 0)) continue;
       const Index k = std::min(p.region.rows, p.region.cols);
-      largest = std::max(largest, 12 * p.region.size() + 8 * k * (k + 70));
+      largest = std::max(largest, 8 * p.region.size() + 8 * k * (k + 70));
     }
     r.work.probe_host = static_cast<std::size_t>(4 * kept + largest + 8 * table);
   }

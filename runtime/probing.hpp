@@ -10,6 +10,11 @@
 
 namespace orthrus::runtime {
 
+/// The next step that looks, after one that has: a multiple of `every`, and late enough that looks
+/// are at most `budget` of the time. @param cost, step  ms of a look, and of a step without one
+std::int64_t next_look(std::int64_t step, std::int64_t every, double cost, double step_ms,
+                       double budget);
+
 /// What of a matrix is looked at.
 enum class Probe : std::uint8_t { gradient, momentum, weights, update };
 inline constexpr std::array probes{Probe::gradient, Probe::momentum, Probe::weights, Probe::update};
@@ -18,6 +23,9 @@ inline constexpr std::array probes{Probe::gradient, Probe::momentum, Probe::weig
 /// and two lines at least, in the order of parameters. A matrix that is whole on one rank stays
 /// there; the rest are dealt, the costliest first.
 std::vector<Probed> choose_probed(const Plan& plan);
+/// Seconds that the rank with most to look at may take before others give it up: ten times what a
+/// slow core needs.
+double look_allowance_s(const Plan& plan);
 
 /// One bucket's all_to_all over all ranks, in f32, of one thing about its matrices.
 struct ProbeMeeting {

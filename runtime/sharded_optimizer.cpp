@@ -618,6 +618,7 @@ void ShardedOptimizer::Impl::allocate() {
   group_sums_.assign(groups, {});
   noise_.assign(plan_.parameters.size(), {});
   local_squares_.assign(plan_.noise_slots > 0 ? plan_.parameters.size() : 0, 0);
+  euclidean_.assign(plan_.matrices.size(), 0);
   prepare_to_look();
   report_.skip_reason.reserve(256);
   for (const runtime::Group& g : plan_.groups) {

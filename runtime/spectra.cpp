@@ -18,6 +18,7 @@ using runtime::Clock;
 using runtime::ms_since;
 using runtime::Probe;
 using runtime::ProbeTable;
+using Advice = studies::GeometryAdvisor::Advice;
 
 namespace {
 
@@ -69,21 +70,22 @@ void ShardedOptimizer::Impl::prepare_to_look() {
       of_bucket[static_cast<std::size_t>(what)] = runtime::make_probe_meeting(plan_, b, me, what);
     }
   }
-  Index own = 0, largest = 0;
+  Index own = 0;
   for (const auto& of_bucket : looking_.meetings) {
     own += of_bucket[static_cast<std::size_t>(Probe::weights)].sent;
   }
   for (const runtime::Probed& p : plan_.probed) {
     auto& gradient = looking_.gradients.emplace_back();
+    auto& whole = looking_.wholes.emplace_back();
     MatrixSpectra& result = looking_.results.emplace_back();
     result.name = p.name;
     result.parameter = p.parameter;
     if (p.analyst != me) continue;
     gradient.resize(static_cast<std::size_t>(p.region.size()));
-    largest = std::max(largest, p.region.size());
+    whole.resize(gradient.size());
   }
   looking_.before.resize(static_cast<std::size_t>(own));
-  looking_.whole.resize(static_cast<std::size_t>(largest));
+  looking_.allowance_s = runtime::look_allowance_s(plan_);
   looking_.places = runtime::make_probe_table(plan_);
   looking_.table.resize(static_cast<std::size_t>(looking_.places.size));
   looking_.advisors.resize(plan_.probed.size());
@@ -123,32 +125,32 @@ void ShardedOptimizer::Impl::look_before_update() {
   report_.ms.probe = ms_since(start);
 }
 
-/// What the step has added to the weights; then all ranks get everything.
+/// What the step has added to the weights; then all ranks get everything. Which step is the next
+/// must not differ between ranks: it follows from sums over all of them.
 void ShardedOptimizer::Impl::look_after_update() {
   if (!looking_.now) return;
   const auto start = Clock::now();
   look(Probe::update);
   double* const time = &looking_.table[static_cast<std::size_t>(looking_.places.times)];
-  time[0] = report_.ms.probe + ms_since(start);
+  time[0] = report_.ms.probe + ms_since(start) + looking_.observing_ms;
   time[1] =
       (ms_since(looking_.since) - time[0]) / static_cast<double>(steps_ - looking_.since_step);
   share_spectra();
-  // Which step is the next must not differ between ranks: it follows from sums over all of them.
-  const double cost = time[0] / plan_.ranks, step = std::max(time[1] / plan_.ranks, 1e-6);
-  const double budget = config_.diagnostics.budget_frac;
-  const double wanted = budget > 0 ? std::ceil(std::min(cost / (budget * step), 1e9)) : 1;
-  const std::int64_t every = config_.diagnostics.every_steps;
-  looking_.next = steps_ + (static_cast<std::int64_t>(wanted) + every - 1) / every * every;
+  looking_.next = runtime::next_look(steps_, config_.diagnostics.every_steps, time[0] / plan_.ranks,
+                                     time[1] / plan_.ranks, config_.diagnostics.budget_frac);
   looking_.since = Clock::now();
   looking_.since_step = steps_;
+  looking_.observing_ms = 0;
   report_.ms.probe += ms_since(start);
 }
 
-/// A bucket at a time, pieces go to the analysts of their matrices.
+/// A bucket at a time, pieces go to the analysts of their matrices; who has much to describe holds
+/// up no exchange.
 void ShardedOptimizer::Impl::look(Probe what) {
   auto* const send = reinterpret_cast<float*>(looking_.send.data());
   auto* const receive = reinterpret_cast<float*>(looking_.receive.data());
   float* before = looking_.before.data();
+  std::vector<std::size_t> arrived;
   for (std::size_t b = 0; b < plan_.buckets.size(); ++b) {
     const runtime::ProbeMeeting& meeting = looking_.meetings[b][static_cast<std::size_t>(what)];
     if (!meeting.happens) continue;
@@ -185,18 +187,18 @@ void ShardedOptimizer::Impl::look(Probe what) {
     mesh_.world.all_to_all({send, meeting.sent, DType::f32}, meeting.sends,
                            {receive, meeting.received, DType::f32}, meeting.receives);
     if (meeting.arrivals.empty()) continue;
-    kernels::OnHost<const float> arrived(*backend_, receive,
-                                         static_cast<std::size_t>(meeting.received));
+    kernels::OnHost<const float> pieces(*backend_, receive,
+                                        static_cast<std::size_t>(meeting.received));
     for (std::size_t i = 0; i < meeting.arrivals.size(); ++i) {
       const auto& [index, region, offset] = meeting.arrivals[i];
       const auto probed = static_cast<std::size_t>(index);
-      std::vector<float>& whole =
-          what == Probe::gradient ? looking_.gradients[probed] : looking_.whole;
-      runtime::place_piece(arrived.data() + offset, region, plan_.probed[probed], whole.data());
+      auto& whole = (what == Probe::gradient ? looking_.gradients : looking_.wholes)[probed];
+      runtime::place_piece(pieces.data() + offset, region, plan_.probed[probed], whole.data());
       const bool last = i + 1 == meeting.arrivals.size() || meeting.arrivals[i + 1].probed != index;
-      if (last) describe(probed, what);
+      if (last) arrived.push_back(probed);
     }
   }
+  for (const std::size_t probed : arrived) describe(probed, what);
 }
 
 /// The analyst's part: what is whole here now, in numbers.
@@ -204,7 +206,7 @@ void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
   const runtime::Probed& p = plan_.probed[i];
   const auto n = static_cast<std::size_t>(p.region.size());
   const std::vector<float>& gradient = looking_.gradients[i];
-  const float* const values = what == Probe::gradient ? gradient.data() : looking_.whole.data();
+  const float* const values = what == Probe::gradient ? gradient.data() : looking_.wholes[i].data();
   MatrixSpectra found;
   try {
     const std::vector<double> s = studies::gram_singular_values(dense(values, p.region));
@@ -219,8 +221,7 @@ void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
     const auto form = rule.values.find("momentum_form");
     const auto* const word =
         form == rule.values.end() ? nullptr : std::get_if<std::string>(&form->second);
-    const bool is_polar = rule.name == "muon" && group.config->lmo.norm == "spectral" &&
-                          group.config->clip_norm <= 0 &&
+    const bool is_polar = group.is_spectral_descent() && group.config->clip_norm <= 0 &&
                           (word == nullptr || *word != "heavy_ball");
     if (what == Probe::momentum && is_polar && noise.step == steps_ && noise.trace_trend > 0 &&
         rule.number("momentum") < 1) {
@@ -377,11 +378,11 @@ void ShardedOptimizer::Impl::observe_activation(int id, ConstMatrixView a) {
                      std::to_string(a.cols) + " in " + std::string(name_of(a.dtype)));
   }
   if (!wants_activations() || looking_.places.activations[i] < 0) return;
-  constexpr Index most = 4096;
+  const auto start = Clock::now();
   Looking::Activation& of = looking_.activations[i];
   looking_.observed = true;
   std::vector<double> token(static_cast<std::size_t>(inputs));
-  for (Index t = 0; t < std::min(a.rows, most); ++t) {
+  for (Index t = 0; t < std::min(a.rows, activation_rows); ++t) {
     for (std::size_t j = 0; j < token.size(); ++j) {
       const Index e = t * a.ld + static_cast<Index>(j);
       token[j] =
@@ -396,6 +397,7 @@ void ShardedOptimizer::Impl::observe_activation(int id, ConstMatrixView a) {
     const double along = of.vector.empty() ? 1 : inner(of.vector);
     for (std::size_t j = 0; j < token.size(); ++j) of.sum[j] += along * token[j];
   }
+  looking_.observing_ms += ms_since(start);
 }
 
 void ShardedOptimizer::Impl::forget_activations() {
@@ -422,6 +424,8 @@ void ShardedOptimizer::Impl::share_spectra() {
   for (std::size_t i = 0; i < looking_.results.size(); ++i) {
     MatrixSpectra& result = looking_.results[i];
     result.step = steps_;
+    const int matrix = plan_.probed[i].matrix;
+    result.euclidean = matrix < 0 ? 0 : euclidean_[static_cast<std::size_t>(matrix)];
     const double* at = row_of(table, i);
     for (const Probe what : runtime::probes) {
       studies::Spectrum& spectrum = result.*spectrum_of(what);
@@ -477,9 +481,14 @@ void ShardedOptimizer::Impl::take_activations() {
       result.activation_rank = 0;
     }
     const double nuclear_rank = result.gradient.nuclear_rank;
-    if (!(result.activation_rank >= 1) || !(nuclear_rank >= 1)) continue;
-    result.advice = looking_.advisors[i].probe(nuclear_rank, result.activation_rank);
+    if (!(result.activation_rank > 0) || !(nuclear_rank > 0)) continue;  // not known
+    const Advice before = looking_.advisors[i].advice();
+    result.advice = looking_.advisors[i].probe(std::max(nuclear_rank, 1.0),  // but for rounding
+                                               std::max(result.activation_rank, 1.0));
     result.spectral_ratio = looking_.advisors[i].average_ratio();
+    if (result.advice == before || config_.diagnostics.advisor == "report") continue;
+    note_advice(i, result.advice == Advice::spectral ? "spectral steps promise more"
+                                                     : "Euclidean steps promise more");
   }
 }
 

@@ -72,7 +72,8 @@ void ShardedOptimizer::Impl::walk() {
   const Traffic exceptional = traffic(TrafficClass::exceptional);
   StepTimes& ms = report_.ms;
   ms = {};
-  matrices_ = 0;
+  matrices_ = spared_ = 0;
+  spared_sent_ = {};
   ++steps_;
   report_.step = steps_;
   report_.skip_reason.clear();
@@ -537,11 +538,11 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
       cost::all_reduce(plan_.control_after(), plan_.ranks, me, sizeof(double), plan_.max_chunk);
   const Traffic sent = planned_traffic() - before + this_message;
   // The plan assumes so many gathers; how often it was is the trainer's affair.
-  Traffic planned = mine.traffic_of(updates_);
+  Traffic planned = mine.traffic_of(updates_) - spared_sent_;
   if (looking_.now) planned += mine.probe;
   if (working_set_) planned = planned - mine.gathers + working_set_->expected();
   const std::int64_t matrices = mine.matrices_of(updates_);
-  const bool as_planned = sent == planned && matrices_ == matrices;
+  const bool as_planned = sent == planned && matrices_ + spared_ == matrices;
   constexpr double noted = 0x1p-30;  // of any number of ranks less than one that differs
   double& differs = sums[plan_.control_after() - 1];
   differs = (as_planned ? 0 : 1) + (problem_.empty() ? 0 : noted);
@@ -552,13 +553,13 @@ void ShardedOptimizer::Impl::audit(const Traffic& before) {
   if (differs >= 1) {
     runtime::agree(
         all_ranks(),
-        as_planned
-            ? std::string()
-            : "step " + std::to_string(steps_) + " differs from the plan: sent " +
-                  std::to_string(sent.bytes) + " bytes in " + std::to_string(sent.messages) +
-                  " messages, planned " + std::to_string(planned.bytes) + " in " +
-                  std::to_string(planned.messages) + "; orthogonalized " +
-                  std::to_string(matrices_) + " matrices, planned " + std::to_string(matrices),
+        as_planned ? std::string()
+                   : "step " + std::to_string(steps_) + " differs from the plan: sent " +
+                         std::to_string(sent.bytes) + " bytes in " + std::to_string(sent.messages) +
+                         " messages, planned " + std::to_string(planned.bytes) + " in " +
+                         std::to_string(planned.messages) + "; orthogonalized " +
+                         std::to_string(matrices_) + " matrices and spared " +
+                         std::to_string(spared_) + ", planned " + std::to_string(matrices),
         ExitCode::internal);
   }
   if (differs > 0) share_problems();
@@ -676,7 +677,8 @@ std::uint64_t ShardedOptimizer::Impl::hash_of(const void* memory, std::size_t by
   return XXH3_64bits(here.data(), bytes);
 }
 
-/// Without comm.timeout_s: a minute, or ten times the median of the last steps.
+/// Without comm.timeout_s: a minute, or ten times the median of the last steps. A step that looks
+/// at matrices has its own time for that.
 void ShardedOptimizer::Impl::set_deadline() {
   double seconds = config_.comm.timeout_s;
   if (seconds <= 0) {
@@ -684,6 +686,7 @@ void ShardedOptimizer::Impl::set_deadline() {
     std::nth_element(recent.begin(), recent.begin() + recent.size() / 2, recent.end());
     seconds = std::max(60.0, std::ceil(1e-3 * recent[recent.size() / 2]) * 10);
   }
+  if (looks_in(steps_)) seconds += looking_.allowance_s;
   if (seconds == deadline_s_) return;
   deadline_s_ = seconds;
   for_each_communicator(*this, [&](Communicator& comm) { comm.set_timeout(seconds); });

@@ -104,6 +104,7 @@ nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& r
                       : m.advice == Advice::euclidean ? "euclidean"
                                                       : "keep";
     }
+    if (m.euclidean > 0) row["euclidean"] = json_number(m.euclidean);
     list.push_back(std::move(row));
   }
   if (list.empty()) return list;

@@ -188,19 +188,20 @@ GeometryAdvisor::GeometryAdvisor(const Options& options) : options_(options) {
 GeometryAdvisor::Advice GeometryAdvisor::probe(double nuclear_rank, double stable_rank) {
   expects<NumericError>(nuclear_rank >= 1 - 1e-9 && stable_rank >= 1 - 1e-9,
                         "a nuclear and a stable rank are at least 1");
-  log_ratio_ =
-      options_.decay * log_ratio_ + (1 - options_.decay) * std::log(nuclear_rank / stable_rank);
-  weight_ = options_.decay * weight_ + (1 - options_.decay);
+  State& s = state_;
+  s.log_ratio =
+      options_.decay * s.log_ratio + (1 - options_.decay) * std::log(nuclear_rank / stable_rank);
+  s.weight = options_.decay * s.weight + (1 - options_.decay);
   const double ratio = average_ratio();
-  above_ = ratio > 1 + options_.hysteresis ? above_ + 1 : 0;
-  below_ = ratio < 1 - options_.hysteresis ? below_ + 1 : 0;
-  if (above_ >= options_.consecutive) advice_ = Advice::spectral;
-  if (below_ >= options_.consecutive) advice_ = Advice::euclidean;
-  return advice_;
+  s.above = ratio > 1 + options_.hysteresis ? s.above + 1 : 0;
+  s.below = ratio < 1 - options_.hysteresis ? s.below + 1 : 0;
+  if (s.above >= options_.consecutive) s.advice = Advice::spectral;
+  if (s.below >= options_.consecutive) s.advice = Advice::euclidean;
+  return s.advice;
 }
 
 double GeometryAdvisor::average_ratio() const noexcept {
-  return weight_ > 0 ? std::exp(log_ratio_ / weight_) : 1;
+  return state_.weight > 0 ? std::exp(state_.log_ratio / state_.weight) : 1;
 }
 
 }  // namespace orthrus::studies

@@ -171,7 +171,8 @@ at::Tensor TorchModel::linear(const at::Tensor& x, const at::Tensor& weight,
   if (observer_) {
     const auto own = std::find_if(weights_.begin(), weights_.end(),
                                   [&](const auto& w) { return w.get() == &weight; });
-    const at::Tensor inputs = x.detach().to(at::kCPU).contiguous();
+    const std::int64_t rows = std::min(x.size(0), ShardedOptimizer::activation_rows);
+    const at::Tensor inputs = x.detach().narrow(0, 0, rows).to(at::kCPU).contiguous();
     observer_(static_cast<int>(own - weights_.begin()),
               {inputs.data_ptr<float>(), inputs.size(0), inputs.size(1), inputs.size(1)});
   }

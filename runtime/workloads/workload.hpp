@@ -39,8 +39,8 @@ class Workload {
   /// thread that called this.
   virtual double gradient(const Slice& slice, const std::function<void(int)>& ready) = 0;
   /// Until told otherwise `gradient` hands over what parameters multiply: `observer(id, inputs)`,
-  /// one row per token, of the host, f32. Empty: it does not. A workload need not, for any of its
-  /// parameters.
+  /// one row per token, of the host, f32, at least the first `ShardedOptimizer::activation_rows` of
+  /// each pass. Empty: it does not. A workload need not, for any of its parameters.
   using Observer = std::function<void(int id, ConstMatrixView inputs)>;
   virtual void watch(const Observer&) {}
   /// Metrics on held-out data, computed on the share of rank `rank` of `size`: sums over examples

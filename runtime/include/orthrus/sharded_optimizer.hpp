@@ -214,19 +214,26 @@ struct MatrixSpectra {
   double spectral_ratio = 0;
   /// What five looks in a row say of it (`studies::GeometryAdvisor`).
   studies::GeometryAdvisor::Advice advice = studies::GeometryAdvisor::Advice::keep;
+  /// With `diagnostics.advisor: auto`, which steps in this direction: 0 for polar(M), else the
+  /// factor f of f·M. It is ‖M‖_*/‖M‖_F² of the look before the change, so that the decrease that
+  /// the momentum promises goes on as it was: η‖M‖_* = ηf‖M‖_F².
+  double euclidean = 0;
 };
 
 /// What one step did.
 struct StepReport {
   std::int64_t step = 0;
-  bool skipped = false;         ///< a gradient was not finite on some rank; nothing was changed
-  std::string skip_reason;      ///< names the parameter and the first rank that saw it
-  std::int64_t bytes_sent = 0;  ///< by this rank: payload and control; equals the plan
+  bool skipped = false;     ///< a gradient was not finite on some rank; nothing was changed
+  std::string skip_reason;  ///< names the parameter and the first rank that saw it
+  /// By this rank: payload and control. Equals the plan, less what ScaLAPACK would have sent for
+  /// matrices that `diagnostics.advisor: auto` has changed (in block_cyclic).
+  std::int64_t bytes_sent = 0;
   std::int64_t messages = 0;
   std::int64_t exceptional_bytes = 0;  ///< beyond the plan, with cause in `skip_reason`
-  std::int64_t matrices = 0;           ///< orthogonalized here; equals the plan
-  std::vector<double> update_rms;      ///< per group, over all ranks, without lr
-  std::vector<double> gradient_norm;   ///< per group, before clipping
+  /// Orthogonalized here; equals the plan, less those that `diagnostics.advisor: auto` has changed.
+  std::int64_t matrices = 0;
+  std::vector<double> update_rms;     ///< per group, over all ranks, without lr
+  std::vector<double> gradient_norm;  ///< per group, before clipping
   double lr_multiplier = 1;
   std::vector<RoundingReport> rounding;  ///< per group
   std::vector<GradientNoise> noise;      ///< per group
@@ -298,11 +305,13 @@ class ShardedOptimizer {
   /// Will the step that gradients are made for now look at matrices?
   [[nodiscard]] bool wants_activations() const;
   /// Hands over what parameter `id`, seen as outputs × inputs, multiplied on this rank in this
-  /// step: tokens × inputs, f32 or bf16, of the host; at most the first 4096 rows of a call are
-  /// looked at. Any number of calls between two steps, of several micro-batches too; without
-  /// effect where `wants_activations` is false.
-  /// @throws ShapeError  the parameter has other inputs. @par Cost  4·inputs flops per token.
+  /// step: tokens × inputs, f32 or bf16, of the host; the first `activation_rows` of a call are
+  /// looked at, no others. Any number of calls between two steps, of several micro-batches too;
+  /// without effect where `wants_activations` is false.
+  /// @throws ShapeError  the parameter has other inputs. @par Cost  4·inputs flops per token; its
+  /// time is part of `diagnostics.budget_frac`.
   void observe_activation(int id, ConstMatrixView activations);
+  static constexpr Index activation_rows = 4096;
   /// Waits until the weights of `id` are new (with `step` this is so on return).
   void parameter_wait(int id);
 
@@ -332,7 +341,8 @@ class ShardedOptimizer {
   void set_lr_multiplier(double factor);
 
   /// Writes a checkpoint directory: `directory` appears whole or not at all. It loads on any number
-  /// of ranks. `user` is kept in the manifest (data cursor, …).
+  /// of ranks. With `diagnostics.advisor: auto` steps after it, and after `load`, have the geometry
+  /// that looks until now have advised. `user` is kept in the manifest (data cursor, …).
   void save(const std::string& directory, const std::map<std::string, std::string>& user = {});
   /// Restores weights, state and step. @return what `save` was given as `user`.
   /// @param convert  Weights of another format or `weights.residual` are taken, too: the most exact

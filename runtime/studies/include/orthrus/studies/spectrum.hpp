@@ -95,14 +95,21 @@ class GeometryAdvisor {
   explicit GeometryAdvisor(const Options& options);
   /// One probe; both ranks are at least 1. @return the advice from now on.
   Advice probe(double nuclear_rank_of_gradient, double stable_rank_of_activations);
-  [[nodiscard]] Advice advice() const noexcept { return advice_; }
+  [[nodiscard]] Advice advice() const noexcept { return state_.advice; }
   [[nodiscard]] double average_ratio() const noexcept;
+
+  /// All that probes have left behind, for checkpoints.
+  struct State {
+    double log_ratio = 0, weight = 0;  ///< the average, and what its weights add up to
+    int above = 0, below = 0;          ///< probes in a row beyond 1 ± h
+    Advice advice = Advice::keep;
+  };
+  [[nodiscard]] const State& state() const noexcept { return state_; }
+  void restore(const State& state) noexcept { state_ = state; }
 
  private:
   Options options_;
-  double log_ratio_ = 0, weight_ = 0;
-  int above_ = 0, below_ = 0;
-  Advice advice_ = Advice::keep;
+  State state_;
 };
 
 }  // namespace orthrus::studies
