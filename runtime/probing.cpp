@@ -46,7 +46,7 @@ std::int64_t next_look(std::int64_t step, std::int64_t every, double cost, doubl
                        double budget) {
   constexpr double most = 1e9;
   const double wanted =
-      budget > 0 ? std::ceil(std::min(cost / (budget * std::max(step_ms, 1e-6)), most)) : 1;
+      budget > 0 ? std::ceil(std::clamp(cost / (budget * std::max(step_ms, 1e-6)), 1.0, most)) : 1;
   return step + (static_cast<std::int64_t>(wanted) + every - 1) / every * every;
 }
 

@@ -215,14 +215,14 @@ void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
     found.*spectrum_of(what) = studies::spectrum_of(s, 0x1p-23 * longer);
     const runtime::Group& group = plan_.group(p.parameter);
     const GradientNoise& noise = noise_[static_cast<std::size_t>(p.parameter)];
-    // Of Muon's polar factor of an average that clipping has not scaled, where the noise of this
-    // step's gradient is known.
+    // Of Muon's polar factor of an average that clipping has not scaled, one gradient ahead, where
+    // the noise of this step's gradient is known.
     const RuleConfig rule = optim::with_defaults(group.config->rule);
     const auto form = rule.values.find("momentum_form");
     const auto* const word =
         form == rule.values.end() ? nullptr : std::get_if<std::string>(&form->second);
     const bool is_polar = group.is_spectral_descent() && group.config->clip_norm <= 0 &&
-                          (word == nullptr || *word != "heavy_ball");
+                          rule.flag("nesterov") && (word == nullptr || *word != "heavy_ball");
     if (what == Probe::momentum && is_polar && noise.step == steps_ && noise.trace_trend > 0 &&
         rule.number("momentum") < 1) {
       const auto elements =

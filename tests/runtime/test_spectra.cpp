@@ -11,6 +11,8 @@
 #include <random>
 
 #include "modes_run.hpp"
+#include "optim/rule.hpp"
+#include "runtime/probing.hpp"
 
 namespace orthrus {
 namespace {
@@ -77,7 +79,10 @@ std::vector<Matrix> matrices() {
           {"e.table", 4, {0, 30, 0, 6}}};
 }
 
-std::string groups(const std::string& matrix = "") {
+std::string groups(const std::string& matrix = "", const std::string& rule = "") {
+  if (!rule.empty())
+    return "groups: [{match: '*', rule: {name: " + rule +
+           ", lr: 0.01}}, {match: '*', rule: {name: adamw}}]\n";
   return "groups:\n"
          "  - {match: m.pair, rule: {name: muon, lr: 0.02, momentum: 0.9}, split: {cols: 2}}\n"
          "  - {match: m.fused, rule: {name: muon, lr: 0.02, momentum: 0.9}, split: {rows: 2}" +
@@ -105,10 +110,12 @@ struct Job {
   Sharding::Along along = Sharding::Along::none;
   bool observes = false;
   std::int64_t bad_step = 0;  ///< whose first gradient is no number
+  std::string rule{};         ///< of all matrices; empty: `groups`'
+  bool averaged = false;      ///< the trainer has averaged the gradients
 };
 
 Trained train(const Job& job) {
-  const Config config = parse_config("schema: 1\n" + job.text + groups(job.matrix));
+  const Config config = parse_config("schema: 1\n" + job.text + groups(job.matrix, job.rule));
   Trained out;
   std::mutex mutex;
   std::vector<std::vector<double>> numbers;
@@ -123,6 +130,7 @@ Trained train(const Job& job) {
       p.name = kShapes[i].name;
       p.shape = {kShapes[i].rows, kShapes[i].cols};
       if (kShapes[i].rows == 1) p.shape = {kShapes[i].cols};
+      if (job.averaged) p.gradient_state = GradientState::averaged;
       if (held) {
         p.sharding.along = p.shape.size() == 1 ? Sharding::Along::elements : job.along;
         p.gradient_state = GradientState::shard;
@@ -182,7 +190,7 @@ Trained train(const Job& job) {
         optimizer.micro_batch(k);
         for (std::size_t i = std::size(kShapes); i-- > 0;) {
           std::vector<float> g(size_of(i));
-          if (held) {  // the mean, as the trainer has made it
+          if (held || job.averaged) {  // the mean, as the trainer has made it
             for (int c = 0; c < job.contributions; ++c) {
               const auto one = contribution(i, t, c);
               for (std::size_t e = 0; e < g.size(); ++e)
@@ -275,6 +283,9 @@ TEST(Spectra, AreThoseOfTheWholeMatrixHoweverItIsSharded) {
         Layout{3, 3, "", ", matrix: {mode: gather}"}, Layout{3, 3, "", ", matrix: {mode: gram}"},
         Layout{4, 4, "mesh: {replicate: 2}\n", ", matrix: {mode: gram_steps}"},
         Layout{2, 2, "", ", state: {momentum: bf16}"},
+        Layout{3, 3, "", ", state: {momentum: int8, block: 32}"},
+        Layout{2, 2, "", ", matrix: {mode: block_local}"},
+        Layout{3, 3, "comm: {bucket_bytes: 900}\n", ", matrix: {mode: periodic, period: 2}"},
         // A mean of bf16 numbers is off by 2^-9 of its terms, which are up to four times as large.
         Layout{2, 2, "comm: {gradient_dtype: bf16}\n", "", 3e-2},
         Layout{3, 3, "", ", matrix: {mode: gram}", 1e-5, Along::rows},
@@ -342,6 +353,113 @@ TEST(Spectra, OfQuantizedWeightsAreOfWhatTheTrainerHas) {
     expect_close(run.seen[3][k].weights,
                  by_svd(block(run.weights[3][m.tensor], cols, m.place), m.place), 1e-5, m.name);
   }
+}
+
+TEST(Spectra, OfEveryRuleAreThoseOfTheWholeMatrix) {
+  for (const optim::RuleRow& rule : optim::rules()) {
+    for (const bool averaged : {false, true}) {
+      SCOPED_TRACE(std::string(rule.name) + (averaged ? ", averaged" : ""));
+      Job job{3, 3, with_steps(3, 3, false)};
+      job.rule = rule.name;
+      job.averaged = averaged;
+      const Trained off = train(job);
+      job.text +=
+          "diagnostics: {every_steps: 2, spectra: true, dual_noise: true, budget_frac: 0}\n";
+      const Trained run = train(job);
+      EXPECT_EQ(run.weights, off.weights) << "a bit of the training has changed";
+      EXPECT_TRUE(run.same_on_all_ranks);
+      for (const MatrixSpectra& s : run.seen[3]) {
+        const auto tensor = static_cast<std::size_t>(s.parameter);
+        const LogicalMatrix all{0, kShapes[tensor].rows, 0, kShapes[tensor].cols};
+        EXPECT_EQ(s.step, 4);
+        expect_close(s.gradient, by_svd(mean(tensor, 4, 3), all), 1e-5, s.name + " gradient");
+        expect_close(s.weights, by_svd(run.weights[3][tensor], all), 1e-5, s.name + " weights");
+        const auto momentum = run.momenta[3].find("state/" + s.name + "/momentum");
+        if (momentum != run.momenta[3].end()) {
+          expect_close(s.momentum, by_svd(momentum->second, all), 1e-5, s.name + " momentum");
+        }
+        if (averaged) {
+          EXPECT_EQ(s.nuclear_noise, 0) << "of a mean alone nothing can be said";
+        }
+      }
+    }
+  }
+}
+
+/// 4·Σ_{i<j} 1/(µᵢ+µⱼ)² + (n−m)·Σ 1/µᵢ² with `floor` added to every square (arXiv:2606.08388).
+double sensitivity(const std::vector<double>& mu, Index longer, double floor) {
+  double sum = 0;
+  for (std::size_t i = 0; i < mu.size(); ++i) {
+    for (std::size_t j = i + 1; j < mu.size(); ++j) {
+      sum += 4 / ((mu[i] + mu[j]) * (mu[i] + mu[j]) + floor);
+    }
+    sum += static_cast<double>(longer - std::ssize(mu)) / (mu[i] * mu[i] + floor);
+  }
+  return sum;
+}
+
+TEST(Spectra, PolarBatchIsThatOfTheMomentumAndTheNoise) {
+  const Trained run = train(
+      {3, 3,
+       with_steps(3, 3, false) + "diagnostics: {every_steps: 1, spectra: true, budget_frac: 0}\n"});
+  constexpr double beta = 0.9;
+  const double v = std::pow(1 - beta, 2) * std::pow(1 + beta, 2) +
+                   std::pow(beta, 4) * (1 - beta) / (1 + beta);  // 0.07063
+  for (std::size_t k = 0; k < matrices().size(); ++k) {
+    const Matrix m = matrices()[k];
+    const studies::PolarBatch& found = run.seen[3][k].polar;
+    if (m.tensor != 2 && m.tensor != 3) {
+      EXPECT_EQ(found.batch, 0) << m.name << ": AdamW's, or clipped";
+      continue;
+    }
+    const auto momentum =
+        block(run.momenta[3].at(std::string("state/") + kShapes[m.tensor].name + "/momentum"),
+              kShapes[m.tensor].cols, m.place);
+    const std::vector<double> mu = studies::singular_values(
+        {momentum.data(), m.place.rows, m.place.cols, m.place.cols, DType::f32});
+    const double longer = static_cast<double>(std::max(m.place.rows, m.place.cols));
+    const double entry = run.noise[m.tensor].trace_trend / static_cast<double>(size_of(m.tensor));
+    const double variance = v * entry / 40;  // of the momentum, at this batch
+    const bool saturated = mu.back() * mu.back() <= variance * longer;
+    const double s = sensitivity(mu, static_cast<Index>(longer), saturated ? variance * longer : 0);
+    EXPECT_EQ(found.saturated, saturated) << m.name;
+    EXPECT_NEAR(found.noise_ratio, variance * s / static_cast<double>(mu.size()),
+                1e-4 * found.noise_ratio);
+    EXPECT_NEAR(found.batch, 40 * found.noise_ratio, 1e-9 * found.batch);
+  }
+}
+
+TEST(Spectra, NextLookKeepsToItsShareOfTheTime) {
+  // A look of 10 ms beside steps of 100 ms: 1 % is one look in 10 steps, .1 % one in 100.
+  EXPECT_EQ(runtime::next_look(20, 10, 10, 100, 0.01), 30);
+  EXPECT_EQ(runtime::next_look(20, 10, 10.1, 100, 0.01), 40);
+  EXPECT_EQ(runtime::next_look(20, 10, 10, 100, 0.001), 120);
+  EXPECT_EQ(runtime::next_look(20, 10, 0, 100, 0.01), 30);
+  EXPECT_EQ(runtime::next_look(20, 10, 1e300, 100, 0), 30) << "any share";
+  for (const double cost : {1e-3, 0.3, 7.0, 1e4}) {
+    for (const std::int64_t every : {1, 7, 50}) {
+      const std::int64_t apart = runtime::next_look(every, every, cost, 3, 0.01) - every;
+      EXPECT_EQ(apart % every, 0);
+      EXPECT_LE(cost, 0.01 * 3 * static_cast<double>(apart) * (1 + 1e-12));
+      EXPECT_GT(cost, 0.01 * 3 * static_cast<double>(apart - every)) << "and no rarer";
+    }
+  }
+  EXPECT_GT(runtime::next_look(1, 1, 1e12, 1e-12, 1e-9), 1) << "no overflow";
+}
+
+TEST(Spectra, OfALargeMatrixHaveTheirTime) {
+  const auto allowance = [](Index rows, Index cols) {
+    Parameter p;
+    p.name = "m.large";
+    p.shape = {rows, cols};
+    const auto plan = runtime::make_plan(
+        parse_config("schema: 1\ndiagnostics: {every_steps: 1, spectra: true}\n" + groups()),
+        {runtime::shape_of(p)}, 2);
+    return runtime::look_allowance_s(plan);
+  };
+  EXPECT_LE(allowance(64, 256), 1);
+  // A Gram matrix of 2·8192²·28672 flops, and its eigenvalues: a minute or more on one core.
+  EXPECT_GE(allowance(8192, 28672), 600);
 }
 
 TEST(Spectra, NoiseInDualNormsIsThatOfAllRanksGradients) {

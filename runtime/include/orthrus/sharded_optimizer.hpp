@@ -195,9 +195,9 @@ struct MatrixSpectra {
   double cosine = 0;
   /// −⟨G, ΔW⟩/(‖ΔW‖_op·‖G‖_*): 1 for a step along polar(G); noise and stale momentum take from it.
   double alignment = 0;
-  /// Muon with an EMA and without clipping, where the gradient's noise is measured: the batch at
-  /// which noise and signal of a polar update are equal, their ratio at this batch, and whether the
-  /// smallest singular values are noise (`studies::polar_batch`).
+  /// Muon with Nesterov's EMA and without clipping, where the gradient's noise is measured: the
+  /// batch at which noise and signal of a polar update are equal, their ratio at this batch, and
+  /// whether the smallest singular values are noise (`studies::polar_batch`).
   studies::PolarBatch polar;
   /// With `diagnostics.dual_noise`, of one example's gradient: tr C^½ of its covariance C on the
   /// shorter side, which bounds the noise in the nuclear norm (arXiv:2602.03001). Squared, over
