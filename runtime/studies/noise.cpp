@@ -145,6 +145,27 @@ NoiseScale::Value NoiseScale::value(Index block, int resamples, std::uint64_t se
   return value;
 }
 
+NoiseProbe example_noise(ConstMatrixView gradients) {
+  const Matrix g = to_double(gradients);
+  std::vector<double> mean(static_cast<std::size_t>(g.cols));
+  double squared = 0;
+  for (Index i = 0; i < g.rows; ++i) {
+    for (Index j = 0; j < g.cols; ++j) {
+      mean[static_cast<std::size_t>(j)] += g(i, j) / static_cast<double>(g.rows);
+      squared += g(i, j) * g(i, j) / static_cast<double>(g.rows);
+    }
+  }
+  const double of_mean = std::inner_product(mean.begin(), mean.end(), mean.begin(), 0.0);
+  return distributed_noise(g.rows, 1, squared, of_mean);
+}
+
+double extrapolated_noise_scale(Index n1, double scale1, Index n2, double scale2) {
+  expects<ConfigError>(n1 >= 2 && n2 >= 2 && n1 != n2, "two numbers of gradients, 2 or more each");
+  // s(n) = s + c/n through both.
+  const auto a = static_cast<double>(n1), b = static_cast<double>(n2);
+  return (a * scale1 - b * scale2) / (a - b);
+}
+
 double NoiseScale::trend(double decay) const {
   double trace = 0, signal = 0;
   for (const NoiseProbe& p : probes_) {

@@ -117,6 +117,14 @@ PolarBatch polar_batch(std::span<const double> values, Index rows, Index cols,
   return out;
 }
 
+double update_noise(ConstMatrixView a, ConstMatrixView b) {
+  expects(a.rows == b.rows && a.cols == b.cols, "two momenta of one shape");
+  Matrix difference = polar(to_double(a));
+  add(difference, -1, polar(to_double(b)));
+  const double squares = dot(difference, difference);
+  return squares / (2 * static_cast<double>(std::min(a.rows, a.cols)));
+}
+
 Flattening flattening(ConstMatrixView weights, ConstMatrixView update) {
   expects(weights.rows == update.rows && weights.cols == update.cols,
           "an update of the shape of the weights");

@@ -7,6 +7,7 @@
 #include <orthrus/error.hpp>
 #include <orthrus/studies/noise.hpp>
 
+#include "runtime/studies/dense.hpp"
 #include "runtime/studies/random.hpp"
 
 namespace orthrus::studies {
@@ -221,6 +222,32 @@ TEST(Noise, RefusesWhatShowsNone) {
   EXPECT_THROW((void)dual_noise(DescentNorm::sign, nan), NumericError);
   const ConstMatrixView same[] = {one[0], one[0]};
   EXPECT_THROW((void)dual_noise_scale(DescentNorm::row, 1, same), ConfigError);
+}
+
+TEST(ExampleNoise, IsTheCovarianceOfRows) {
+  // Rows m + z with z of variance 4 in each of 30 columns: trΣ = 120, |G|² = ‖m‖².
+  Random random(4);
+  constexpr Index rows = 20000, cols = 30;
+  Matrix g(rows, cols);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < cols; ++j) g(i, j) = 0.1 * static_cast<double>(j) + 2 * random.normal();
+  }
+  const NoiseProbe found = example_noise(g.view());
+  double signal = 0;
+  for (Index j = 0; j < cols; ++j) signal += 0.01 * static_cast<double>(j * j);
+  // Of n·30 squares: √(2/(n·30)) is .2 %; of the signal 2·√(trΣ/(30n)·signal…): .5.
+  EXPECT_NEAR(found.trace, 120, 1);
+  EXPECT_NEAR(found.signal, signal, 1);
+  EXPECT_THROW(
+      static_cast<void>(example_noise(ConstMatrixView{g.values.data(), 1, 3, 3, DType::f64})),
+      ConfigError);
+}
+
+TEST(ExtrapolatedNoiseScale, IsTheInterceptOverOneOverN) {
+  const auto scale = [](double n) { return 350 - 1600 / n; };
+  EXPECT_NEAR(extrapolated_noise_scale(8, scale(8), 128, scale(128)), 350, 1e-10);
+  EXPECT_THROW(static_cast<void>(extrapolated_noise_scale(8, 1, 8, 2)), ConfigError);
+  EXPECT_THROW(static_cast<void>(extrapolated_noise_scale(1, 1, 8, 2)), ConfigError);
 }
 
 }  // namespace

@@ -247,5 +247,29 @@ TEST(Spectra, RefuseWhatHasNone) {
   EXPECT_THROW((void)flattening(gaussian(2, 3, 1).view(), gaussian(3, 2, 1).view()), ShapeError);
 }
 
+TEST(UpdateNoise, OfSmallNoiseIsTheDerivedRatioOfAHalf) {
+  // M + E_a and M + E_b with entries of deviation τ: E‖polar_a − polar_b‖² = 2·τ²·S(µ).
+  Random random(8);
+  constexpr Index m = 6, n = 9;
+  constexpr double tau = 1e-3;
+  Matrix mean(m, n);
+  for (double& x : mean.values) x = random.normal();
+  const double s = polar_sensitivity(singular_values(mean), m, n);
+  double sum = 0;
+  constexpr int draws = 400;
+  for (int k = 0; k < draws; ++k) {
+    Matrix a = mean, b = mean;
+    for (double& x : a.values) x += tau * random.normal();
+    for (double& x : b.values) x += tau * random.normal();
+    sum += update_noise(a.view(), b.view());
+  }
+  // Each of 400 is a sum of some ten squares: √(2/4000) is 2 %.
+  EXPECT_NEAR(sum / draws, tau * tau * s / m, 0.08 * tau * tau * s / m);
+  Matrix opposite = mean;
+  for (double& x : opposite.values) x = -x;
+  EXPECT_NEAR(update_noise(mean.view(), opposite.view()), 2, 1e-12);
+  EXPECT_NEAR(update_noise(mean.view(), mean.view()), 0, 1e-15);
+}
+
 }  // namespace
 }  // namespace orthrus::studies

@@ -41,6 +41,11 @@ struct NoiseProbe {
                                            std::span<const double> squared,
                                            double squared_of_weighted_mean);
 
+/// The same from gradients of single examples, n×d, an example a row. Those of a transformer's
+/// normalization gains alone follow the whole model's noise scale closely (G. Gray et al., NeurIPS
+/// 2024): a proxy for trainers that have these and not the rest. @throws ConfigError n < 2
+[[nodiscard]] NoiseProbe example_noise(ConstMatrixView gradients);
+
 /// Collects probes over steps, and divides last.
 class NoiseScale {
  public:
@@ -104,6 +109,10 @@ struct DualNoise {
 /// Only frobenius, sign and spectral. @throws ConfigError for others
 [[nodiscard]] DualNoise dual_noise_scale(DescentNorm norm, double examples_each,
                                          std::span<const ConstMatrixView> gradients);
+
+/// A non-Euclidean noise scale of n₁ gradients and of n₂ (halves of the same examples): what their
+/// line over 1/n says of infinitely many. @throws ConfigError  n₁ = n₂, or one below 2
+[[nodiscard]] double extrapolated_noise_scale(Index n1, double scale1, Index n2, double scale2);
 
 /// Σ gᵢgᵢᵀ on the smaller side k, as the packed upper triangle of k(k+1)/2 numbers: what ranks add
 /// up. @par Cost  k²·max flops

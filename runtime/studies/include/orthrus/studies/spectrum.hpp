@@ -59,6 +59,11 @@ struct PolarBatch {
 [[nodiscard]] PolarBatch polar_batch(std::span<const double> values, Index rows, Index cols,
                                      double entry_variance, double momentum, double at_batch);
 
+/// ‖polar(M_a) − polar(M_b)‖_F²/(2k) of the momenta of two independent halves of a batch, on the
+/// smaller side k: what `PolarBatch::noise_ratio` is of a half, measured instead of derived.
+/// Between 0 and 1 (2 for opposite ones).
+[[nodiscard]] double update_noise(ConstMatrixView a, ConstMatrixView b);
+
 /// dσᵢ = uᵢᵀΔW·vᵢ for the singular pairs of W, largest first, and what they do to entropy.
 struct Flattening {
   std::vector<double> dsigma;
