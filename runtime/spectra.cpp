@@ -426,11 +426,18 @@ void ShardedOptimizer::Impl::share_spectra() {
     result.step = steps_;
     const int matrix = plan_.probed[i].matrix;
     result.euclidean = matrix < 0 ? 0 : euclidean_[static_cast<std::size_t>(matrix)];
+    const runtime::Group& group = plan_.group(result.parameter);
     const double* at = row_of(table, i);
     for (const Probe what : runtime::probes) {
       studies::Spectrum& spectrum = result.*spectrum_of(what);
       for_each_number(spectrum, [&](double& x) { x = *at++; });
       spectrum.rank = static_cast<Index>(*at++);
+    }
+    if (matrix >= 0 && group.is_spectral_descent()) {
+      const auto g =
+          static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(result.parameter)]);
+      result.rho = weight_decay_[g] * result.weights.operator_norm /
+                   group.scale(plan_.matrices[static_cast<std::size_t>(matrix)]);
     }
     result.cosine = at[cosine];
     result.alignment = at[alignment];

@@ -83,6 +83,7 @@ nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& r
     if (m.weights.frobenius_norm > 0) {
       row["update_to_weight"] = json_number(m.update.frobenius_norm / m.weights.frobenius_norm);
     }
+    if (m.rho > 0) row["rho"] = json_number(m.rho);
     row["cosine"] = json_number(m.cosine);
     row["alignment"] = json_number(m.alignment);
     if (m.polar.batch > 0) {

@@ -429,6 +429,32 @@ TEST(Spectra, PolarBatchIsThatOfTheMomentumAndTheNoise) {
   }
 }
 
+TEST(Spectra, WeightsStayInTheBallOfTheirDecay) {
+  // With the same gradient in every step W_t = −(1 − (1 − λη)^t)·s/λ·polar(G), from zero.
+  constexpr double lr = 0.05, decay = 4;
+  run_thread_ranks(2, [&](Communicator& comm) {
+    std::vector<float> w(240), g = normals(240, 2);
+    Parameter p;
+    p.name = "m.wide";
+    p.shape = {12, 20};
+    p.weights = w.data();
+    p.gradient = g.data();
+    ShardedOptimizer optimizer(
+        parse_config(
+            "schema: 1\ndiagnostics: {every_steps: 1, spectra: true, budget_frac: 0}\n"
+            "groups: [{match: '*', rule: {name: muon, lr: 0.05, weight_decay: 4}, lmo: "
+            "{scale: match_rms_adamw, coefficients: auto, tolerance: 1.0e-4, lower: 0.01}}]\n"),
+        comm.duplicate("job"), {p});
+    for (int t = 1; t <= 30; ++t) {
+      optimizer.gradient_ready(0);
+      optimizer.step();
+      const double rho = optimizer.spectra().front().rho;
+      EXPECT_NEAR(rho, 1 - std::pow(1 - lr * decay, t - 1), 2e-4) << t;  // lmo.tolerance, and f32
+      EXPECT_LE(rho, 1 + 2e-4);
+    }
+  });
+}
+
 TEST(Spectra, NextLookKeepsToItsShareOfTheTime) {
   // A look of 10 ms beside steps of 100 ms: 1 % is one look in 10 steps, .1 % one in 100.
   EXPECT_EQ(runtime::next_look(20, 10, 10, 100, 0.01), 30);

@@ -191,6 +191,10 @@ struct MatrixSpectra {
   studies::Spectrum momentum;  ///< before the step
   studies::Spectrum weights;   ///< before the step, as the trainer has them
   studies::Spectrum update;    ///< what the step added to them: decay and rounding, too
+  /// λ‖W‖_op/s of muon with weight decay λ, s its update's scale: below 1 where the weights are in
+  /// the ball that steps keep them in (at most its start and 1, and what the LMO is off by); the ρ
+  /// of `studies::form_b`. 0 without decay.
+  double rho = 0;
   /// Of the angle between the gradient and the update's opposite.
   double cosine = 0;
   /// −⟨G, ΔW⟩/(‖ΔW‖_op·‖G‖_*): 1 for a step along polar(G); noise and stale momentum take from it.
