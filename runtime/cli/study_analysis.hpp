@@ -11,19 +11,9 @@
 
 #include "runtime/cli/study_loss_law.hpp"
 #include "runtime/cli/study_results.hpp"
+#include "runtime/cli/study_table.hpp"
 
 namespace orthrus::cli {
-
-/// A table for a terminal, for the page and for a spreadsheet. Cells are numbers, texts or null.
-struct StudyTable {
-  std::string name, title, why;
-  std::vector<std::string> columns;
-  std::vector<std::vector<nlohmann::ordered_json>> rows;
-};
-/// A number with four digits, a text as it is, "-" for null.
-[[nodiscard]] std::string shown(const nlohmann::ordered_json& cell);
-[[nodiscard]] std::string table_text(const StudyTable& table);
-[[nodiscard]] std::string table_csv(const StudyTable& table);
 
 struct StudyWarning {
   std::string kind;  ///< edge_optimum, few_seeds, wide_interval, …

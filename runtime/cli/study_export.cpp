@@ -7,7 +7,7 @@
 #include <string>
 
 #include "runtime/cli/json_number.hpp"
-#include "runtime/cli/study_analysis.hpp"
+#include "runtime/cli/study_table.hpp"
 
 namespace orthrus::cli {
 

@@ -15,6 +15,9 @@ namespace orthrus::cli {
 
 /// L = E + B/M^β + C/K^γ through one series.
 struct SeriesLaw {
+  /// RMS of ln L from which on a law of the loss is doubted.
+  static constexpr double misses = 0.03;
+
   std::string series;
   studies::LossLaw law;
   std::size_t runs = 0, cells = 0;
