@@ -12,19 +12,12 @@ One panel for each that is asked for, a colour for each value of `--per` (optimi
 
 import argparse
 import collections
-import json
 import pathlib
+
+import study_files
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#444444", "#e69f00", "#56b4e9"]
 MARKERS = "osD^vP*"
-
-
-def lines(path):
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # the last one of a study that is still running
-            return
 
 
 def number(x):
@@ -58,9 +51,7 @@ def main():
     parser.add_argument("--per", default="optimizer")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     given = parser.parse_args()
-    results = given.dir / "results.jsonl"
-    if not results.is_file():
-        raise SystemExit(f"{results}: not there: is {given.dir} the directory of a study?")
+    trials = study_files.trials(given.dir)
     try:
         import matplotlib
     except ImportError:
@@ -69,7 +60,6 @@ def main():
     matplotlib.rcParams["svg.hashsalt"] = "orthrus"
     from matplotlib import pyplot
 
-    trials = list(lines(results))
     fresh = [t for t in trials if t["role"] == "report"]
     reported = fresh or trials
     series = list(dict.fromkeys(str(t["params"].get(given.per, "")) for t in trials))
@@ -87,10 +77,9 @@ def main():
             for s in series:
                 points = collections.defaultdict(list)
                 for t in at_best_rate([t for t in reported if name(t) == s]):
-                    for directory in (given.dir / "trials").glob(f"{t['index']:04}-*"):
-                        for row in lines(directory / "metrics.jsonl"):
-                            if row["t"] == "eval" and row["step"] > 0 and metric in row:
-                                points[row["examples"]].append(number(row[metric]))
+                    for row in study_files.metrics(given.dir, t):
+                        if row["t"] == "eval" and row["step"] > 0 and metric in row:
+                            points[row["examples"]].append(number(row[metric]))
                 spread(panel, points, colour[s], s)
             panel.set(xlabel="examples", ylabel=metric.replace("_", " "))
         elif kind == "rates":
