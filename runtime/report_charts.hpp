@@ -16,7 +16,7 @@ struct Point {
   double x, y;
 };
 
-enum class Stroke { plain, faint, dashed };
+enum class Stroke { plain, faint, dashed, thick };
 
 struct Line {
   std::string label;  ///< empty: not in the legend

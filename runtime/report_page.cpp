@@ -22,7 +22,8 @@ constexpr std::string_view drawing = R"css(
 .tick,.label{fill:var(--soft);font-size:12px;font-family:inherit}.label{fill:var(--ink)}
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 .band{opacity:.14}.ridge{fill:var(--card);stroke:var(--ink);stroke-width:1.6}
-.line.faint{opacity:.32;stroke-width:1}.line.dashed{stroke-dasharray:6 4}
+.key.faint{opacity:.4}
+.line.faint{opacity:.32;stroke-width:1}.line.dashed{stroke-dasharray:6 4}.line.thick{stroke-width:3.4}
 )css";
 
 constexpr std::string_view style = R"css(
@@ -45,7 +46,6 @@ vertical-align:middle;color:var(--card);background:var(--c6)}
 .why{color:var(--soft);font-size:13.5px;margin:0 0 10px}
 .note,.none{color:var(--soft);font-size:13px;margin:6px 0 0}
 svg{display:block;width:100%;height:auto}
-.key.faint{opacity:.4}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:8px 0 0;padding:0;font-size:13px;color:var(--soft)}
 .key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;vertical-align:-1px}
 .scroll{overflow-x:auto}

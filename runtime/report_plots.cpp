@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "runtime/report_svg.hpp"
@@ -90,7 +91,10 @@ std::string frame(const Placed& x, const Placed& y, double height, const std::st
 }
 
 const char* stroke_class(Stroke stroke) {
-  return stroke == Stroke::faint ? " faint" : stroke == Stroke::dashed ? " dashed" : "";
+  return stroke == Stroke::faint    ? " faint"
+         : stroke == Stroke::dashed ? " dashed"
+         : stroke == Stroke::thick  ? " thick"
+                                    : "";
 }
 
 std::string point_title(const Curve& curve, const Measured& point) {
@@ -100,6 +104,32 @@ std::string point_title(const Curve& curve, const Measured& point) {
     text += fmt::format(" [{}, {}]", format_number(point.lo), format_number(point.hi));
   }
   return text;
+}
+
+/// The entries of a page's legend as rows below a picture. @param[in,out] height  of the picture
+std::string drawn_legend(const std::string& html, double& height) {
+  const std::string item = "<li><span class=\"key ", behind = "\"></span>";
+  std::string out;
+  double at = chart_left, row = height;
+  for (std::size_t from = html.find(item); from != std::string::npos;
+       from = html.find(item, from + 1)) {
+    const std::size_t classes = from + item.size(), label = html.find(behind, classes);
+    const std::size_t end = html.find("</li>", label);
+    const std::string text = html.substr(label + behind.size(), end - label - behind.size());
+    // Letters are about 6.4 wide; escaped ones count a little more.
+    const double width = 34 + 6.4 * static_cast<double>(text.size());
+    if (at > chart_left && at + width > chart_width) {
+      at = chart_left;
+      row += 20;
+    }
+    out += fmt::format(
+        "<rect class=\"key {}\" x=\"{:.0f}\" y=\"{:.0f}\" width=\"11\" height=\"11\" rx=\"3\"/>"
+        "<text class=\"tick\" x=\"{:.0f}\" y=\"{:.0f}\">{}</text>",
+        html.substr(classes, label - classes), at, row + 2, at + 17, row + 12, text);
+    at += width;
+  }
+  if (!out.empty()) height = row + 26;
+  return out;
 }
 
 }  // namespace
@@ -143,9 +173,10 @@ std::string plot_svg(const Plot& plot) {
   }
   for (const Curve& curve : plot.curves) {
     const int color = curve.color % palette;
-    std::string path, points;
+    std::string path, points, note;
     for (const Measured& p : curve.points) {
       if (!x.shows(p.x) || !y.shows(p.y)) continue;
+      if (!curve.note.empty()) note = text_at(x(p.x), y(p.y) - 5, "tick", "end", curve.note);
       path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", x(p.x), y(p.y));
       if (!curve.markers) continue;
       if (!std::isnan(p.lo)) {
@@ -161,7 +192,7 @@ std::string plot_svg(const Plot& plot) {
       out += fmt::format("<path class=\"line s{}{}\" d=\"{}\"/>", color, stroke_class(curve.stroke),
                          path);
     }
-    out += points;
+    out += points + note;
     if (!curve.label.empty()) {
       keys.emplace_back(fmt::format("f{}{}", color, stroke_class(curve.stroke)), curve.label);
     }
@@ -269,11 +300,17 @@ std::string standalone_svg(const std::string& svg) {
   const std::size_t begin = svg.find("<svg"), end = svg.find("</svg>");
   if (begin == std::string::npos || end == std::string::npos) return {};
   const std::size_t open = svg.find('>', begin) + 1;
+  std::string tag = svg.substr(begin + 5, open - begin - 5);
+  const std::size_t size = tag.find("viewBox=\"0 0 "), size_end = tag.find('"', size + 9);
+  double height = std::strtod(tag.c_str() + tag.rfind(' ', size_end), nullptr);
+  const std::string key = drawn_legend(svg.substr(end), height);
+  tag.replace(size, size_end - size,
+              fmt::format("viewBox=\"0 0 {:.0f} {:.0f}", chart_width, height));
   return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" " +
-         svg.substr(begin + 5, open - begin - 5) + "<style>" + chart_style() +
+         tag + "<style>" + chart_style() +
          "text{font-family:system-ui,sans-serif}</style><rect width=\"100%\" height=\"100%\" "
          "style=\"fill:var(--card)\"/>" +
-         svg.substr(open, end - open) + "</svg>\n";
+         svg.substr(open, end - open) + key + "</svg>\n";
 }
 
 }  // namespace orthrus::runtime::report

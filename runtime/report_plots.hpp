@@ -28,6 +28,7 @@ struct Curve {
   std::vector<Measured> points;
   bool line = true;      ///< joined
   bool markers = false;  ///< a circle at every point
+  std::string note{};    ///< beside its last point
 };
 
 /// A vertical line at x, and what it is known to within: NaN for nothing.

@@ -39,7 +39,7 @@ std::vector<double> log_ticks(double low, double high) {
     const double tick = std::pow(10.0, e);
     if (tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9)) ticks.push_back(tick);
   }
-  if (ticks.size() < 2) {
+  if (ticks.size() < 3) {
     for (int e = first; e <= last; ++e) {
       for (const double factor : {2.0, 5.0}) {
         const double tick = factor * std::pow(10.0, e);

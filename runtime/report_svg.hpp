@@ -15,7 +15,7 @@ inline constexpr double chart_width = 880, chart_left = 66, chart_right = 14, ch
 
 /// Ticks at 1, 2 or 5 times a power of ten, about `wanted` of them, inside [low, high].
 std::vector<double> linear_ticks(double low, double high, int wanted, bool whole);
-/// At powers of ten; where fewer than two lie inside, also at 2 and 5 times them.
+/// At powers of ten; where fewer than three lie inside, also at 2 and 5 times them.
 std::vector<double> log_ticks(double low, double high);
 
 /// The opening tag of a chart, with its title for those who cannot see it.

@@ -157,24 +157,30 @@ void fit_branches(StudyAnalysis& analysis, const StudyResults& study,
   }
 }
 
-/// RMS of ln L from which on a law of the loss is doubted.
+/// Those that report a cell, at the rate it took.
+std::vector<const StudyTrial*> reporting(const StudyResults& study,
+                                         const std::vector<std::string>& keys, const Cell& cell) {
+  std::vector<const StudyTrial*> out;
+  for (const StudyTrial& trial : study.trials) {
+    const bool reports = (trial.role == studies::SeedRole::report) == cell.fresh;
+    if (trial.result() && trial.state != "diverged" && reports && !cell.choice.censored &&
+        series_name(trial, keys).label() == cell.series &&
+        trial.param("batch_size") == cell.batch &&
+        std::abs(trial.param("lr") - cell.choice.lr) <= 1e-9 * cell.choice.lr) {
+      out.push_back(&trial);
+    }
+  }
+  return out;
+}
 
-/// Of the trials that report, at the rate their cell took.
 void fit_laws(StudyAnalysis& analysis, const StudyResults& study,
               const std::vector<std::string>& keys, const studies::Bootstrap& bootstrap,
               Warnings& warn) {
   for (const std::string& series : analysis.series) {
     std::vector<LawRun> runs;
     for (const Cell& cell : analysis.of(series)) {
-      for (const StudyTrial& trial : study.trials) {
-        const bool reports = (trial.role == studies::SeedRole::report) == cell.fresh;
-        if (!trial.result() || trial.state == "diverged" || !reports ||
-            series_name(trial, keys).label() != series || trial.param("batch_size") != cell.batch ||
-            cell.choice.censored ||
-            std::abs(trial.param("lr") - cell.choice.lr) > 1e-9 * cell.choice.lr) {
-          continue;
-        }
-        runs.push_back(law_run(study, trial, analysis.metric_name));
+      for (const StudyTrial* trial : reporting(study, keys, cell)) {
+        runs.push_back(law_run(study, *trial, analysis.metric_name));
       }
     }
     const auto law = fit_law(series, runs, std::min(bootstrap.resamples, 100), bootstrap.level);
@@ -189,6 +195,29 @@ void fit_laws(StudyAnalysis& analysis, const StudyResults& study,
                                       series, law->law.rms_log));
     }
     analysis.laws.push_back(*law);
+  }
+}
+
+void measure_noise(StudyAnalysis& analysis, const StudyResults& study,
+                   const std::vector<std::string>& keys, bool asked, Warnings& warn) {
+  std::vector<NoiseRun> runs;
+  for (const Cell& cell : analysis.cells) {
+    for (const StudyTrial* trial : reporting(study, keys, cell))
+      runs.push_back({trial, cell.series});
+  }
+  analysis.noise = noise_of_runs(study, runs);
+  if (asked && analysis.noise.empty()) {
+    warn.add("not_measured", "definition noise_scale: no probes (probes.gns.every)");
+  }
+  for (const SeriesNoise& noise : analysis.noise) {
+    const std::string of = noise.series + ", noise in " + noise.geometry;
+    if (noise.near.value.unresolved) {
+      warn.add("unresolved", of + ": the signal of the probes near the target is below two "
+                                  "standard errors: a lower bound at best");
+    }
+    if (!noise.equal_splits && noise.geometry != "l2") {
+      warn.add("unequal_splits", of + ": probes of different numbers of gradients, which moves it");
+    }
   }
 }
 
@@ -289,6 +318,9 @@ StudyAnalysis analyse(const StudyResults& study) {
       fit_steps(analysis, item, bootstrap, warn);
     }
   }
+  const bool asked = std::any_of(items.begin(), items.end(),
+                                 [](const AnalysisItem& item) { return item.noise_scale; });
+  measure_noise(analysis, study, keys, asked, warn);
   analysis.verdicts = verdict_tables(analysis);
   analysis.cell_table = cells_table(analysis);
   analysis.trial_table = trials_table(study);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/cli/study_loss_law.hpp"
+#include "runtime/cli/study_noise.hpp"
 #include "runtime/cli/study_results.hpp"
 #include "runtime/cli/study_table.hpp"
 
@@ -57,6 +58,7 @@ struct StudyAnalysis {
   std::vector<SeriesRatios> ratios;
   std::vector<SeriesBranches> branches;
   std::vector<SeriesLaw> laws;
+  std::vector<SeriesNoise> noise;
   studies::SeedSpread spread;
   std::vector<StudyWarning> warnings;
   std::vector<StudyTable> verdicts;  ///< critical batch sizes, learning rates, token ratios

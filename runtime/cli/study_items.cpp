@@ -44,15 +44,18 @@ void add_definition(AnalysisItem& item, const std::string& name,
     item.definitions.push_back(CbsDefinition::mccandlish);
   } else if (name == "token_optimal") {
     item.definitions.push_back(CbsDefinition::token_optimal);
+  } else if (name == "noise_scale") {
+    item.noise_scale = true;  // of probes: it has a row wherever there are any
   } else if (name.starts_with("overhead") && name.size() > 8 &&
              name.find_first_not_of("0123456789", 8) == std::string::npos && name.size() < 12) {
     item.definitions.push_back(CbsDefinition::overhead);
     item.overhead = std::stod(name.substr(8)) / 100;
   } else {
-    warnings.push_back({"not_measured", fmt::format("definition {}: not one that a curve of steps "
-                                                    "against batch gives; known: mccandlish, "
-                                                    "overhead20, token_optimal",
-                                                    runtime::quoted_for_message(name))});
+    warnings.push_back(
+        {"not_measured", fmt::format("definition {}: not one that a curve of steps "
+                                     "against batch gives; known: mccandlish, "
+                                     "overhead20, token_optimal; of probes noise_scale",
+                                     runtime::quoted_for_message(name))});
   }
 }
 

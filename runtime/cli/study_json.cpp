@@ -147,7 +147,25 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                     {"measured", fit.measured()},
                     {"rms_log", law.rms_log},
                     {"runs", fit.runs},
-                    {"n_points", fit.cells}});
+                    {"n_points", fit.cells.size()}});
+  }
+  for (const SeriesNoise& noise : analysis.noise) {
+    const studies::NoiseScale::Value& value = noise.near.value;
+    const bool known = value.interval.hi > 0;
+    fits.push_back({{"t", "fit"},
+                    {"model", "noise_scale"},
+                    {"per", {{"series", noise.series}}},
+                    {"geometry", noise.geometry},
+                    {"cbs",
+                     {{"definition", "noise_scale"},
+                      {"value", end_of(value.scale, noise.near.probes > 0)},
+                      {"lo", end_of(value.interval.lo, known)},
+                      {"hi", end_of(value.interval.hi, known)},
+                      {"unit", "examples"}}},
+                    {"unresolved", value.unresolved},
+                    {"examples", end_of(noise.near.examples, noise.near.probes > 0)},
+                    {"probes", noise.near.probes},
+                    {"runs", noise.trials}});
   }
   for (const Cell& cell : analysis.cells) {
     ordered_json row{{"series", cell.series},

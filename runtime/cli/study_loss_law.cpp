@@ -66,11 +66,11 @@ std::optional<SeriesLaw> fit_law(const std::string& series, const std::vector<La
     if (run.cells.empty()) continue;
     by_batch[run.batch].push_back(&run);
     all.push_back(&run);
-    out.cells += run.cells.size();
+    out.cells.insert(out.cells.end(), run.cells.begin(), run.cells.end());
     out.examples = std::max(out.examples, run.batch * run.cells.front().steps);
   }
   constexpr std::size_t parameters = 5;
-  if (by_batch.size() < 3 || out.cells < 2 * parameters) return {};
+  if (by_batch.size() < 3 || out.cells.size() < 2 * parameters) return {};
   out.runs = all.size();
   out.least_batch = by_batch.begin()->first;
   out.largest_batch = by_batch.rbegin()->first;

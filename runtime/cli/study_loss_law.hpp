@@ -20,7 +20,8 @@ struct SeriesLaw {
 
   std::string series;
   studies::LossLaw law;
-  std::size_t runs = 0, cells = 0;
+  std::size_t runs = 0;
+  std::vector<studies::LossCell> cells;  ///< that it was fitted to
   double least_batch = 0, largest_batch = 0;
   double examples = 0;    ///< D of the longest run
   double best_batch = 0;  ///< M*(D)

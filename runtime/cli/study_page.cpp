@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
-#include <set>
 #include <utility>
 
 #include "runtime/cli/run_directory.hpp"
@@ -345,38 +343,180 @@ void add_ratios(std::vector<StudyFigure>& out, const StudyAnalysis& analysis) {
   if (!plot.curves.empty()) out.push_back(figure(plot));
 }
 
-/// Noise scales along the first trial of each optimizer that has any: a curve per geometry.
-void add_noise(std::vector<StudyFigure>& out, const StudyResults& study) {
+/// Contours of a law of the loss over batch and steps, what was measured, and the best batch.
+void add_contours(std::vector<StudyFigure>& out, const StudyAnalysis& analysis) {
+  for (const SeriesLaw& fit : analysis.laws) {
+    const studies::LossLaw& law = fit.law;
+    const auto [fewest, most] =
+        std::minmax_element(fit.cells.begin(), fit.cells.end(),
+                            [](const auto& a, const auto& b) { return a.steps < b.steps; });
+    // A little beyond what was measured, where the best batch may lie.
+    const double left = fit.least_batch / 2, right = fit.largest_batch * 2;
+    const double low = fewest->steps / 1.5, high = most->steps * 1.5;
+    const auto inside = [&](double batch, double steps) {
+      return batch >= left && batch <= right && steps >= low && steps <= high;
+    };
+    Plot plot{"law-" + file_part(fit.series),
+              fit.series + ": law of the loss",
+              fmt::format("L = {:.4g} + {:.4g}/M^{:.3g} + {:.4g}/K^{:.3g}: contours of equal loss; "
+                          "circles: the evaluations it was fitted to; dashed: equal examples; "
+                          "thick: M*, the batch of least loss at equal examples.",
+                          law.irreducible, law.batch_factor, law.batch_exponent, law.steps_factor,
+                          law.steps_exponent),
+              "batch size M",
+              "steps K",
+              Scale::log2,
+              Scale::log10,
+              {},
+              {},
+              420};
+    Curve measured{"evaluations", 6, Stroke::plain, {}, false, true};
+    for (const studies::LossCell& cell : fit.cells) {
+      measured.points.push_back({cell.batch, cell.steps});
+    }
+    // Levels evenly in ln(L - E), so that neighbours are equally far apart in steps.
+    const auto [best, worst] =
+        std::minmax_element(fit.cells.begin(), fit.cells.end(),
+                            [](const auto& a, const auto& b) { return a.loss < b.loss; });
+    constexpr int levels = 7;
+    for (int i = 0; i < levels; ++i) {
+      const double above = std::max(best->loss - law.irreducible, 1e-3 * best->loss);
+      const double level =
+          law.irreducible +
+          above * std::pow((worst->loss - law.irreducible) / above, (i + 0.25) / levels);
+      Curve contour{"", 0, Stroke::plain, {}};
+      contour.note = fmt::format("{:.4g}", level);
+      for (const Measured& p : along(left, right, [&](double batch) {
+             const double rest =
+                 level - law.irreducible - law.batch_factor / std::pow(batch, law.batch_exponent);
+             return Measured{batch, rest > 0
+                                        ? std::pow(law.steps_factor / rest, 1 / law.steps_exponent)
+                                        : nan_value};
+           })) {
+        if (inside(p.x, p.y)) contour.points.push_back(p);
+      }
+      if (contour.points.size() < 2) continue;
+      if (plot.curves.empty()) contour.label = "equal loss";
+      plot.curves.push_back(std::move(contour));
+    }
+    for (const double share : {1.0, 0.25, 1.0 / 16}) {
+      const double examples = share * fit.examples;
+      Curve equal{"", 6, Stroke::dashed, {}};
+      for (const Measured& p : along(left, right, [&](double batch) {
+             return Measured{batch, examples / batch};
+           })) {
+        if (inside(p.x, p.y)) equal.points.push_back(p);
+      }
+      if (equal.points.size() < 2) continue;
+      if (share == 1) {
+        equal.label = fmt::format("{} examples, a quarter, a sixteenth", format_number(examples));
+      }
+      plot.curves.push_back(std::move(equal));
+    }
+    Curve ridge{"M*", 1, Stroke::thick, {}};
+    for (const Measured& p : along(fit.examples / 1e3, 4 * fit.examples, [&](double examples) {
+           const double batch = law.best_batch(examples);
+           return Measured{batch, examples / batch};
+         })) {
+      if (inside(p.x, p.y)) ridge.points.push_back(p);
+    }
+    plot.curves.push_back(std::move(ridge));
+    plot.curves.push_back(std::move(measured));
+    if (fit.best_batch >= left && fit.best_batch <= right) {
+      plot.marks.push_back({fmt::format("M* at {} examples", format_number(fit.examples)), 1,
+                            fit.best_batch, fit.best ? fit.best->lo : nan_value,
+                            fit.best ? fit.best->hi : nan_value});
+    }
+    out.push_back(figure(plot));
+  }
+}
+
+/// What branches of larger batches lose to their base run.
+void add_branches(std::vector<StudyFigure>& out, const StudyAnalysis& analysis) {
+  for (const SeriesBranches& fit : analysis.branches) {
+    const int color = color_of(analysis, fit.series);
+    Plot plot{"branches-" + file_part(fit.series),
+              fit.series + ": branches",
+              fmt::format("Loss after as many examples from step {:.0f} on, means and ranges over "
+                          "seeds; dashed: epsilon above the least of the smaller ones; the line "
+                          "is k*, the largest that recovers.",
+                          fit.fork_steps),
+              fmt::format("k: batch size over {}", format_number(fit.fork_batch)),
+              "loss",
+              Scale::log2,
+              Scale::linear,
+              {},
+              {}};
+    Curve losses{fit.series, color, Stroke::plain, {}, true, true};
+    Curve granted{"least smaller one + epsilon", 6, Stroke::dashed, {}};
+    double least = std::numeric_limits<double>::infinity();
+    for (std::size_t k = 0; k < fit.branches.size(); ++k) {
+      const double times = fit.branches[k].batch / fit.fork_batch;
+      Measured point{times, fit.local.losses[k]};
+      if (fit.branches[k].losses.size() > 1) {
+        const auto [lo, hi] =
+            std::minmax_element(fit.branches[k].losses.begin(), fit.branches[k].losses.end(),
+                                [](const auto& a, const auto& b) { return a.value < b.value; });
+        point.lo = lo->value;
+        point.hi = hi->value;
+      }
+      losses.points.push_back(point);
+      if (std::isfinite(least)) granted.points.push_back({times, least + fit.local.epsilons[k]});
+      least = std::min(least, point.y);
+    }
+    plot.curves.push_back(std::move(losses));
+    plot.curves.push_back(std::move(granted));
+    plot.marks.push_back({fmt::format("k* (batch {})", format_number(fit.local.batch)), color,
+                          fit.local.batch / fit.fork_batch});
+    out.push_back(figure(plot));
+  }
+}
+
+/// Noise scales against examples, a curve per optimizer and geometry, and what branches say there.
+void add_noise(std::vector<StudyFigure>& out, const StudyAnalysis& analysis) {
   Plot plot{"noise-scale",
             "Gradient noise scale",
-            "By the geometry of its norm, along the first trial of each series that measured it.",
-            "tokens",
+            "Of the reported runs, half an octave of examples at a time, with intervals; what is "
+            "below two standard errors is left out. Thin: l2; dashed: l1; thick: nuc, both of the "
+            "largest batch. Branches: the local critical batch, up to the next that was tried.",
             "examples",
+            "noise scale, examples",
             Scale::log10,
             Scale::log10,
             {},
             {}};
-  std::set<std::string> seen;
-  int color = 0;
-  for (const StudyTrial& trial : study.trials) {
-    if (!trial.result() || seen.contains(trial.param_text("optimizer"))) continue;
-    std::map<std::string, Curve> curves;
-    for (const ordered_json& line : study.metrics(trial, "probe")) {
-      const double tokens = line.contains("tokens") ? number_of(line["tokens"]) : nan_value;
-      for (const char* key : {"gns_l2", "gns_l1", "gns_nuc"}) {
-        const double value = line.contains(key) ? number_of(line[key]) : nan_value;
-        if (value > 0 && tokens > 0) curves[key].points.push_back({tokens, value});
-      }
+  for (const SeriesNoise& noise : analysis.noise) {
+    Curve curve{fmt::format("{}, {}", noise.series, noise.geometry),
+                color_of(analysis, noise.series),
+                noise.geometry == "l2"   ? Stroke::plain
+                : noise.geometry == "l1" ? Stroke::dashed
+                                         : Stroke::thick,
+                {},
+                true,
+                true};
+    for (const SeriesNoise::Bin& bin : noise.bins) {
+      if (bin.value.unresolved || !std::isfinite(bin.value.scale)) continue;
+      const bool known = bin.value.interval.lo > 0 && std::isfinite(bin.value.interval.hi);
+      curve.points.push_back({bin.examples, bin.value.scale,
+                              known ? bin.value.interval.lo : nan_value,
+                              known ? bin.value.interval.hi : nan_value});
     }
-    if (curves.empty()) continue;
-    seen.insert(trial.param_text("optimizer"));
-    for (auto& [key, curve] : curves) {
-      curve.label = fmt::format("{} {}, trial {}", trial.param_text("optimizer"), key, trial.index);
-      curve.color = color++;
-      plot.curves.push_back(std::move(curve));
-    }
+    if (!curve.points.empty()) plot.curves.push_back(std::move(curve));
   }
-  if (!plot.curves.empty()) out.push_back(figure(plot));
+  if (plot.curves.empty()) return;
+  for (const SeriesBranches& fit : analysis.branches) {
+    const bool bounded = std::isfinite(fit.local.next);
+    plot.curves.push_back(
+        {fit.series + ", branches",
+         color_of(analysis, fit.series),
+         Stroke::plain,
+         {{fit.fork_steps * fit.fork_batch, fit.local.batch, bounded ? fit.local.batch : nan_value,
+           bounded ? fit.local.next : nan_value}},
+         false,
+         true,
+         "branches"});
+  }
+  out.push_back(figure(plot));
 }
 
 /// A link that carries the file in itself.
@@ -417,14 +557,16 @@ std::string folded(const std::string& title, const std::string& content) {
 
 }  // namespace
 
-std::vector<StudyFigure> study_figures(const StudyResults& study, const StudyAnalysis& analysis) {
+std::vector<StudyFigure> study_figures(const StudyAnalysis& analysis) {
   std::vector<StudyFigure> out;
   add_steps_figures(out, analysis);
   add_rates(out, analysis);
   add_ratios(out, analysis);
   add_bootstrap(out, analysis);
   add_tuning(out, analysis);
-  add_noise(out, study);
+  add_branches(out, analysis);
+  add_contours(out, analysis);
+  add_noise(out, analysis);
   return out;
 }
 
@@ -478,7 +620,7 @@ std::filesystem::path write_report(const StudyResults& study, const StudyAnalysi
   const std::filesystem::path directory = study.directory / "report";
   make_directories(directory / "figures");
   make_directories(directory / "tables");
-  const std::vector<StudyFigure> figures = study_figures(study, analysis);
+  const std::vector<StudyFigure> figures = study_figures(analysis);
   for (const StudyFigure& f : figures) {
     const std::string svg = runtime::report::standalone_svg(f.html);
     if (!svg.empty()) {

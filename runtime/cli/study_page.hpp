@@ -18,8 +18,7 @@ struct StudyFigure {
   std::string csv;
 };
 /// Those that the study has data for, in the order of the page.
-[[nodiscard]] std::vector<StudyFigure> study_figures(const StudyResults& study,
-                                                     const StudyAnalysis& analysis);
+[[nodiscard]] std::vector<StudyFigure> study_figures(const StudyAnalysis& analysis);
 
 /// The page: no script, no network; every figure carries its CSV as a link.
 [[nodiscard]] std::string study_page(const StudyResults& study, const StudyAnalysis& analysis,

@@ -66,6 +66,17 @@ StudyTable critical_table(const StudyAnalysis& analysis) {
                                                 fit.local.epsilon, fit.fork_steps)
                                   : "at least: no branch was too large"});
   }
+  for (const SeriesNoise& noise : analysis.noise) {
+    const studies::NoiseScale::Value& value = noise.near.value;
+    const bool known = value.interval.hi > 0;
+    const char* where = std::isnan(analysis.target) ? "in the second half" : "near the target";
+    table.rows.push_back(
+        {noise.series, "gradient noise, " + noise.geometry, "noise_scale",
+         end_of(value.scale, noise.near.probes > 0), end_of(value.interval.lo, known),
+         end_of(value.interval.hi, known), known ? "blocks" : "none", nullptr, nullptr,
+         fmt::format("{}{} probes {}, {} runs", value.unresolved ? "unresolved: " : "",
+                     noise.near.probes, where, noise.trials)});
+  }
   return table;
 }
 

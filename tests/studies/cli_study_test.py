@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -198,6 +199,16 @@ class Study(Case):
         self.near(fit["best_batch"]["value"], best, 0.1)
         self.assertEqual(fit["measured"], batches[0] <= fit["best_batch"]["value"] <= batches[-1])
         self.assertNotIn("rms_log", kinds)
+        # Contours lie on the law, the thick line on M* = k D^p.
+        rows = list(csv.DictReader((self.dir / "s/report/tables/figure-law-muon.csv").read_text().splitlines()))
+        points = {name: [(float(r["x"]), float(r["y"])) for r in rows if r["series"] == name and r["y"]]
+                  for name in ("equal loss", "M*", "evaluations")}
+        losses = [fit["E"] + fit["B"] / m**fit["beta"]["value"] + fit["C"] / k**fit["gamma"]["value"]
+                  for m, k in points["equal loss"]]
+        self.near(max(losses), min(losses), 1e-9)
+        (m, k), (m2, k2) = points["M*"][0], points["M*"][-1]
+        self.near(math.log(m2 / m) / math.log(m2 * k2 / (m * k)), fit["best_batch_exponent"]["value"], 1e-9)
+        self.assertEqual(len(points["evaluations"]), 96)
         # One run a batch has no interval; another law is doubted; two batches are none.
         fit, _ = write(batches, 1, lambda m, k: 2 + 20 / m**0.5 + 300 / k**0.6)
         self.assertIsNone(fit["beta"]["lo"])
@@ -206,6 +217,80 @@ class Study(Case):
         fit, kinds = write(batches[:2], 1, lambda m, k: 2 + 20 / m**0.5 + 300 / k**0.6)
         self.assertIsNone(fit)
         self.assertIn("three batch sizes", kinds["too_few_points"])
+
+    def test_branches_are_drawn(self):
+        self.fill()
+        # Batch 16 is trained for 100 steps; up to 4 times as large a batch loses at most 0.01.
+        lines = [json.dumps({"t": "summary", "trial": f"{i:016x}", "index": i, "state": "complete", "role": "only",
+                             "params": {"optimizer": "sgd", "batch_size": 16 * k, "lr": 0.1, "seed": seed},
+                             "smoothed_loss": loss + 0.001 * seed, "fork_steps": 100, "fork_batch": 16}) + "\n"
+                 for i, (k, loss, seed) in enumerate((k, loss, seed) for seed in (0, 1, 2) for k, loss in (
+                     (1, 0.200), (2, 0.195), (4, 0.204), (8, 0.25)))]
+        resolved = json.loads((self.dir / "s/study.resolved.json").read_text())
+        resolved.update(branch={"steps": 100, "batch": 16}, search={"metric": {"name": "val_loss"}}, analysis={})
+        (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
+        (self.dir / "s/results.jsonl").write_text("".join(lines))
+        document = json.loads(self.study("report", "s", "--json").stdout)
+        self.assertEqual([(f["cbs"]["value"], f["cbs"]["hi"]) for f in document["fits"]], [(64, 128)])
+        rows = list(csv.reader((self.dir / "s/report/tables/figure-branches-sgd.csv").read_text().splitlines()))
+        self.assertEqual([r[1] for r in rows if r[0] == "sgd"], ["1", "2", "4", "8"])
+        self.near(float(rows[1][2]), 0.201, 1e-9)
+        self.assertIn(["k* (batch 64)", "4", "", "", ""], rows)
+        xml.dom.minidom.parse(str(self.dir / "s/report/figures/branches-sgd.svg"))
+
+    def probes(self, scale, signal_noise=0.3):
+        """Probes of every trial: trΣ of scale(examples) with noise of 5 %, |G|² of 1 with `signal_noise`."""
+        normal = random.Random(7).gauss
+        for line in (json.loads(text) for text in (self.dir / "s/results.jsonl").read_text().splitlines()):
+            directory = self.dir / f"s/trials/{line['index']:04}-{line['trial']}"
+            directory.mkdir(parents=True)
+            end = line["steps_to_target"] * line["params"]["batch_size"]
+            rows = []
+            for k in range(1, 41):
+                examples = end * k / 40
+                rows.append({"t": "probe", "step": k, "examples": examples, "group": "all", "n_splits": 4,
+                             "trS": scale(examples) * normal(1, 0.05), "g2": normal(1, signal_noise),
+                             "gns_l1": 9 * normal(1, 0.02)})
+                rows.append({"t": "probe", "step": k, "examples": examples, "group": "*.weight", "trS": 1, "g2": 1})
+                rows.append({"t": "probe", "step": k, "examples": examples, "matrix": "all", "gns_nuc": 300})
+            (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def test_the_noise_scale_near_the_target(self):
+        self.fill(keep=lambda opt, batch, seed: batch in (32, 64, 128))
+        # Twice as noisy at four times the examples. Of muon at batch 32 to 128 the target takes 76,800, 102,400 and
+        # 153,600 examples; the means of √examples over the second halves of the runs:
+        self.probes(lambda examples: examples**0.5)
+        near = 0.857 * (76800**0.5 + 102400**0.5 + 153600**0.5) / 3
+        document = json.loads(self.study("report", "s", "--json").stdout)
+        fits = {f["geometry"]: f for f in document["fits"] if f["model"] == "noise_scale" and
+                f["per"]["series"] == "muon"}
+        cbs = fits["l2"]["cbs"]
+        # 9 runs of 21 probes: |G|² is known to 0.3/√189 = 2.2 %.
+        self.near(cbs["value"], near, 0.066)
+        self.assertTrue(0.85 * near < cbs["lo"] < near < cbs["hi"] < 1.15 * near, (cbs, near))
+        self.assertEqual((fits["l2"]["unresolved"], fits["l2"]["runs"], fits["l2"]["probes"]), (False, 9, 189))
+        self.near(fits["l1"]["cbs"]["value"], 9, 0.02)
+        self.assertEqual(fits["nuc"]["cbs"], {"definition": "noise_scale", "value": 300, "lo": 300, "hi": 300,
+                                              "unit": "examples"})
+        # The curve follows the law that made it.
+        rows = csv.DictReader((self.dir / "s/report/tables/figure-noise-scale.csv").read_text().splitlines())
+        curve = [(float(r["x"]), float(r["y"])) for r in rows if r["series"] == "muon, l2"]
+        self.assertGreater(len(curve), 8)
+        for x, y in curve[-6:]:
+            self.near(y, x**0.5, 0.15)
+        self.assertIn("noise_scale", self.study("report", "s").stdout)
+        self.assertNotIn("unresolved", self.kinds(document))
+        # A signal of nothing but noise.
+        shutil.rmtree(self.dir / "s/trials")
+        self.probes(lambda examples: 1, signal_noise=300)
+        document = json.loads(self.study("report", "s", "--json").stdout)
+        self.assertIn("noise in l2", self.kinds(document)["unresolved"])
+        # Asked for, and not there.
+        shutil.rmtree(self.dir / "s/trials")
+        resolved = json.loads((self.dir / "s/study.resolved.json").read_text())
+        resolved["analysis"]["items"][0]["definitions"] = ["mccandlish", "noise_scale"]
+        (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
+        self.assertIn("no probes", self.kinds(json.loads(self.study("report", "s", "--json").stdout))["not_measured"])
 
     def test_what_is_missing_is_named(self):
         self.fill(keep=lambda opt, batch, seed: opt == "muon" and batch != 64 and seed != 12,
