@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <orthrus/error.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -100,9 +101,21 @@ void print_analysis(const StudyResults& study, const StudyAnalysis& analysis, bo
   std::fputs(text.c_str(), stdout);
 }
 
+/// A study that its tables can say something of.
+StudyResults read_analysed(const std::string& directory) {
+  StudyResults study = read_study(directory);
+  if (study.setting("search.metric.goal") == "maximize" &&
+      !study.setting("search.metric.target").is_number()) {
+    throw ConfigError(directory +
+                      ": search.metric.goal: maximize without a target: tables compare losses, or "
+                      "steps to search.metric.target; results.jsonl has best_val");
+  }
+  return study;
+}
+
 int report_study(const Given& given, Context& context) {
   if (context.rank() != 0) return 0;
-  const StudyResults study = read_study(given.study);
+  const StudyResults study = read_analysed(given.study);
   const StudyAnalysis analysis = analyse(study);
   write_analysis(study, analysis);
   const std::filesystem::path page = write_report(study, analysis);
@@ -130,7 +143,7 @@ int export_study(const Given& given, Context& context) {
 /// `study fit DIRECTORY`: the analysis of a study again, without its page.
 int fit_study(const Given& given, Context& context) {
   if (context.rank() != 0) return 0;
-  const StudyResults study = read_study(given.fit.file);
+  const StudyResults study = read_analysed(given.fit.file);
   const StudyAnalysis analysis = analyse(study);
   write_analysis(study, analysis);
   print_analysis(study, analysis, context.json);

@@ -90,6 +90,30 @@ std::string describe(const Trial& trial) {
   return line + fmt::format(" | {} steps of {}", trial.steps, trial.batch);
 }
 
+void add_first(const runner::Expansion& expansion, Json& out) {
+  out["first"] = Json::array();
+  for (std::size_t i = 0; i < std::min<std::size_t>(5, expansion.initial().size()); ++i)
+    out["first"].push_back(describe(expansion.initial()[i]));
+}
+
+void print_first(const Json& out) {
+  for (const Json& line : out["first"]) fmt::print("  {}\n", line.get<std::string>());
+  std::fflush(stdout);
+}
+
+Json dry_run_of_programs(const runner::Expansion& expansion, bool quiet) {
+  Json out{{"schema", 1},
+           {"study", expansion.study().name},
+           {"trials", expansion.initial().size()},
+           {"trials_most", expansion.most()},
+           {"excluded", expansion.excluded()}};
+  add_first(expansion, out);
+  if (quiet) return out;
+  fmt::print("{}\n", describe_size(expansion));
+  print_first(out);
+  return out;
+}
+
 }  // namespace
 
 std::string describe_size(const runner::Expansion& expansion) {
@@ -118,6 +142,7 @@ Json dry_run(const runner::Study& study, const runner::Bases& bases,
              const runner::Expansion* expansion, Communicator& world, bool quiet) {
   std::map<std::string, Measured> measured;
   for (const auto& [word, base] : bases) {
+    if (study.runs_command()) break;  // what a program costs is known to nobody
     std::string text;
     if (expansion != nullptr) {
       for (const Trial& trial : expansion->initial()) {
@@ -133,6 +158,7 @@ Json dry_run(const runner::Study& study, const runner::Bases& bases,
     });
   }
   if (expansion == nullptr) return nullptr;
+  if (study.runs_command()) return dry_run_of_programs(*expansion, quiet);
 
   double total_s = 0, longest_s = 0, flops = 0, memory = 0, examples = 0;
   const std::vector<runner::Expansion::Run> runs = expansion->runs();
@@ -171,10 +197,8 @@ Json dry_run(const runner::Study& study, const runner::Bases& bases,
            {"rank_seconds", total_s},
            {"wall_s", wall_s},
            {"groups", groups},
-           {"memory_per_rank", memory},
-           {"first", Json::array()}};
-  for (std::size_t i = 0; i < std::min<std::size_t>(5, expansion->initial().size()); ++i)
-    out["first"].push_back(describe(expansion->initial()[i]));
+           {"memory_per_rank", memory}};
+  add_first(*expansion, out);
   if (quiet) return out;
   fmt::print("{}\n", describe_size(*expansion));
   fmt::print(
@@ -182,8 +206,7 @@ Json dry_run(const runner::Study& study, const runner::Bases& bases,
       "gradients: about {:.2g} flop (6 x parameters x items); planned memory {} per rank\n",
       runtime::format_seconds(wall_s), groups, groups == 1 ? "" : "s",
       expansion->initial()[0].ranks, flops, runtime::format_bytes(memory));
-  for (const Json& line : out["first"]) fmt::print("  {}\n", line.get<std::string>());
-  std::fflush(stdout);
+  print_first(out);
   return out;
 }
 

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "runtime/agree.hpp"
+#include "runtime/cli/program_trial.hpp"
 #include "runtime/cli/signals.hpp"
 #include "runtime/cli/study_directory.hpp"
 #include "runtime/cli/study_dry_run.hpp"
@@ -165,7 +166,10 @@ class Scheduler {
     return running_.empty() &&
            std::none_of(due_.begin(), due_.end(), [this](const Trial* t) { return fits(*t); });
   }
-  [[nodiscard]] bool fits(const Trial& trial) const { return trial.ranks == ranks_; }
+  /// A program's ranks are not this job's.
+  [[nodiscard]] bool fits(const Trial& trial) const {
+    return expansion_.study().runs_command() || trial.ranks == ranks_;
+  }
 
   /// Looks once at everything that may have happened.
   void poll() {
@@ -369,8 +373,14 @@ struct Squad {
 TrialEnd run_on_group(const Shared& shared, Squad& squad, const std::string& text,
                       const std::function<bool()>& stop) {
   const TrialTask task = trial_task(text);
-  return run_trial(shared.study, shared.bases.at(task.trial.base), task, squad.work,
-                   shared.directory / "trials" / task.trial.directory(), stop);
+  const fs::path directory = shared.directory / "trials" / task.trial.directory();
+  if (shared.study.runs_command()) {
+    const Config* const base =
+        shared.study.configures() ? &shared.bases.at(task.trial.base) : nullptr;
+    return run_program(shared.study, base, task, directory, stop);
+  }
+  return run_trial(shared.study, shared.bases.at(task.trial.base), task, squad.work, directory,
+                   stop);
 }
 
 /// Every rank of a group but its leader.
@@ -487,8 +497,9 @@ Shared shared_study(const StudyRunOptions& options, Communicator& world, std::st
   return shared;
 }
 
-/// Numbers of ranks that trials want, ascending.
+/// Numbers of ranks that trials want of this job, ascending.
 std::vector<std::int64_t> phases_of(const runner::Expansion& expansion) {
+  if (expansion.study().runs_command()) return {1};
   std::set<std::int64_t> ranks;
   for (const Trial& trial : expansion.initial()) ranks.insert(trial.ranks);
   return {ranks.begin(), ranks.end()};

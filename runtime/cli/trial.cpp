@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <exception>
-#include <limits>
 #include <map>
 #include <optional>
 #include <orthrus/error.hpp>
@@ -20,7 +19,7 @@
 #include "runtime/agree.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/training.hpp"
-#include "runtime/runner/crossing.hpp"
+#include "runtime/runner/reported.hpp"
 #include "runtime/safetensors.hpp"
 
 namespace orthrus::cli {
@@ -28,8 +27,6 @@ namespace {
 
 using runner::Json;
 using Clock = std::chrono::steady_clock;
-
-constexpr double infinity = std::numeric_limits<double>::infinity();
 
 std::string dump(const Json& value, int indent = -1) {
   return value.dump(indent, ' ', false, Json::error_handler_t::replace);
@@ -139,7 +136,8 @@ class TrialRun {
         training_(runner::trial_config(base, task.trial), group.duplicate("trial"),
                   group.duplicate("control"), Training::Trust::nobody,
                   {study.branch_steps, study.branch_batch}),
-        diverged_(study.diverged) {}
+        diverged_(study.diverged),
+        score_(study) {}
 
   /// @param fork  what a branch starts from. @return whether it was stopped.
   bool run(const Fork& fork) {
@@ -148,8 +146,9 @@ class TrialRun {
     if (!fork.checkpoint.empty()) training_.optimizer().load(fork.checkpoint.string());
     if (study_.averages()) training_.keep_average(study_.ema_halflife_examples);
     evaluate(0);
-    if (!std::isfinite(value_)) return finish("diverged", "the metric is not finite at the start");
-    if (study_.has_target() && value_ <= study_.target) {
+    if (!std::isfinite(score_.value()))
+      return finish("diverged", "the metric is not finite at the start");
+    if (score_.meets(score_.value())) {
       throw ConfigError("search.metric.target: reached before the first step");
     }
     const Config& config = training_.config();
@@ -182,12 +181,13 @@ class TrialRun {
       if (at < config.train.steps && at % config.train.eval_every != 0 && !rung) continue;
       lr_multiplier_ = step.report.lr_multiplier;
       evaluate(at);
-      if (!std::isfinite(value_)) return finish("diverged", study_.metric + " is not finite");
-      if (crossed_ && study_.stop_on_target) return finish("complete", "");
-      if (rung) rungs_.push_back(value_);
+      if (!std::isfinite(score_.value()))
+        return finish("diverged", study_.metric + " is not finite");
+      if (score_.reached() && study_.stop_on_target) return finish("complete", "");
+      if (rung) rungs_.push_back(score_.value());
       if (at == trial_.until) return finish("paused", "");
     }
-    if (study_.has_target() && !crossed_) return finish("censored", "");
+    if (study_.has_target() && !score_.reached()) return finish("censored", "");
     return finish("complete", "");
   }
 
@@ -229,8 +229,6 @@ class TrialRun {
   }
 
   void evaluate(std::int64_t step) {
-    const double before = value_;
-    const auto step_before = static_cast<double>(step_);
     std::map<std::string, double> all = training_.evaluate();
     if (study_.averages()) {
       for (const auto& [key, x] : training_.evaluate_average()) all[key + "_ema"] = x;
@@ -242,16 +240,7 @@ class TrialRun {
       throw ConfigError("search.metric.name: '" + study_.metric +
                         "' is not evaluated by this workload; it has " + known);
     }
-    value_ = found->second;
-    step_ = step;
-    if (std::isfinite(value_)) best_ = std::min(best_, value_);
-    if (study_.has_target() && !crossed_ && step > 0 && value_ <= study_.target) {
-      crossed_ = true;
-      steps_to_target_ =
-          runner::crossing(step_before, before, static_cast<double>(step), value_, study_.target);
-      low_ = static_cast<std::int64_t>(step_before);
-      high_ = step;
-    }
+    score_.add(step, found->second);
     if (training_.rank() != 0) return;
     const std::int64_t examples = step * trial_.batch;
     Json row{{"t", "eval"},
@@ -260,7 +249,7 @@ class TrialRun {
              {"examples", examples},
              {"tokens", examples * training_.workload().items_per_unit()},
              {"wall_s", seconds()},
-             {"val_loss", runner::number(value_)},
+             {"val_loss", runner::number(score_.value())},
              {"train_loss", step > 0 ? runner::number(loss_) : Json(nullptr)}};
     for (const auto& [key, x] : all) row[key] = runner::number(x);
     if (trial_.params.contains("lr"))
@@ -291,22 +280,8 @@ class TrialRun {
   /// @return false: it was not stopped.
   bool finish(const char* state, const std::string& message) {
     const std::int64_t steps = std::max<std::int64_t>(this->steps(), 0);
-    record_ = {{"t", "summary"},
-               {"trial", trial_.id},
-               {"index", trial_.index},
-               {"state", state},
-               {"params", trial_.params},
-               {"role", trial_.role},
-               {"steps", steps},
-               {"examples", steps * trial_.batch},
-               {"final_val", runner::number(value_)},
-               {"best_val", runner::number(best_)},
-               {"steps_to_target", crossed_ ? Json(steps_to_target_) : Json(nullptr)},
-               {"steps_to_target_lo", crossed_ ? Json(low_) : Json(nullptr)},
-               {"steps_to_target_hi", crossed_ ? Json(high_) : Json(nullptr)},
-               {"train_loss", steps > 0 ? runner::number(loss_) : Json(nullptr)},
-               {"message", message},
-               {"attempt", attempt_}};
+    record_ = runner::summary(trial_, attempt_, state, message, &score_,
+                              {steps, steps * trial_.batch, loss_});
     if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
     if (study_.exclusive) record_["timing"] = timing();
     if (study_.branches()) {
@@ -364,16 +339,13 @@ class TrialRun {
   const Clock::time_point start_ = Clock::now();
   Training training_;
   const runner::Expression diverged_;
+  runner::Score score_;
   LineFile metrics_;  // of the first rank
   std::exception_ptr problem_;
 
   double loss_ = std::nan(""), first_loss_ = std::nan(""), lr_multiplier_ = 1;
-  double smoothed_ = std::nan("");                 // average of losses, of weight 1/2
-  double value_ = std::nan(""), best_ = infinity;  // of the metric
-  std::int64_t step_ = -1;                         // of the last evaluation
-  bool crossed_ = false, timed_out_ = false;
-  double steps_to_target_ = 0;
-  std::int64_t low_ = 0, high_ = 0;
+  double smoothed_ = std::nan("");  // average of losses, of weight 1/2
+  bool timed_out_ = false;
   std::vector<double> rungs_;                     // the metric on each
   std::vector<std::pair<double, double>> times_;  // ms of steps, and of the optimizer's part
   double bytes_max_ = 0;
@@ -381,23 +353,7 @@ class TrialRun {
 };
 
 Json failure(const TrialTask& task, const std::string& message) {
-  const runner::Trial& trial = task.trial;
-  return {{"t", "summary"},
-          {"trial", trial.id},
-          {"index", trial.index},
-          {"state", "failed"},
-          {"params", trial.params},
-          {"role", trial.role},
-          {"steps", nullptr},
-          {"examples", nullptr},
-          {"final_val", nullptr},
-          {"best_val", nullptr},
-          {"steps_to_target", nullptr},
-          {"steps_to_target_lo", nullptr},
-          {"steps_to_target_hi", nullptr},
-          {"train_loss", nullptr},
-          {"message", message},
-          {"attempt", task.attempt}};
+  return runner::summary(task.trial, task.attempt, "failed", message, nullptr, {});
 }
 
 }  // namespace

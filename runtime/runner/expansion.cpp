@@ -115,6 +115,7 @@ std::vector<std::string> base_words(const Study& study) {
   for (const Json& point : study.points) {
     if (point.contains("optimizer")) add(point["optimizer"]);
   }
+  if (!study.configures()) return {};
   if (words.empty()) return {""};
   if (!study.base.empty()) {
     throw ConfigError(study.source +
@@ -142,6 +143,36 @@ Config fork_config(const Config& base, const Trial& trial) {
   std::vector<std::string> overrides = trial.overrides;
   overrides.insert(overrides.end(), trial.fork_overrides.begin(), trial.fork_overrides.end());
   return parse_config(to_yaml(base), base.source, overrides);
+}
+
+std::string filled(const std::string& word, const Trial& trial,
+                   const std::map<std::string, std::string>& places) {
+  std::string out;
+  for (std::size_t at = 0; at < word.size();) {
+    const std::size_t open = word.find('{', at);
+    const std::size_t close = open == std::string::npos ? open : word.find('}', open);
+    if (close == std::string::npos) return out + word.substr(at);
+    const std::string name = word.substr(open + 1, close - open - 1);
+    out += word.substr(at, open - at);
+    at = close + 1;
+    if (const auto place = places.find(name); place != places.end()) {
+      out += place->second;
+    } else if (trial.params.contains(name)) {
+      out += text_of(trial.params[name]);
+    } else if (name == "seed" || name == "ranks" || name == "steps" || name == "examples") {
+      out += std::to_string(name == "seed"    ? trial.seed
+                            : name == "ranks" ? trial.ranks
+                            : name == "steps" ? trial.steps
+                                              : trial.steps * trial.batch);
+    } else if (std::find(trial_places.begin(), trial_places.end(), name) == trial_places.end()) {
+      std::vector<std::string_view> known(trial_places.begin(), trial_places.end());
+      known.insert(known.end(), {"seed", "ranks", "steps", "examples"});
+      for (const auto& [parameter, value] : trial.params.items()) known.push_back(parameter);
+      throw ConfigError("task.command: nothing is called '{" + name + "}'; known: " +
+                        runtime::config_file::join(known) + runtime::nearest_hint(name, known));
+    }
+  }
+  return out;
 }
 
 Expansion::Expansion(Study study, Bases bases)
@@ -208,7 +239,9 @@ void Expansion::check_names() const {
     for (const Json& value : spec.values) {
       if (value.is_string()) words.insert(value.get<std::string>());
     }
-    const bool speaks = std::find(known_parameters.begin(), known_parameters.end(), spec.name) !=
+    // A program takes any name.
+    const bool speaks = study_.runs_command() ||
+                        std::find(known_parameters.begin(), known_parameters.end(), spec.name) !=
                             known_parameters.end() ||
                         spec.name.find('.') != std::string::npos || used.count(spec.name) > 0 ||
                         (study_.find("lr") != nullptr && study_.find("lr")->center &&
@@ -327,7 +360,8 @@ Expression::Lookup Expansion::variables(const Point& point) const {
     if (const Json* const value = find(point, name)) return value_of(*value);
     if (name == "max_examples") return static_cast<double>(study_.max_examples);
     if (name == "max_steps") return static_cast<double>(study_.max_steps);
-    if (name == "batch_size") return static_cast<double>(bases_.at(base_of(point)).train.batch);
+    if (name == "batch_size" && study_.configures())
+      return static_cast<double>(bases_.at(base_of(point)).train.batch);
     return {};
   };
 }
@@ -493,8 +527,6 @@ void Expansion::make_branch(const Config& base, Trial& trial) const {
 Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   Trial trial;
   trial.index = index;
-  trial.base = base_of(given);
-  const Config& base = bases_.at(trial.base);
   Point point = given;
   for (const auto& [name, expression] : study_.derive) {
     try {
@@ -507,25 +539,77 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
     }
   }
   trial.params = Json::object();
-  for (const auto& [name, value] : point) trial.params[name] = value;
-
-  trial.ranks = study_.ranks_per_trial;
-  trial.batch = base.train.batch;
-  std::vector<std::string>& o = trial.overrides;
-  o.emplace_back("name=trial");
-  for (const auto& [key, value] : study_.task.items())
-    o.push_back("workload." + (key == "builtin" ? "name" : key) + "=" + text_of(value));
-  std::vector<std::string> dotted;
-  double warmup_examples = -1;
   for (const auto& [name, value] : point) {
+    trial.params[name] = value;
     if (name == "batch_size") {
       trial.batch = static_cast<std::int64_t>(number_of(value, name));
       if (trial.batch < 1) throw ConfigError("batch_size: expects at least 1");
     } else if (name == "seed") {
       trial.seed = static_cast<std::int64_t>(number_of(value, name));
-      o.push_back("seed=" + text_of(value));
     } else if (name == "ranks") {
       trial.ranks = static_cast<std::int64_t>(number_of(value, name));
+    }
+  }
+  if (find(point, "ranks") == nullptr) trial.ranks = study_.ranks_per_trial;
+
+  Json all{{"metric", study_.metric},
+           {"target", number(study_.target)},
+           {"stop_on_target", study_.stop_on_target},
+           {"diverged", study_.diverged},
+           {"max_seconds", study_.max_seconds}};
+  if (study_.goal != "minimize") all["goal"] = study_.goal;
+  if (study_.configures()) {
+    trial.base = base_of(given);
+    all["config"] = configure(point, trial);
+  } else {
+    trial.batch = std::max<std::int64_t>(trial.batch, 1);
+    trial.steps = budget_steps(trial.batch, 0);
+    all["params"] = trial.params;
+  }
+  if (study_.runs_command()) {
+    all["command"] = study_.command;
+    all["steps"] = trial.steps;
+    for (const std::string& word : study_.command) static_cast<void>(filled(word, trial, {}));
+  }
+  if (study_.averages()) all["ema_halflife_examples"] = study_.ema_halflife_examples;
+  if (!trial.rungs.empty()) all["rungs"] = trial.rungs;
+  if (study_.exclusive) all["ranks"] = trial.ranks;
+  if (study_.branches()) all["fork"] = trial.fork;
+  trial.id = identity_of(all);
+  return trial;
+} catch (const ConfigError& error) {
+  throw ConfigError(
+      fmt::format("{}: trial of {}: {}", study_.source, describe(given), error.what()));
+}
+
+/// The steps that the budget leaves to a trial, where it has a word in it.
+std::int64_t Expansion::budget_steps(std::int64_t batch, std::int64_t otherwise) const {
+  std::int64_t steps = otherwise;
+  if (study_.max_examples > 0) steps = study_.max_examples / batch;
+  if (study_.max_examples > 0 && steps < 1) {
+    throw ConfigError(fmt::format("budget.max_examples: {} are less than one batch of {}",
+                                  study_.max_examples, batch));
+  }
+  if (study_.max_steps > 0)
+    steps = study_.max_examples > 0 ? std::min(steps, study_.max_steps) : study_.max_steps;
+  return steps;
+}
+
+/// What a point asks of its base configuration: overrides, steps, rungs. @return the whole of it.
+Json Expansion::configure(const Point& point, Trial& trial) const {
+  const Config& base = bases_.at(trial.base);
+  if (trial.batch == 0) trial.batch = base.train.batch;
+  std::vector<std::string>& o = trial.overrides;
+  o.emplace_back("name=trial");
+  if (!study_.runs_command()) {
+    for (const auto& [key, value] : study_.task.items())
+      o.push_back("workload." + (key == "builtin" ? "name" : key) + "=" + text_of(value));
+  }
+  std::vector<std::string> dotted;
+  double warmup_examples = -1;
+  for (const auto& [name, value] : point) {
+    if (name == "seed") {
+      o.push_back("seed=" + text_of(value));
     } else if (name == "lr" || name == "weight_decay" || name == "momentum") {
       override_rule(base, name, number_of(value, name), o);
     } else if (name == "warmup_examples") {
@@ -534,15 +618,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
       dotted.push_back(name + "=" + text_of(value));
     }
   }
-  trial.steps = study_.max_examples > 0 || study_.max_steps > 0
-                    ? std::numeric_limits<std::int64_t>::max()
-                    : base.train.steps;
-  if (study_.max_examples > 0) trial.steps = study_.max_examples / trial.batch;
-  if (study_.max_steps > 0) trial.steps = std::min(trial.steps, study_.max_steps);
-  if (trial.steps < 1) {
-    throw ConfigError(fmt::format("budget.max_examples: {} are less than one batch of {}",
-                                  study_.max_examples, trial.batch));
-  }
+  trial.steps = budget_steps(trial.batch, base.train.steps);
   if (warmup_examples >= 0) {
     // Ten steps at least: the first gradients are the largest.
     const double steps = std::ceil(warmup_examples / static_cast<double>(trial.batch));
@@ -580,21 +656,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
           trial.steps * trial.batch));
     }
   }
-  Json all{{"config", to_json(runtime::parse_yaml(to_yaml(config), "trial"))},
-           {"metric", study_.metric},
-           {"target", number(study_.target)},
-           {"stop_on_target", study_.stop_on_target},
-           {"diverged", study_.diverged},
-           {"max_seconds", study_.max_seconds}};
-  if (study_.averages()) all["ema_halflife_examples"] = study_.ema_halflife_examples;
-  if (!trial.rungs.empty()) all["rungs"] = trial.rungs;
-  if (study_.exclusive) all["ranks"] = trial.ranks;
-  if (study_.branches()) all["fork"] = trial.fork;
-  trial.id = identity_of(all);
-  return trial;
-} catch (const ConfigError& error) {
-  throw ConfigError(
-      fmt::format("{}: trial of {}: {}", study_.source, describe(given), error.what()));
+  return to_json(runtime::parse_yaml(to_yaml(config), "trial"));
 }
 
 std::vector<Expansion::Run> Expansion::runs() const {
@@ -661,7 +723,8 @@ studies::RateChoice Campaign::choose(int cell, bool by_loss) const {
     if (by_steps) {
       if (result.at("steps_to_target").is_number()) value = result["steps_to_target"];
     } else if (state == "complete" || state == "censored") {
-      if (result.at("best_val").is_number()) value = result["best_val"];
+      if (result.at("best_val").is_number())
+        value = expansion_.study().loss_of(result["best_val"].get<double>());
     }
     studies::RateOutcome& outcome = outcomes[std::get<1>(key)];
     outcome.lr = trials_.at(index).params.at("lr").get<double>();
@@ -758,7 +821,8 @@ void Campaign::halve(int cell) {
       if (open) waiting_.insert(index);
       // Who met the target before the rung is ahead of all, who broke down behind.
       const double infinity = std::numeric_limits<double>::infinity();
-      order.emplace_back(reached > rung        ? report["rungs"][rung].get<double>()
+      order.emplace_back(reached > rung
+                             ? expansion_.study().loss_of(report["rungs"][rung].get<double>())
                          : state == "complete" ? -infinity
                                                : infinity,
                          index);

@@ -5,6 +5,7 @@
 /// one.
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -12,6 +13,7 @@
 #include <orthrus/studies/tuning.hpp>
 #include <set>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -25,7 +27,7 @@ struct Trial {
   std::string id;
   std::string role = "only";           ///< tune | report | only: which list its seed is of
   Json params;                         ///< swept, fixed and derived, in the order of the file
-  std::string base;                    ///< key of the base configurations
+  std::string base;                    ///< key of the base configurations; where there are any
   std::vector<std::string> overrides;  ///< of the base: key.path=value
   /// Of a branch: the base run up to the fork, as its identity and as overrides beside those above.
   std::string fork;
@@ -60,6 +62,14 @@ using Bases = std::map<std::string, Config>;
 [[nodiscard]] Config trial_config(const Config& base, const Trial& trial);
 /// Of the base run of a branch.
 [[nodiscard]] Config fork_config(const Config& base, const Trial& trial);
+
+/// Paths that a trial's program asks for by name.
+inline constexpr std::array<std::string_view, 3> trial_places{"config", "metrics", "trial_dir"};
+/// A word of `task.command` with a trial's values for the names in braces.
+/// @param places  of `trial_places`; those that are not there stay empty
+/// @throws ConfigError  a name that is nothing's.
+[[nodiscard]] std::string filled(const std::string& word, const Trial& trial,
+                                 const std::map<std::string, std::string>& places);
 
 /// A value for each parameter.
 using Point = std::vector<std::pair<std::string, Json>>;
@@ -112,6 +122,8 @@ class Expansion {
   [[nodiscard]] Expression::Lookup variables(const Point& point) const;
   [[nodiscard]] std::string base_of(const Point& point) const;
   [[nodiscard]] Trial make_trial(const Point& point, std::int64_t index) const;
+  [[nodiscard]] std::int64_t budget_steps(std::int64_t batch, std::int64_t otherwise) const;
+  Json configure(const Point& point, Trial& trial) const;
   void make_branch(const Config& base, Trial& trial) const;
 
   Study study_;

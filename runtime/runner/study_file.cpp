@@ -34,10 +34,9 @@ struct Row {
   std::string_view path;
   Slot slot;
   std::string_view doc;
-  double min = 0, max = 0;                         ///< of numbers; both 0: any
-  std::array<std::string_view, 5> words = {};      ///< of texts and lists of them; none: any
-  std::array<std::string_view, 3> not_there = {};  ///< words of the contract to come
-  std::string_view none = "";                      ///< what an absent number is called
+  double min = 0, max = 0;                     ///< of numbers; both 0: any
+  std::array<std::string_view, 5> words = {};  ///< of texts and lists of them; none: any
+  std::string_view none = "";                  ///< what an absent number is called
 };
 
 constexpr double many = 1e15;
@@ -56,10 +55,10 @@ const std::vector<Row>& rows() {
        .doc = "configuration of every trial, relative to this file"},
       {.path = "search.method",
        .slot = &Study::method,
-       .doc = "every combination, draws, points one by one, or every combination of which the best "
-              "go on from rung to rung",
-       .words = {"grid", "random", "list", "asha"},
-       .not_there = {"telescoping"}},
+       .doc = "every combination; draws; points one by one; every combination of which the best go "
+              "on from rung to rung; every combination at the least size, then fewer and fewer "
+              "around the best",
+       .words = {"grid", "random", "list", "asha", "telescoping"}},
       {.path = "search.samples",
        .slot = &Study::samples,
        .doc = "method random: how many points are drawn",
@@ -83,11 +82,10 @@ const std::vector<Row>& rows() {
       {.path = "search.metric.goal",
        .slot = &Study::goal,
        .doc = "which way is better",
-       .words = {"minimize"},
-       .not_there = {"maximize"}},
+       .words = {"minimize", "maximize"}},
       {.path = "search.metric.target",
        .slot = &Study::target,
-       .doc = "steps are counted until the metric is at most this",
+       .doc = "steps are counted until the metric is at most (maximize: at least) this",
        .min = -1e300,
        .max = 1e300,
        .none = "none"},
@@ -171,16 +169,17 @@ const std::vector<Row>& rows() {
        .none = "auto"},
       {.path = "execution.mode",
        .slot = &Study::mode,
-       .doc = "trials share this job's ranks",
-       .words = {"inprocess"},
-       .not_there = {"subprocess"}},
+       .doc = "trials share this job's ranks, or each is a program that one of them starts "
+              "(task.command)",
+       .words = {"inprocess", "subprocess"}},
       {.path = "execution.max_retries",
        .slot = &Study::max_retries,
        .doc = "of a trial that failed",
        .max = 100},
       {.path = "execution.heartbeat_s",
        .slot = &Study::heartbeat_s,
-       .doc = "between lines of the journal that say the study is alive",
+       .doc = "between lines of the journal that say the study is alive; a program that is silent "
+              "for four of them is ended, and its trial tried again",
        .min = 0.1,
        .max = 1e6},
       {.path = "execution.order",
@@ -192,7 +191,7 @@ const std::vector<Row>& rows() {
        .doc = "one trial at a time, so that times can be compared; results then have them"},
       {.path = "execution.dedicated_scheduler",
        .slot = &Study::dedicated_scheduler,
-       .doc = "a rank that only schedules"},
+       .doc = "the first rank only schedules, and trains nothing"},
       {.path = "analysis.bootstrap.resamples",
        .slot = &Study::resamples,
        .doc = "behind an interval; 0: none",
@@ -227,7 +226,11 @@ struct Special {
   std::string_view path, type, doc;
 };
 constexpr std::array specials{
-    Special{"task", "{builtin: NAME, sizes…}", "the workload and its sizes; or in `base`"},
+    Special{"task", "{builtin: NAME, sizes…} | {command: [PROGRAM, ARGUMENT…]}",
+            "the workload and its sizes; or in `base`. With execution.mode: subprocess a program: "
+            "{config}, {metrics}, {trial_dir}, {seed}, {ranks}, {steps}, {examples} and {NAME} of "
+            "a parameter are filled in; it writes eval lines to {metrics}, and ends with 0, or "
+            "with 75 to be run again"},
     Special{"bases", "{WORD: file}", "a configuration for each word of the parameter `optimizer`"},
     Special{
         "search.parameters",
@@ -273,7 +276,7 @@ Words nonempty(const std::array<std::string_view, N>& words) {
 
 class Reader {
  public:
-  Reader(const YamlNode& root, Accept accept) : root_(root), accept_(accept) {}
+  explicit Reader(const YamlNode& root) : root_(root) {}
 
   Study read(const std::string& source) {
     study_.source = source;
@@ -286,8 +289,11 @@ class Reader {
     read_map(root_, "");
     if (study_.name.empty() && root_.find("name") == nullptr)
       error(root_.origin, "name", "is required");
-    if (accept_ == Accept::runnable) still_missing();
     if (errors_.empty()) conflicts();
+    if (errors_.empty()) {
+      conflicts_of_goals();
+      conflicts_of_commands();
+    }
     finish();
     return std::move(study_);
   }
@@ -375,16 +381,9 @@ class Reader {
     const Words known = nonempty(row.words);
     if (known.empty() || std::find(known.begin(), known.end(), node.text) != known.end())
       return true;
-    const Words to_come = nonempty(row.not_there);
-    if (std::find(to_come.begin(), to_come.end(), node.text) != to_come.end()) {
-      if (accept_ == Accept::contract) return true;
-      error(node.origin, std::string(row.path),
-            "'" + node.text + "' is not there yet; there are: " + join(known));
-    } else {
-      error(node.origin, std::string(row.path),
-            node.describe() + " is not known; known: " + join(known) +
-                runtime::nearest_hint(node.text, known));
-    }
+    error(node.origin, std::string(row.path),
+          node.describe() + " is not known; known: " + join(known) +
+              runtime::nearest_hint(node.text, known));
     return false;
   }
 
@@ -410,12 +409,11 @@ class Reader {
     if (path == "task") {
       if (!expect(node, Kind::map, path, "{builtin: NAME, …}")) return;
       study_.task = to_json(node);
-      if (node.find("command") != nullptr) {
-        if (accept_ == Accept::contract) return;
-        error(node.find("command")->origin, "task.command",
-              "trials of another program (execution.mode: subprocess) are not there yet");
+      if (const YamlNode* const command = node.find("command")) {
+        read_command(node, *command);
       } else if (node.find("builtin") == nullptr) {
-        unknown(node.origin, path, node.keys.empty() ? "" : node.keys.front(), {"builtin"});
+        unknown(node.origin, path, node.keys.empty() ? "" : node.keys.front(),
+                {"builtin", "command"});
       }
     } else if (path == "bases") {
       if (!expect(node, Kind::map, path, "a file for each word of `optimizer`")) return;
@@ -470,6 +468,17 @@ class Reader {
       }
       study_.analysis_items = to_json(node);
     }
+  }
+
+  void read_command(const YamlNode& task, const YamlNode& command) {
+    const std::string path = "task.command";
+    if (task.keys.size() > 1)
+      error(task.origin, "task", "a command has no sizes; its arguments do: {NAME} of a parameter");
+    if (!expect(command, Kind::list, path, "[PROGRAM, ARGUMENT, …]")) return;
+    for (const YamlNode& word : command.items) {
+      if (expect(word, Kind::scalar, path, "a text")) study_.command.push_back(word.text);
+    }
+    if (study_.command.empty()) error(command.origin, path, "expects [PROGRAM, ARGUMENT, …]");
   }
 
   std::optional<Expression> read_expression(const YamlNode& node, const std::string& path) {
@@ -727,15 +736,34 @@ class Reader {
             "tune chooses among rates: the parameter lr is missing");
   }
 
-  void still_missing() {
-    const auto key = [&](const char* path) { return runtime::config_file::origin_of(root_, path); };
-    if (study_.dedicated_scheduler)
-      error(key("execution.dedicated_scheduler"), "execution.dedicated_scheduler",
-            "is not there yet: rank 0 schedules between the steps of its own trials");
+  void conflicts_of_goals() {
+    if (study_.goal == "minimize") return;
+    for (const Json& item : study_.analysis_items) {
+      const std::string fit = item.value("fit", "");
+      if (fit == "loss_law" || fit == "local_cbs") {
+        error(runtime::config_file::origin_of(root_, "analysis.items"), "analysis.items",
+              "'" + fit + "' is of losses; goal: maximize has none");
+      }
+    }
+  }
+
+  /// Of trials that are programs: what a program does by itself, and what it cannot be made to do.
+  void conflicts_of_commands() {
+    const auto refuse = [this](const char* path, const std::string& what) {
+      error(runtime::config_file::origin_of(root_, path), path, what);
+    };
+    if (study_.runs_command() != (study_.mode == "subprocess"))
+      refuse("execution.mode", "task.command and subprocess come together");
+    if (!study_.runs_command()) return;
+    if (study_.method == "asha")
+      refuse("search.method", "asha takes trials from rung to rung; a program goes to its end");
+    if (study_.branches()) refuse("branch", "a program leaves no base run");
+    if (study_.averages())
+      refuse("eval.on", "a program writes what it evaluates; search.metric.name says which counts");
+    if (study_.gns_every > 0) refuse("probes.gns.every", "a program measures its own noise");
   }
 
   const YamlNode& root_;
-  const Accept accept_;
   Study study_;
   std::vector<std::string> errors_;
 };
@@ -863,10 +891,10 @@ bool Study::averages() const {
 }
 
 Study parse_study(const std::string& text, const std::string& source,
-                  std::span<const std::string> overrides, Accept accept) {
+                  std::span<const std::string> overrides) {
   YamlNode root = runtime::parse_yaml(text, source);
   for (const std::string& override_text : overrides) apply_override(root, override_text);
-  return Reader(root, accept).read(source);
+  return Reader(root).read(source);
 }
 
 Study load_study(const std::string& file, std::span<const std::string> overrides) {

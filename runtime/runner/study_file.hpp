@@ -45,6 +45,7 @@ struct Study {
   std::int64_t schema = 1;
   std::string name, description;
   Json task = Json::object();                ///< {"builtin": …, sizes…}, or {"command": […]}
+  std::vector<std::string> command;          ///< of a task that is a program; empty: it is none
   std::string base;                          ///< a configuration, beside the study file
   std::map<std::string, std::string> bases;  ///< of each word of the parameter `optimizer`
 
@@ -95,6 +96,15 @@ struct Study {
 
   [[nodiscard]] const ParameterSpec* find(const std::string& parameter) const;
   [[nodiscard]] bool has_target() const { return target == target; }
+  /// A metric, turned so that less is better.
+  [[nodiscard]] double loss_of(double metric_value) const {
+    return goal == "maximize" ? -metric_value : metric_value;
+  }
+  /// Is a trial a program, and has it a configuration of this library?
+  [[nodiscard]] bool runs_command() const { return !command.empty(); }
+  [[nodiscard]] bool configures() const {
+    return !runs_command() || !base.empty() || !bases.empty();
+  }
   [[nodiscard]] bool branches() const { return branch_steps > 0; }
   /// Has `seed` two lists: rates are chosen with one and reported with the other?
   [[nodiscard]] bool tunes() const;
@@ -102,18 +112,11 @@ struct Study {
   [[nodiscard]] bool averages() const;
 };
 
-/// What of the contract a reader takes.
-enum class Accept : std::uint8_t {
-  runnable,  ///< what this version can run; the rest is refused by name
-  contract,  ///< all of it
-};
-
 /// @param overrides  `key.path=value` of the file's own keys; any other name is a parameter, with
 ///                   one value or several: `lr=0.01,0.02`.
 /// @throws ConfigError  `file:line:column: key.path: what, and a hint`; all that is wrong at once.
 [[nodiscard]] Study parse_study(const std::string& text, const std::string& source,
-                                std::span<const std::string> overrides = {},
-                                Accept accept = Accept::runnable);
+                                std::span<const std::string> overrides = {});
 [[nodiscard]] Study load_study(const std::string& file,
                                std::span<const std::string> overrides = {});
 /// With all defaults, keys as in the file: what study.resolved.json holds.

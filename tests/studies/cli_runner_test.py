@@ -275,6 +275,169 @@ eval: {every_frac: 0.25}
 """
 
 
+# A trainer of another making: the loss 1/(1 + rate*step), and the ways in which programs end.
+PROGRAM = """\
+import json, os, signal, sys, time
+config, metrics, directory, mode, steps = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
+runs = os.path.join(directory, "runs")
+open(runs, "a").write("x")
+attempt = os.path.getsize(runs)
+if mode == "hangs":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+if mode == "hangs_once" and attempt == 1:
+    os.system("sleep 1000")
+if mode == "throws":
+    raise RuntimeError("no such data")
+if mode == "crashes":
+    os.kill(os.getpid(), signal.SIGSEGV)
+first = 0
+if mode == "requeued" and attempt == 2:  # goes on from its checkpoint
+    first = 6
+with open(metrics, "a") as out:
+    for step in range(first, steps + (1000 if mode == "goes_on" else 1), 2):
+        loss = float("nan") if mode == "diverges" and step == 6 else 1 / (1 + config["lr"] * step)
+        if mode == "grows":
+            loss = 0.5 * (step + 1)
+        out.write(json.dumps({"t": "eval", "step": step, "val_loss": loss, "accuracy": 1 - loss}) + "\\n")
+        out.flush()
+        if mode == "requeued" and attempt == 1 and step == 6:
+            sys.exit(75)
+        if mode == "slow":
+            time.sleep(0.02)
+if mode == "silent":
+    open(metrics, "w")
+"""
+PROGRAM_STUDY = """\
+orthrus_study: 1
+name: p
+task: {command: [python3, trainer.py, "{config}", "{metrics}", "{trial_dir}", "{mode}", "{steps}"]}
+search:
+  parameters:
+    lr: {values: [0.5, 1]}
+    mode: {values: [completes]}
+budget: {max_steps: 20}
+execution: {mode: subprocess, max_retries: 1, heartbeat_s: 0.25}
+"""
+
+
+class Programs(Case):
+    def setUp(self):
+        super().setUp()
+        self.write("trainer.py", PROGRAM)
+        self.write("p.yaml", PROGRAM_STUDY)
+
+    def modes(self, *modes, ranks=None, more=()):
+        self.study("run", "p.yaml", "--set", "lr=1", "--set", f"mode={','.join(modes)}", *more, ranks=ranks)
+        return {r["params"]["mode"]: r for r in map(json.loads, (self.dir / "studies/p/results.jsonl").read_text().splitlines())}
+
+    def test_are_trials_whose_lines_are_read(self):
+        self.study("run", "p.yaml", "--set", "search.metric.target=0.25")
+        half, one = self.results("studies/p")
+        # 1/(1 + s/2) = 1/4 at step 6, an evaluation; with the rate 1 between those at 2 and at 4.
+        self.assertEqual((half["state"], half["steps"], half["steps_to_target"]), ("complete", 6, 6))
+        self.assertEqual((one["steps_to_target_lo"], one["steps_to_target_hi"], one["steps"]), (2, 4, 4))
+        self.assertTrue(2 < one["steps_to_target"] < 4)
+        self.assertEqual([e["step"] for e in self.evaluations("studies/p", 1)], [0, 2, 4])
+        config = next((self.dir / "studies/p/trials").glob("0001-*")) / "config.resolved.yaml"
+        self.assertEqual(json.loads(config.read_text()), {"lr": 1, "mode": "completes"})
+        self.study("report", "studies/p")
+        self.study("export", "studies/p", "--format", "csv")
+        said = json.loads(self.study("run", "p.yaml", "--dry-run", "--json").stdout)
+        self.assertEqual((said["trials"], len(said["first"])), (2, 2))
+
+    def test_end_in_their_states_and_none_takes_the_study_down(self):
+        rows = self.modes("completes", "throws", "crashes", "diverges", "grows", "hangs", "hangs_once", "requeued",
+                          "silent", "goes_on", ranks=3)
+        self.assertEqual({mode: (r["state"], r["attempt"]) for mode, r in rows.items()},
+                         {"completes": ("complete", 1), "throws": ("failed", 2), "crashes": ("failed", 2),
+                          "diverges": ("diverged", 1), "grows": ("diverged", 1), "hangs": ("failed", 2),
+                          "hangs_once": ("complete", 2), "requeued": ("complete", 2), "silent": ("failed", 1),
+                          "goes_on": ("complete", 1)})
+        for mode, word in (("throws", "RuntimeError: no such data"), ("crashes", "signal 11"), ("hangs", "for 1 s"),
+                           ("silent", "no evaluation of 'val_loss'"), ("diverges", "not finite"), ("grows", "stop.diverged")):
+            self.assertIn(word, rows[mode]["message"])
+        self.assertEqual((rows["diverges"]["steps"], rows["grows"]["steps"], rows["goes_on"]["steps"]), (6, 10, 20))
+        journal = [json.loads(line) for line in (self.dir / "studies/p/journal.jsonl").read_text().splitlines()]
+        self.assertEqual([s["state"] for s in journal if s["t"] == "state" and s["index"] == rows["hangs"]["index"]],
+                         ["waiting", "failed"])
+        # What went on from its checkpoint has one evaluation of each step.
+        self.assertEqual([e["step"] for e in self.evaluations("studies/p", rows["requeued"]["index"])],
+                         list(range(0, 21, 2)))
+        self.assertEqual(self.left_running(), [])
+
+    def left_running(self):
+        """Processes of a trial of this study."""
+        mark = f"ORTHRUS_TRIAL_DIR={os.path.realpath(self.dir)}".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in environ.read_bytes():
+                    found.append(environ.parent.name)
+            except OSError:
+                continue
+        return found
+
+    def test_leave_the_same_record_after_kills_and_stops(self):
+        many = ["--set", "lr=0.5,1,2,5", "--set", "mode=slow", "--set", "search.metric.target=0.2"]
+        self.study("run", "p.yaml", "--dir", "whole", *many)
+        for ranks in (None, 3):
+            out = f"limited{ranks}"
+            self.study("run", "p.yaml", "--dir", out, *many, "--time-limit", "0.3s", code=75, ranks=ranks)
+            self.assertLess(len(self.results(out)), 4)
+            self.assertEqual(self.left_running(), [], "a study that has stopped leaves no program behind")
+            self.study("run", "p.yaml", "--dir", out, *many, "--resume", ranks=ranks)
+            self.assertEqual(self.results("whole"), self.results(out))
+        self.write("p.yaml", PROGRAM_STUDY.replace("[0.5, 1]", "[0.5, 1, 2, 5]").replace("completes", "slow")
+                   .replace("search:", "search:\n  metric: {target: 0.2}"))
+        for k, ranks in enumerate((None, 2)):
+            self.kill_until_done("p.yaml", f"killed{k}", ranks, 10)
+            self.assertEqual(self.results("whole"), self.results(f"killed{k}"))
+
+    def test_may_be_jobs_of_their_own(self):
+        self.write("p.yaml", PROGRAM_STUDY.replace("command: [python3", f"command: [{MPIRUN[0]}, --bind-to, none, -np, "
+                   "\"{ranks}\", python3, rank0.py").replace("lr: {values: [0.5, 1]}", "lr: 1\n    ranks: 2"))
+        self.write("rank0.py", "import os, sys\nassert os.environ['OMPI_COMM_WORLD_SIZE'] == '2'\n"
+                               "if os.environ['OMPI_COMM_WORLD_RANK'] == '0': os.execvp('python3', ['python3'] + sys.argv[1:])\n")
+        done = subprocess.run([MPIRUN[0], "--version"], capture_output=True, text=True)
+        if "Open MPI" not in done.stdout:
+            self.skipTest("asks Open MPI's environment")
+        for ranks in (None, 2):
+            self.study("run", "p.yaml", "--dir", f"on{ranks}", ranks=ranks)
+            self.assertEqual([r["state"] for r in self.results(f"on{ranks}")], ["complete"], self.results(f"on{ranks}"))
+
+    def test_get_a_configuration_where_there_is_a_base(self):
+        self.write("c.yaml", PROGRAM_STUDY.replace("task: {command: [python3, trainer.py, ", "base: q.yaml\ntask: {command: "
+                   "[python3, check.py, ").replace("lr: {values: [0.5, 1]}", "lr: 0.25\n    batch_size: 4"))
+        self.write("check.py", "import sys\ntext = open(sys.argv[1]).read()\n"
+                               "assert 'lr: 0.25' in text and 'batch: 4' in text and 'steps: 20' in text, text\n"
+                               "open(sys.argv[2], 'w').write('{\"t\": \"eval\", \"step\": 20, \"val_loss\": 1}')\n")
+        self.study("run", "c.yaml", "--dir", "c")
+        row, = self.results("c")
+        self.assertEqual((row["state"], row["steps"], row["examples"]), ("complete", 20, 80), row)
+
+    def test_may_be_judged_by_what_is_to_grow(self):
+        """accuracy = 1 - loss is the larger the larger the rate."""
+        best = ["--set", "search.metric.name=accuracy", "--set", "search.metric.goal=maximize"]
+        self.study("run", "p.yaml", "--dir", "grid", *best, "--set", "search.metric.target=0.75")
+        half, one = self.results("grid")
+        self.assertEqual((half["steps_to_target"], half["best_val"]), (6, 0.75))
+        self.assertTrue(2 < one["steps_to_target"] < 4)
+        self.write("t.yaml", PROGRAM_STUDY.replace("lr: {values: [0.5, 1]}", "lr: {values: [0.25, 0.5, 1]}\n    "
+                                                   "seed: {tune: [0], report: [1]}"))
+        self.study("run", "t.yaml", "--dir", "tuned", *best)
+        self.assertEqual([(r["params"]["lr"], r["final_val"]) for r in self.results("tuned") if r["role"] == "report"],
+                         [(1, 1 - 1 / 21)])
+        self.assertIn("maximize without a target", self.study("report", "tuned", code=78).stderr)
+        self.study("report", "grid")
+
+    def test_that_cannot_be_started_have_failed(self):
+        self.study("run", "p.yaml", "--set", "task.command=[./nobody]")
+        self.assertEqual([(r["state"], "./nobody" in r["message"]) for r in self.results("studies/p")], [("failed", True)] * 2)
+        said = self.study("run", "p.yaml", "--set", "task.command=[t, '{stps}']", code=78).stderr
+        self.assertIn("did you mean 'steps'", said)
+
+
 class Branches(Case):
     def setUp(self):
         super().setUp()
@@ -463,7 +626,6 @@ class Refusals(Case):
 
     def test_name_what_is_wrong(self):
         self.assertIn("run_cap", self.refused("run", "s.yaml", "--set", "budget.run_cap=20"))
-        self.assertIn("telescoping", self.refused("run", "s.yaml", "--set", "search.method=telescoping"))
         self.assertIn("early_terminate", self.refused("run", "s.yaml", "--set", "search.method=asha"))
         self.assertIn("ranks_per_trial", self.refused("run", "s.yaml", "--set", "execution.ranks_per_trial=3"))
         self.assertIn("s.yaml:4:1: serch", self.refused_text(TUNED.replace("search:", "serch:")))

@@ -28,7 +28,7 @@ Bases bases_of(const Study& study) {
 }
 
 Expansion expand(const std::string& text, const std::vector<std::string>& set = {}) {
-  Study study = parse_study(text, "s.yaml", set, Accept::contract);
+  Study study = parse_study(text, "s.yaml", set);
   Bases bases = bases_of(study);
   return {std::move(study), std::move(bases)};
 }

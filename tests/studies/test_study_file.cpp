@@ -35,8 +35,8 @@ std::string replaced(std::string text, const std::string& what, const std::strin
   return text.replace(at, what.size(), by);
 }
 
-std::string refusal(const std::string& text, Accept accept = Accept::contract) {
-  return error_of([&] { static_cast<void>(parse_study(text, "s.yaml", {}, accept)); });
+std::string refusal(const std::string& text) {
+  return error_of([&] { static_cast<void>(parse_study(text, "s.yaml")); });
 }
 
 double evaluated(const std::string& text) {
@@ -76,7 +76,7 @@ TEST(AnExpression, SaysWhereItIsWrong) {
 }
 
 TEST(AStudyFile, OfTheContractIsRead) {
-  const Study study = parse_study(example_study, "s.yaml", {}, Accept::contract);
+  const Study study = parse_study(example_study, "s.yaml");
   EXPECT_EQ(study.name, "muon-cbs-resmlp");
   EXPECT_EQ(study.target, 0.05);
   ASSERT_EQ(study.parameters.size(), 5U);
@@ -124,15 +124,32 @@ TEST(AStudyFile, WithImpossibleValuesIsRefused) {
               AllOf(HasSubstr("s.yaml:3:"), HasSubstr("averaged weights")));
 }
 
-TEST(AStudyFile, IsRefusedByNameForWhatIsNotThereYet) {
-  EXPECT_NO_THROW(parse_study(example_study, "example", {}, Accept::runnable));
+TEST(AStudyFile, OfAProgramSaysWhatAProgramCanDo) {
+  const std::string program = "orthrus_study: 1\nname: s\ntask: {command: [./t, \"{config}\"]}\n";
+  EXPECT_THAT(refusal(program), HasSubstr("execution.mode: task.command and subprocess"));
+  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nexecution: {mode: subprocess}\n"),
+              AllOf(HasSubstr("s.yaml:3:"), HasSubstr("come together")));
+  const auto with = [&](const std::string& more) {
+    return refusal(program + "execution: {mode: subprocess}\n" + more);
+  };
+  EXPECT_EQ(with(""), "");
+  EXPECT_THAT(with("probes: {gns: {every: 5}}\n"), HasSubstr("measures its own noise"));
+  EXPECT_THAT(with("search: {method: asha, early_terminate: {min_examples: 5}}\n"),
+              HasSubstr("a program goes to its end"));
+  EXPECT_THAT(with("branch: {steps: 5, batch: 4}\nbudget: {max_examples: 16}\n"),
+              HasSubstr("leaves no base run"));
+  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\ntask: {command: []}\n"),
+              HasSubstr("expects [PROGRAM"));
+  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\ntask: {command: [t], d: 3}\n"),
+              HasSubstr("a command has no sizes"));
   EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nprobes: {advisor: report}\n"),
               AllOf(HasSubstr("s.yaml:3:"), HasSubstr("probes.gns.every")));
-  EXPECT_THAT(
-      refusal("orthrus_study: 1\nname: s\nsearch: {method: telescoping}\n", Accept::runnable),
-      AllOf(HasSubstr("s.yaml:3:"), HasSubstr("'telescoping' is not there yet")));
-  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\ntask: {command: [./t]}\n", Accept::runnable),
-              HasSubstr("subprocess"));
+}
+
+TEST(AStudyFile, ThatMaximizesFitsNoLosses) {
+  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nsearch: {metric: {goal: maximize}}\n"
+                      "analysis: {items: [{fit: loss_law}]}\n"),
+              AllOf(HasSubstr("s.yaml:4:"), HasSubstr("'loss_law' is of losses")));
 }
 
 TEST(AStudyFile, TakesOverridesOfItsKeysAndOfParameters) {
@@ -145,9 +162,9 @@ TEST(AStudyFile, TakesOverridesOfItsKeysAndOfParameters) {
 }
 
 TEST(AStudyFile, DiffersWhereItWasChanged) {
-  const Json a = resolved(parse_study(example_study, "s.yaml", {}, Accept::contract));
+  const Json a = resolved(parse_study(example_study, "s.yaml"));
   const std::vector<std::string> set{"budget.max_examples=5", "tau=0.3"};
-  const Json b = resolved(parse_study(example_study, "s.yaml", set, Accept::contract));
+  const Json b = resolved(parse_study(example_study, "s.yaml", set));
   EXPECT_THAT(differences(a, b),
               testing::UnorderedElementsAre("budget.max_examples", "search.parameters.tau"));
   EXPECT_TRUE(differences(a, a).empty());

@@ -1,0 +1,239 @@
+#include "runtime/cli/program_trial.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <orthrus/error.hpp>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "runtime/cli/child.hpp"
+#include "runtime/cli/run_directory.hpp"
+#include "runtime/report.hpp"
+#include "runtime/runner/reported.hpp"
+#include "runtime/safetensors.hpp"
+
+namespace orthrus::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using runner::Json;
+using Clock = std::chrono::steady_clock;
+
+constexpr int requeue = static_cast<int>(ExitCode::preempted);
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// The last line that says something, for messages.
+std::string last_line(const fs::path& file) {
+  std::ifstream in(file);
+  std::string last;
+  for (std::string line; std::getline(in, line);) {
+    if (line.find_first_not_of(" \t\r") != std::string::npos) last = line;
+  }
+  return last.substr(0, 300);
+}
+
+/// Files whose growth, or whose new time, is a sign of life.
+class Pulse {
+ public:
+  explicit Pulse(std::vector<fs::path> files) : files_(std::move(files)), last_(look()) {}
+
+  [[nodiscard]] bool moved() {
+    const std::vector<State> now = look();
+    return std::exchange(last_, now) != now;
+  }
+
+ private:
+  using State = std::pair<std::uintmax_t, fs::file_time_type>;
+  [[nodiscard]] std::vector<State> look() const {
+    std::vector<State> out;
+    for (const fs::path& file : files_) {
+      std::error_code gone;
+      out.emplace_back(fs::file_size(file, gone), fs::last_write_time(file, gone));
+    }
+    return out;
+  }
+
+  std::vector<fs::path> files_;
+  std::vector<State> last_;
+};
+
+class ProgramTrial {
+ public:
+  ProgramTrial(const runner::Study& study, const TrialTask& task, const fs::path& directory)
+      : study_(study), task_(task), directory_(fs::absolute(directory)) {}
+
+  TrialEnd run(const Config* base, const std::function<bool()>& stop) {
+    prepare(base);
+    Child child(command_, output(), directory_.string());
+    runtime::write_file_atomically(pid_file(), std::to_string(child.pid()) + "\n");
+    Pulse pulse({metrics(), output()}), written({metrics()});
+    Clock::time_point heard = Clock::now(), asked = heard;
+    enum class Why : std::uint8_t { none, decided, stopped, silent, late } why = Why::none;
+    bool killed = false;
+    std::optional<Child::Ending> ending;
+    for (auto pause = std::chrono::microseconds(500); !(ending = child.poll());
+         pause = std::min(2 * pause, std::chrono::microseconds(20000))) {
+      const bool stopping = stop();
+      if (why == Why::none) {
+        if (pulse.moved()) heard = Clock::now();
+        if (written.moved()) read();
+        if (reported_.decided) {
+          why = Why::decided;
+        } else if (stopping) {
+          why = Why::stopped;
+        } else if (study_.max_seconds > 0 && seconds_since(start_) > study_.max_seconds) {
+          why = Why::late;
+        } else if (seconds_since(heard) > 4 * study_.heartbeat_s) {
+          why = Why::silent;
+        }
+        if (why != Why::none) {
+          child.signal(SIGTERM);
+          asked = Clock::now();
+        }
+      } else if (!killed && seconds_since(asked) > study_.heartbeat_s) {
+        child.signal(SIGKILL);
+        killed = true;
+      }
+      std::this_thread::sleep_for(pause);
+    }
+    fs::remove(pid_file());
+    const bool again = ending->signal == 0 && ending->code == requeue;
+    if (again) runtime::write_file_atomically(requeued_file(), "");
+    read();
+    // What it wrote before it was ended, or ended by itself, may decide it all the same.
+    if (reported_.decided) return ended(reported_.state, reported_.message);
+    switch (why) {
+      case Why::stopped:
+        return {true, false, {}, seconds_since(start_)};
+      case Why::silent:
+        return failed(fmt::format("neither {} nor output for {} s: ended", metrics().string(),
+                                  4 * study_.heartbeat_s),
+                      true);
+      case Why::late:
+        return reported_.state.empty() ? failed("budget.max_seconds: nothing was evaluated", false)
+                                       : ended("censored", "budget.max_seconds");
+      case Why::none:
+      case Why::decided:
+        break;
+    }
+    if (again) return failed("asked to be run again (75)", true);
+    if (ending->signal != 0) {
+      return failed(
+          fmt::format("killed by signal {} ({})", ending->signal, ::strsignal(ending->signal)),
+          true);
+    }
+    if (ending->code != 0) return failed(fmt::format("ended with {}", ending->code), true);
+    if (reported_.state.empty()) {
+      return failed(
+          fmt::format("wrote no evaluation of '{}' to {}", study_.metric, metrics().string()),
+          false);
+    }
+    return ended(reported_.state, reported_.message);
+  }
+
+ private:
+  [[nodiscard]] fs::path metrics() const { return directory_ / "metrics.jsonl"; }
+  [[nodiscard]] fs::path output() const { return directory_ / "output.txt"; }
+  [[nodiscard]] fs::path pid_file() const { return directory_ / "pid"; }
+  [[nodiscard]] fs::path requeued_file() const { return directory_ / "requeued"; }
+
+  void prepare(const Config* base) {
+    make_directories(directory_);
+    // Of a runner that was killed: it would write into this trial's files.
+    pid_t orphan = 0;
+    if (std::ifstream(pid_file()) >> orphan) kill_orphan(orphan, directory_.string());
+    const runner::Trial& trial = task_.trial;
+    const fs::path config = directory_ / "config.resolved.yaml";
+    const std::map<std::string, std::string> places{{"config", config.string()},
+                                                    {"metrics", metrics().string()},
+                                                    {"trial_dir", directory_.string()}};
+    for (const std::string& word : study_.command)
+      command_.push_back(runner::filled(word, trial, places));
+    if (base != nullptr) {
+      runtime::write_file_atomically(config, to_yaml(runner::trial_config(*base, trial)));
+    } else {
+      // JSON is YAML, so that any reader will do.
+      runtime::write_file_atomically(config, trial.params.dump(2) + "\n");
+    }
+    std::array<char, 256> host{};
+    ::gethostname(host.data(), host.size() - 1);
+    const Json provenance{{"version", ORTHRUS_VERSION},
+                          {"host", host.data()},
+                          {"command", command_},
+                          {"attempt", task_.attempt}};
+    runtime::write_file_atomically(directory_ / "provenance.json", provenance.dump(2) + "\n");
+    // A program that asked to be run again goes on where it was.
+    if (!fs::remove(requeued_file())) runtime::write_file_atomically(metrics(), "");
+  }
+
+  void read() {
+    evaluations_ = runner::read_evaluations(metrics());
+    reported_ = runner::judge(study_, task_.trial, evaluations_);
+  }
+
+  /// With a file of metrics as every trial's: what counted, in JSON that all can read.
+  TrialEnd ended(const std::string& state, const std::string& message) {
+    std::string lines;
+    for (Json line : evaluations_) {
+      const auto step = line["step"].get<std::int64_t>();
+      if (step > reported_.progress.steps) break;
+      line["trial"] = task_.trial.id;
+      if (!line.contains("examples")) line["examples"] = step * task_.trial.batch;
+      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    }
+    runtime::write_file_atomically(metrics(), lines);
+    TrialEnd end;
+    end.record =
+        runner::summary(task_.trial, task_.attempt, state, message,
+                        state == "failed" ? nullptr : &reported_.score, reported_.progress);
+    end.seconds = seconds_since(start_);
+    Json summary = end.record;
+    summary["seconds"] = end.seconds;
+    runtime::write_file_atomically(directory_ / "summary.json", summary.dump(2) + "\n");
+    return end;
+  }
+
+  TrialEnd failed(std::string message, bool retry) {
+    if (const std::string said = last_line(output()); !said.empty()) message += ": " + said;
+    return {false, retry,
+            runner::summary(task_.trial, task_.attempt, "failed", message, nullptr, {}),
+            seconds_since(start_)};
+  }
+
+  const runner::Study& study_;
+  const TrialTask& task_;
+  const fs::path directory_;
+  const Clock::time_point start_ = Clock::now();
+  std::vector<std::string> command_;
+  std::vector<Json> evaluations_;
+  runner::Reported reported_{"", "", false, runner::Score(study_), {}};
+};
+
+}  // namespace
+
+TrialEnd run_program(const runner::Study& study, const Config* base, const TrialTask& task,
+                     const fs::path& directory, const std::function<bool()>& stop) {
+  try {
+    return ProgramTrial(study, task, directory).run(base, stop);
+  } catch (const IoError&) {
+    throw;  // the next trial's files would be no better
+  } catch (const Error& error) {
+    return {false, false,
+            runner::summary(task.trial, task.attempt, "failed", error.what(), nullptr, {}), 0};
+  }
+}
+
+}  // namespace orthrus::cli
