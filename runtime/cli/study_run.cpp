@@ -97,10 +97,10 @@ class Scheduler {
   [[nodiscard]] bool stopping() const { return stopping_; }
 
   /// Runs what is due on groups of `ranks` ranks each, until nothing is or a stop is asked for.
-  /// `own` runs a trial on group 0 and `others` are the leaders of the rest.
   struct Ground {
     std::int64_t ranks = 1;
-    Communicator* leaders = nullptr;  ///< null: group 0 is alone
+    Communicator* leaders = nullptr;  ///< of other groups, from rank 1 on; null: there are none
+    /// Runs a trial on this rank's group; null: it is in none, and only schedules.
     std::function<TrialEnd(const TrialTask&, const std::function<bool()>& stop)> own;
   };
   void run(const Ground& ground) {
@@ -120,7 +120,7 @@ class Scheduler {
     for (;;) {
       poll();
       if (stopping_ || over()) break;
-      const std::optional<TrialTask> task = take(0);
+      const std::optional<TrialTask> task = ground.own ? take(0) : std::nullopt;
       if (!task) {
         pause();
         continue;
@@ -294,6 +294,7 @@ class Scheduler {
     Json point = Json::object();
     for (const auto& [name, value] : expansion_.cells()[static_cast<std::size_t>(cell)].point)
       point[name] = value;
+    for (const auto& [name, value] : tuned.best) point[name] = value;
     Json line{{"t", "choice"},
               {"cell", cell},
               {"params", std::move(point)},
@@ -422,17 +423,20 @@ void serve(const Shared& shared, Squad& squad, Communicator& leaders) {
 void run_phase(const Shared& shared, Communicator& world, std::int64_t ranks, std::int64_t most,
                Scheduler* scheduler) {
   const auto size = static_cast<int>(ranks);
-  int groups = world.size() / size;
+  // A dedicated scheduler is a leader without a group.
+  const int first = shared.study.dedicated_scheduler ? 1 : 0, place = world.rank() - first;
+  int groups = (world.size() - first) / size;
   if (most > 0) groups = static_cast<int>(std::min<std::int64_t>(groups, most));
-  const int group = world.rank() / size;
-  const bool works = group < groups;
-  const bool leads = works && world.rank() % size == 0;
+  const int group = place / size;
+  const bool works = place >= 0 && group < groups;
+  const bool leads = world.rank() == 0 || (works && place % size == 0);
   Squad squad{world.split(works ? group : groups, world.rank(), "orders"), {}};
   squad.orders.set_timeout(0);
   squad.work = squad.orders.duplicate("group");
   squad.work.set_timeout(60);
   Communicator leaders = world.split(leads ? 0 : 1, world.rank(), "leaders");
   leaders.set_timeout(0);
+  if (scheduler != nullptr && !works) return scheduler->run({ranks, &leaders, nullptr});
   if (!works) return;
   if (!leads) return follow(shared, squad);
   if (scheduler == nullptr) return serve(shared, squad, leaders);
@@ -506,11 +510,13 @@ std::vector<std::int64_t> phases_of(const runner::Expansion& expansion) {
 }
 
 void check_ranks(const runner::Study& study, const std::vector<std::int64_t>& phases, int world) {
-  if (phases.back() > world) {
+  const int ranks = study.dedicated_scheduler ? world - 1 : world;
+  if (phases.back() > ranks) {
     throw ConfigError(fmt::format(
-        "{}: execution.ranks_per_trial: a trial wants {} ranks, and there {} {}; start more, or "
+        "{}: execution.ranks_per_trial: a trial wants {} ranks, and there {} {}{}; start more, or "
         "fewer for a trial",
-        study.source, phases.back(), world == 1 ? "is" : "are", world));
+        study.source, phases.back(), ranks == 1 ? "is" : "are", ranks,
+        study.dedicated_scheduler ? " beside execution.dedicated_scheduler" : ""));
   }
   if (phases.size() > 1 && !study.exclusive) {
     throw ConfigError(study.source +
@@ -554,6 +560,7 @@ Json document_of(const runner::Expansion& expansion, const Scheduler& scheduler,
     Json row = Json::object();
     for (const auto& [name, value] : expansion.cells()[static_cast<std::size_t>(cell)].point)
       row[name] = value;
+    for (const auto& [name, value] : t.best) row[name] = value;
     row["lr"] = t.choice.censored ? Json(nullptr) : Json(t.choice.lr);
     row["fitted_lr"] = t.choice.fitted_lr;
     row["plateau_octaves"] = t.choice.plateau_octaves;

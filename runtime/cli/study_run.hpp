@@ -6,7 +6,8 @@
 ///              S,L     L     L           rank 0 schedules, and leads group 0 between its steps
 ///
 /// Leaders alone talk to the scheduler: ready → trial → result → …, until it says end. It answers
-/// between the steps of its own trials, by messages that wait for nobody.
+/// between the steps of its own trials, by messages that wait for nobody. A dedicated scheduler has
+/// no trials, and groups begin with rank 1.
 
 #include <filesystem>
 #include <functional>

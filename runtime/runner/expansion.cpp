@@ -199,7 +199,17 @@ Expansion::Expansion(Study study, Bases bases)
   }
   if (initial_.empty()) throw ConfigError(study_.source + ": search: no point is left to be tried");
 
+  if (study_.telescopes()) place_in_grids();
   std::int64_t next = std::ssize(initial_);
+  for (Cell& cell : cells_) {
+    cell.first_index = next;
+    if (cell.grids.empty()) continue;
+    for (std::size_t level = 1; level < cell.levels.size(); ++level) {
+      std::int64_t points = std::max<std::int64_t>(std::ssize(cell.seeds), 1);
+      for (std::size_t g = 0; g < cell.grids.size(); ++g) points *= points_at(level);
+      next += points;
+    }
+  }
   if (study_.tunes()) {
     const ParameterSpec& seed = *study_.find("seed");
     const std::int64_t added =
@@ -388,15 +398,15 @@ double Expansion::center_at(const Point& point) const {
   return value->second * std::pow(batch / center.reference_batch, center.exponent());
 }
 
-double Expansion::rate(const Cell& cell, int place) {
-  const auto n = static_cast<int>(cell.rates.size());
-  if (place >= 0 && place < n) return cell.rates[static_cast<std::size_t>(place)];
-  if (n == 1) return cell.rates[0] * std::exp2(0.5 * place);
+double Expansion::value_at(const std::vector<double>& grid, int place) {
+  const auto n = static_cast<int>(grid.size());
+  if (place >= 0 && place < n) return grid[static_cast<std::size_t>(place)];
+  if (n == 1) return grid[0] * std::exp2(0.5 * place);
   // On with the ratio of the last two.
-  const double low = cell.rates[0] / cell.rates[1];
-  const double high = cell.rates[cell.rates.size() - 1] / cell.rates[cell.rates.size() - 2];
-  return place < 0 ? cell.rates.front() * std::pow(low, -place)
-                   : cell.rates.back() * std::pow(high, place - n + 1);
+  const double low = grid[0] / grid[1];
+  const double high = grid[grid.size() - 1] / grid[grid.size() - 2];
+  return place < 0 ? grid.front() * std::pow(low, -place)
+                   : grid.back() * std::pow(high, place - n + 1);
 }
 
 bool Expansion::is_excluded(const Point& point) const {
@@ -408,6 +418,15 @@ bool Expansion::is_excluded(const Point& point) const {
   }
 }
 
+Expansion::Cell& Expansion::cell_of(const Point& rest) {
+  const auto cell =
+      std::find_if(cells_.begin(), cells_.end(), [&](const Cell& c) { return c.point == rest; });
+  if (cell != cells_.end()) return *cell;
+  cells_.emplace_back();
+  cells_.back().point = rest;
+  return cells_.back();
+}
+
 void Expansion::add_point(Point point) {
   const ParameterSpec* const lr = study_.find("lr");
   const auto entry =
@@ -416,6 +435,8 @@ void Expansion::add_point(Point point) {
     const Center& c = *lr->center;
     entry->second = center_at(point) * std::exp2(c.first + c.step * entry->second.get<int>());
   }
+  std::optional<int> telescope;
+  if (study_.telescopes() && !(telescope = add_level(point))) return;
   if (is_excluded(point)) {
     ++excluded_;
     return;
@@ -425,46 +446,152 @@ void Expansion::add_point(Point point) {
     ++equal_;
     return;
   }
-  const bool halves = study_.method == "asha";
-  if (study_.tunes() || halves) {
+  if (telescope) {
+    trial.cell = *telescope;
+    add_to_grids(cells_[static_cast<std::size_t>(*telescope)], point);
+  } else if (study_.tunes() || study_.halves()) {
     Point rest;
     for (const auto& p : point) {
-      if (p.first != "lr" && p.first != "seed") rest.push_back(p);
+      const ParameterSpec* const spec = study_.find(p.first);
+      const bool drawn = spec != nullptr && !spec->distribution.empty();
+      if (p.first != "lr" && p.first != "seed" && !(study_.halves() && drawn)) rest.push_back(p);
     }
-    auto cell =
-        std::find_if(cells_.begin(), cells_.end(), [&](const Cell& c) { return c.point == rest; });
-    if (cell == cells_.end()) {
-      Cell fresh;
-      fresh.point = rest;
-      if (halves) {
-        fresh.rungs = trial.rungs;
+    const std::size_t known = cells_.size();
+    Cell& cell = cell_of(rest);
+    if (cells_.size() > known) {
+      if (study_.halves()) {
+        cell.rungs = trial.rungs;
       } else if (lr->center) {
         const Center& c = *lr->center;
         const double center = center_at(point);
         const auto places = static_cast<int>(std::lround((c.last - c.first) / c.step)) + 1;
         for (int k = 0; k < places; ++k)
-          fresh.rates.push_back(center * std::exp2(c.first + c.step * k));
+          cell.rates.push_back(center * std::exp2(c.first + c.step * k));
       } else {
-        for (const Json& value : lr->values) fresh.rates.push_back(number_of(value, "lr"));
-        std::sort(fresh.rates.begin(), fresh.rates.end());
+        for (const Json& value : lr->values) cell.rates.push_back(number_of(value, "lr"));
+        std::sort(cell.rates.begin(), cell.rates.end());
       }
-      cells_.push_back(std::move(fresh));
-      cell = cells_.end() - 1;
     }
-    trial.cell = static_cast<int>(cell - cells_.begin());
-    if (cell->rungs != trial.rungs) {
+    trial.cell = static_cast<int>(&cell - cells_.data());
+    if (cell.rungs != trial.rungs) {
       throw ConfigError(study_.source + ": search.method: asha compares trials of " +
                         describe(rest) + ", whose rungs differ");
     }
-  }
-  if (study_.tunes()) {
-    trial.role = "tune";
-    const auto cell = cells_.begin() + trial.cell;
-    const double rate = number_of(*find(point, "lr"), "lr");
-    trial.place = static_cast<int>(std::find(cell->rates.begin(), cell->rates.end(), rate) -
-                                   cell->rates.begin());
+    if (study_.tunes()) trial.role = "tune";
+    if (!cell.rates.empty()) {
+      const double rate = number_of(*find(point, "lr"), "lr");
+      trial.place = static_cast<int>(std::find(cell.rates.begin(), cell.rates.end(), rate) -
+                                     cell.rates.begin());
+    }
   }
   initial_.push_back(std::move(trial));
+}
+
+// ---- telescopes ---------------------------------------------------------------------------------
+
+/// Notes the size of a point. @return its cell, where it is the least, whose grid is whole.
+std::optional<int> Expansion::add_level(const Point& point) {
+  const Telescope& telescope = study_.telescope;
+  const std::vector<Json>& sizes = study_.find(telescope.over)->values;
+  const auto less = [](const Json& a, const Json& b) { return a.get<double>() < b.get<double>(); };
+  std::vector<std::string> together{telescope.over};
+  for (const auto& group : study_.zip) {
+    if (std::find(group.begin(), group.end(), telescope.over) != group.end()) together = group;
+  }
+  const auto in = [](const std::vector<std::string>& names, const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  Point rest, level;
+  for (const auto& p : point) {
+    if (in(together, p.first)) {
+      level.push_back(p);
+    } else if (!in(telescope.of, p.first) && p.first != "seed") {
+      rest.push_back(p);
+    }
+  }
+  Cell& cell = cell_of(rest);
+  if (std::find(cell.levels.begin(), cell.levels.end(), level) == cell.levels.end()) {
+    cell.levels.push_back(std::move(level));
+    std::sort(cell.levels.begin(), cell.levels.end(), [&](const Point& a, const Point& b) {
+      return less(*find(a, telescope.over), *find(b, telescope.over));
+    });
+  }
+  if (*find(point, telescope.over) != *std::min_element(sizes.begin(), sizes.end(), less))
+    return {};
+  return static_cast<int>(&cell - cells_.data());
+}
+
+void Expansion::add_to_grids(Cell& cell, const Point& point) {
+  const std::vector<std::string>& of = study_.telescope.of;
+  cell.grids.resize(of.size());
+  for (std::size_t g = 0; g < of.size(); ++g) {
+    const double value = number_of(*find(point, of[g]), of[g]);
+    std::vector<double>& grid = cell.grids[g];
+    if (std::find(grid.begin(), grid.end(), value) == grid.end()) grid.push_back(value);
+  }
+  const Json* const seed = find(point, "seed");
+  if (seed != nullptr && std::find(cell.seeds.begin(), cell.seeds.end(), *seed) == cell.seeds.end())
+    cell.seeds.push_back(*seed);
+}
+
+/// Now that the grids are whole.
+void Expansion::place_in_grids() {
+  for (Cell& cell : cells_) {
+    for (std::vector<double>& grid : cell.grids) std::sort(grid.begin(), grid.end());
+  }
+  for (Trial& trial : initial_) {
+    const Cell& cell = cells_[static_cast<std::size_t>(trial.cell)];
+    for (std::size_t g = 0; g < cell.grids.size(); ++g) {
+      const double value = trial.params.at(study_.telescope.of[g]).get<double>();
+      trial.places.push_back(static_cast<int>(
+          std::find(cell.grids[g].begin(), cell.grids[g].end(), value) - cell.grids[g].begin()));
+    }
+  }
+}
+
+std::int64_t Expansion::points_at(std::size_t level) const {
+  const std::vector<std::int64_t>& points = study_.telescope.points;
+  return points[std::min(level, points.size()) - 1];
+}
+
+std::optional<Trial> Expansion::telescoped(int cell, std::size_t level,
+                                           const std::vector<int>& places, std::size_t seed,
+                                           std::int64_t index) const {
+  const Cell& of = cells_[static_cast<std::size_t>(cell)];
+  const Telescope& telescope = study_.telescope;
+  Point point = of.point;
+  point.insert(point.end(), of.levels[level].begin(), of.levels[level].end());
+  const double ratio = find(of.levels[level], telescope.over)->get<double>() /
+                       find(of.levels[0], telescope.over)->get<double>();
+  for (std::size_t g = 0; g < of.grids.size(); ++g) {
+    const auto carry = telescope.carry.find(telescope.of[g]);
+    const double exponent = carry == telescope.carry.end() ? 0 : carry->second;
+    point.emplace_back(telescope.of[g],
+                       value_at(of.grids[g], places[g]) * std::pow(ratio, exponent));
+  }
+  if (!of.seeds.empty()) point.emplace_back("seed", of.seeds[seed]);
+  point = in_order(std::move(point));
+  if (is_excluded(point)) return {};
+  Trial trial = make_trial(point, index);
+  trial.cell = cell;
+  trial.level = level;
+  trial.places = places;
+  return trial;
+}
+
+std::optional<Trial> Expansion::with_seed(const Trial& of, std::int64_t seed,
+                                          const std::string& role, std::int64_t index) const {
+  Point point;
+  for (const auto& [name, value] : of.params.items()) {
+    const bool derived = std::any_of(study_.derive.begin(), study_.derive.end(),
+                                     [&](const auto& d) { return d.first == name; });
+    if (!derived) point.emplace_back(name, name == "seed" ? Json(seed) : value);
+  }
+  if (is_excluded(point)) return {};
+  Trial trial = make_trial(point, index);
+  trial.role = role;
+  trial.cell = of.cell;
+  return trial;
 }
 
 std::optional<Trial> Expansion::trial_of(int cell, int place, std::int64_t seed,
@@ -645,7 +772,7 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
   // A name with dots may have said these, too.
   trial.batch = config.train.batch;
   trial.steps = config.train.steps;
-  if (study_.method == "asha") {
+  if (study_.halves()) {
     for (std::int64_t examples = study_.first_rung; examples / trial.batch < trial.steps;
          examples *= study_.eta) {
       if (examples >= trial.batch) trial.rungs.push_back(examples / trial.batch);
@@ -669,12 +796,14 @@ std::vector<Expansion::Run> Expansion::runs() const {
       halved[trial.cell].push_back(&trial);
     }
   }
+  const std::int64_t seeds = study_.tunes() ? std::ssize(study_.find("seed")->tune) : 1;
   for (auto& [cell, alive] : halved) {
     const std::size_t rungs = cells_[static_cast<std::size_t>(cell)].rungs.size();
     for (std::size_t rung = 0; rung <= rungs; ++rung) {
       for (const Trial* const trial : alive)
         out.push_back({trial, rung < trial->rungs.size() ? trial->rungs[rung] : trial->steps});
-      alive.resize(static_cast<std::size_t>(promoted(std::ssize(alive), study_.eta)));
+      alive.resize(static_cast<std::size_t>(
+          std::min(std::ssize(alive), seeds * promoted(std::ssize(alive) / seeds, study_.eta))));
     }
   }
   return out;
@@ -687,7 +816,7 @@ Campaign::Campaign(const Expansion& expansion)
   for (const Trial& trial : expansion.initial()) add(trial);
   for (std::size_t c = 0; c < searches_.size(); ++c)
     searches_[c].high = static_cast<int>(expansion.cells()[c].rates.size());
-  if (expansion.study().method == "asha") {
+  if (expansion.study().halves()) {
     for (int cell = 0; cell < std::ssize(searches_); ++cell) halve(cell);
   }
 }
@@ -698,18 +827,35 @@ void Campaign::add(Trial trial) {
 }
 
 std::vector<int> Campaign::record(const Json& record) {
+  const Study& study = expansion_.study();
   const auto index = record.at("index").get<std::int64_t>();
-  std::vector<int> decided;
   const auto trial = trials_.find(index);
-  if (expansion_.study().method == "asha") {
+  const bool known = trial != trials_.end();
+  bool decided = false;
+  if (study.halves() && !(known && trial->second.role == "report")) {
     reports_[index] = record;
-    if (trial != trials_.end()) halve(trial->second.cell);
-    return decided;
+    decided = known && halve(trial->second.cell);
+  } else {
+    results_[index] = record;
+    if (known && study.telescopes()) decided = descend(trial->second.cell);
+    if (known && trial->second.role == "tune") decided = advance(trial->second.cell);
   }
-  results_[index] = record;
-  if (trial == trials_.end() || trial->second.role != "tune") return decided;
-  if (advance(trial->second.cell)) decided.push_back(trial->second.cell);
-  return decided;
+  return decided ? std::vector<int>{trial->second.cell} : std::vector<int>{};
+}
+
+/// What a trial came to, less being better: steps to the target, or the metric. Infinite: nothing.
+double Campaign::outcome(const Json& result, bool by_steps) const {
+  const std::string state = result.at("state");
+  const Json& value = result.at(by_steps ? "steps_to_target" : "best_val");
+  const bool ended = by_steps || state == "complete" || state == "censored";
+  if (!ended || !value.is_number()) return std::numeric_limits<double>::infinity();
+  return by_steps ? value.get<double>() : expansion_.study().loss_of(value.get<double>());
+}
+
+double Campaign::mean_outcome(const Entry& entry, bool by_steps) const {
+  double sum = 0;
+  for (const std::int64_t index : entry.trials) sum += outcome(results_.at(index), by_steps);
+  return sum / static_cast<double>(entry.trials.size());
 }
 
 studies::RateChoice Campaign::choose(int cell, bool by_loss) const {
@@ -717,18 +863,9 @@ studies::RateChoice Campaign::choose(int cell, bool by_loss) const {
   std::map<int, studies::RateOutcome> outcomes;
   for (const auto& [key, index] : places_) {
     if (std::get<0>(key) != cell) continue;
-    const Json& result = results_.at(index);
-    const std::string state = result.at("state");
-    double value = std::numeric_limits<double>::infinity();
-    if (by_steps) {
-      if (result.at("steps_to_target").is_number()) value = result["steps_to_target"];
-    } else if (state == "complete" || state == "censored") {
-      if (result.at("best_val").is_number())
-        value = expansion_.study().loss_of(result["best_val"].get<double>());
-    }
-    studies::RateOutcome& outcome = outcomes[std::get<1>(key)];
-    outcome.lr = trials_.at(index).params.at("lr").get<double>();
-    outcome.values.push_back(value);
+    studies::RateOutcome& of_rate = outcomes[std::get<1>(key)];
+    of_rate.lr = trials_.at(index).params.at("lr").get<double>();
+    of_rate.values.push_back(outcome(results_.at(index), by_steps));
   }
   std::vector<studies::RateOutcome> list;
   for (auto& [place, outcome] : outcomes) list.push_back(std::move(outcome));
@@ -794,57 +931,184 @@ bool Campaign::advance(int cell) {
 }
 
 /// Successive halving of a cell, from the start each time: the best of those that came to a rung go
-/// on once all of them have. Nothing hangs on who came first.
-void Campaign::halve(int cell) {
-  const std::int64_t eta = expansion_.study().eta;
-  std::vector<std::int64_t> alive;
+/// on once all of them have. Nothing hangs on who came first. With seeds to tune and to report, it
+/// is means over the first that are compared, and the best is run with the others.
+/// @return whether that has been decided now.
+bool Campaign::halve(int cell) {
+  const Study& study = expansion_.study();
+  const double infinity = std::numeric_limits<double>::infinity();
+  std::vector<Entry> alive;
+  std::map<std::string, std::size_t> known;
   for (const auto& [index, trial] : trials_) {
-    if (trial.cell != cell) continue;
-    alive.push_back(index);
+    if (trial.cell != cell || trial.role == "report") continue;
     results_.erase(index);
+    Json point = trial.params;
+    if (study.tunes()) point.erase("seed");
+    const auto [entry, fresh] = known.emplace(canonical_json(point), alive.size());
+    if (fresh) alive.emplace_back();
+    alive[entry->second].trials.push_back(index);
   }
   const std::vector<std::int64_t>& rungs = expansion_.cells()[static_cast<std::size_t>(cell)].rungs;
   for (std::size_t rung = 0; rung <= rungs.size(); ++rung) {
     const bool last = rung == rungs.size();
-    std::vector<std::pair<double, std::int64_t>> order;
-    for (const std::int64_t index : alive) {
-      trials_.at(index).until = last ? 0 : rungs[rung];
-      waiting_.erase(index);
-      const auto found = reports_.find(index);
-      if (found == reports_.end()) continue;
-      const Json& report = found->second;
-      const std::string state = report.at("state");
-      const bool open = state == "paused" || state == "pruned";
-      const std::size_t reached = report.contains("rungs") ? report["rungs"].size() : 0;
-      if (!open) results_[index] = report;
-      if (last || (open && reached <= rung)) continue;
-      if (open) waiting_.insert(index);
-      // Who met the target before the rung is ahead of all, who broke down behind.
-      const double infinity = std::numeric_limits<double>::infinity();
-      order.emplace_back(reached > rung
-                             ? expansion_.study().loss_of(report["rungs"][rung].get<double>())
-                         : state == "complete" ? -infinity
-                                               : infinity,
-                         index);
+    bool all = true;
+    for (Entry& entry : alive) {
+      entry.value = 0;
+      for (const std::int64_t index : entry.trials) {
+        trials_.at(index).until = last ? 0 : rungs[rung];
+        waiting_.erase(index);
+        const auto found = reports_.find(index);
+        if (found == reports_.end()) {
+          all = false;
+          continue;
+        }
+        const Json& report = found->second;
+        const std::string state = report.at("state");
+        const bool open = state == "paused" || state == "pruned";
+        const std::size_t reached = report.contains("rungs") ? report["rungs"].size() : 0;
+        if (!open) results_[index] = report;
+        if (open && (last || reached <= rung)) {
+          all = false;
+          continue;
+        }
+        if (open) waiting_.insert(index);
+        // Who met the target before the rung is ahead of all, who broke down behind.
+        const double value = !last && reached > rung
+                                 ? study.loss_of(report["rungs"][rung].get<double>())
+                             : state == "complete" ? -infinity
+                                                   : infinity;
+        entry.value = std::max(entry.value, value) == infinity ? infinity : entry.value + value;
+      }
     }
-    if (order.size() < alive.size()) return;
-    std::sort(order.begin(), order.end());
-    alive.clear();
-    for (std::size_t i = 0; i < order.size(); ++i) {
-      const std::int64_t index = order[i].second;
-      if (std::ssize(alive) < promoted(std::ssize(order), eta)) {
-        alive.push_back(index);
-      } else if (waiting_.erase(index) > 0) {
+    if (!all) return false;
+    if (last) break;
+    std::sort(alive.begin(), alive.end(), [](const Entry& a, const Entry& b) {
+      return std::tie(a.value, a.trials) < std::tie(b.value, b.trials);
+    });
+    const auto on = static_cast<std::size_t>(promoted(std::ssize(alive), study.eta));
+    for (std::size_t i = on; i < alive.size(); ++i) {
+      for (const std::int64_t index : alive[i].trials) {
+        if (waiting_.erase(index) == 0) continue;
         results_[index] = reports_.at(index);
         results_[index]["state"] = "pruned";
       }
     }
+    alive.resize(std::min(on, alive.size()));
   }
+  return study.tunes() && report_best(cell, alive);
+}
+
+/// Runs the best of a cell with fresh seeds. @return whether it was not known before.
+bool Campaign::report_best(int cell, const std::vector<Entry>& entries) {
+  Search& search = searches_[static_cast<std::size_t>(cell)];
+  if (search.decided) return false;
+  search.decided = true;
+  const Study& study = expansion_.study();
+  Tuned tuned;
+  const Entry* best = nullptr;
+  for (const bool by_steps : {study.has_target(), false}) {
+    double least = std::numeric_limits<double>::infinity();
+    for (const Entry& entry : entries) {
+      const double value = mean_outcome(entry, by_steps);
+      if (!(value < least)) continue;
+      least = value;
+      best = &entry;
+    }
+    if (best != nullptr) {
+      tuned.by_loss = study.has_target() && !by_steps;
+      tuned.choice.value = least;
+      break;
+    }
+  }
+  tuned.choice.censored = best == nullptr;
+  if (best != nullptr) {
+    const Trial chosen = trials_.at(best->trials.front());
+    tuned.choice.lr = tuned.choice.fitted_lr = chosen.params.at("lr").get<double>();
+    for (const ParameterSpec& spec : study.parameters) {
+      if (!spec.distribution.empty()) tuned.best.emplace_back(spec.name, chosen.params[spec.name]);
+    }
+    const std::int64_t first = expansion_.cells()[static_cast<std::size_t>(cell)].first_index;
+    const std::vector<std::int64_t>& seeds = study.find("seed")->report;
+    for (std::int64_t s = 0; s < std::ssize(seeds); ++s) {
+      auto trial =
+          expansion_.with_seed(chosen, seeds[static_cast<std::size_t>(s)], "report", first + s);
+      if (trial) add(std::move(*trial));
+    }
+  }
+  tuned_[cell] = tuned;
+  return true;
+}
+
+/// From size to size: once all of a cell's trials at one are done, fewer points around their best
+/// at the next. @return whether the last size has been decided now.
+bool Campaign::descend(int cell) {
+  Search& search = searches_[static_cast<std::size_t>(cell)];
+  const Study& study = expansion_.study();
+  const Expansion::Cell& of = expansion_.cells()[static_cast<std::size_t>(cell)];
+  std::int64_t next = of.first_index;
+  while (!search.decided) {
+    std::map<std::vector<int>, Entry> entries;
+    for (const auto& [index, trial] : trials_) {
+      if (trial.cell != cell) continue;
+      if (trial.level > 0) next = std::max(next, index + 1);
+      if (trial.level != search.level) continue;
+      if (results_.count(index) == 0) return false;
+      entries[trial.places].trials.push_back(index);
+    }
+    Tuned tuned;
+    tuned.choice.value = std::numeric_limits<double>::infinity();
+    tuned.choice.censored = true;
+    std::vector<int> best;
+    for (const bool by_steps : {study.has_target(), false}) {
+      for (const auto& [places, entry] : entries) {
+        const double value = mean_outcome(entry, by_steps);
+        if (!(value < tuned.choice.value)) continue;
+        tuned.choice.value = value;
+        tuned.choice.censored = false;
+        best = places;
+      }
+      tuned.by_loss = study.has_target() && !by_steps;
+      if (!tuned.choice.censored) break;
+    }
+    search.decided = tuned.choice.censored || search.level + 1 == of.levels.size();
+    if (search.decided) {
+      tuned.best = of.levels[search.level];
+      if (!tuned.choice.censored) {
+        const Json& params = trials_.at(entries.at(best).trials.front()).params;
+        tuned.choice.lr = tuned.choice.fitted_lr = params.at("lr").get<double>();
+        for (const std::string& name : study.telescope.of) {
+          if (name != "lr") tuned.best.emplace_back(name, params.at(name));
+        }
+      }
+      tuned_[cell] = tuned;
+      return true;
+    }
+    ++search.level;
+    const auto points = static_cast<int>(expansion_.points_at(search.level));
+    for (int& place : best) place -= (points - 1) / 2;
+    std::vector<int> steps(best.size(), 0);
+    for (bool more = true; more;) {
+      std::vector<int> places = best;
+      for (std::size_t g = 0; g < places.size(); ++g) places[g] += steps[g];
+      for (std::size_t s = 0; s < std::max<std::size_t>(of.seeds.size(), 1); ++s, ++next) {
+        if (auto trial = expansion_.telescoped(cell, search.level, places, s, next))
+          add(std::move(*trial));
+      }
+      more = false;
+      for (std::size_t g = steps.size(); g-- > 0 && !more;) {
+        more = ++steps[g] < points;
+        if (!more) steps[g] = 0;
+      }
+    }
+  }
+  return false;
 }
 
 bool Campaign::has(const Json& record) const {
   const auto index = record.at("index").get<std::int64_t>();
-  if (expansion_.study().method != "asha") return results_.count(index) > 0;
+  const auto trial = trials_.find(index);
+  const bool report = trial != trials_.end() && trial->second.role == "report";
+  if (!expansion_.study().halves() || report) return results_.count(index) > 0;
   const auto found = reports_.find(index);
   return found != reports_.end() && found->second.at("state") == record.at("state") &&
          found->second.value("rungs", Json::array()) == record.value("rungs", Json::array());

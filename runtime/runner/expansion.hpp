@@ -34,6 +34,8 @@ struct Trial {
   std::vector<std::string> fork_overrides;
   std::int64_t ranks = 1, batch = 0, steps = 0;  ///< from the fork on
   int cell = -1, place = 0;                      ///< where its rate lies in which grid; -1: in none
+  std::size_t level = 0;                         ///< of method telescoping: which size,
+  std::vector<int> places;                       ///< and where in the grid
   std::vector<std::int64_t> rungs;               ///< of method asha: steps, before the last
   std::int64_t until = 0;  ///< the rung it waits on for the others; 0: it goes to its end
   std::int64_t seed = 0;
@@ -98,24 +100,45 @@ class Expansion {
   [[nodiscard]] const Bases& bases() const { return bases_; }
 
   /// A run of rates at one point of all other parameters but the seed; under asha, whose best go
-  /// on.
+  /// on; under telescoping, whose grid narrows from size to size.
   struct Cell {
-    Point point;                      ///< all but lr and seed
+    Point point;                      ///< all but lr, seed, draws, sizes, and what the grid is of
     std::vector<double> rates;        ///< of the grid, ascending
     std::int64_t first_index = 0;     ///< of what results add to it
     std::vector<std::int64_t> rungs;  ///< of all its trials
+    std::vector<Point> levels;        ///< sizes, ascending, each with what is zipped to it
+    std::vector<std::vector<double>> grids;  ///< of each of `telescope.of`, at the least size
+    std::vector<Json> seeds;                 ///< none: there is no such parameter
   };
   [[nodiscard]] const std::vector<Cell>& cells() const { return cells_; }
   /// The rate at a place of the grid: 0 … n−1 are the file's, others lie beyond its ends.
-  [[nodiscard]] static double rate(const Cell& cell, int place);
+  [[nodiscard]] static double rate(const Cell& cell, int place) {
+    return value_at(cell.rates, place);
+  }
+  /// Of any ascending grid, likewise.
+  [[nodiscard]] static double value_at(const std::vector<double>& grid, int place);
   /// The trial of a cell at a place of its grid; nothing where it is excluded.
   [[nodiscard]] std::optional<Trial> trial_of(int cell, int place, std::int64_t seed,
                                               const std::string& role, std::int64_t index) const;
+  /// The same point with another seed; nothing where it is excluded.
+  [[nodiscard]] std::optional<Trial> with_seed(const Trial& trial, std::int64_t seed,
+                                               const std::string& role, std::int64_t index) const;
+  /// Under telescoping, the trial of a size at a place of the grid. @param seed  which of the
+  /// cell's
+  [[nodiscard]] std::optional<Trial> telescoped(int cell, std::size_t level,
+                                                const std::vector<int>& places, std::size_t seed,
+                                                std::int64_t index) const;
+  /// Points of each of `telescope.of` at a size but the least.
+  [[nodiscard]] std::int64_t points_at(std::size_t level) const;
 
  private:
   void check_names() const;
   [[nodiscard]] std::vector<std::vector<Point>> dimensions() const;
   void add_point(Point point);
+  Cell& cell_of(const Point& rest);
+  [[nodiscard]] std::optional<int> add_level(const Point& point);
+  void add_to_grids(Cell& cell, const Point& point);
+  void place_in_grids();
   [[nodiscard]] double center_at(const Point& point) const;
   [[nodiscard]] Point in_order(Point point) const;
   [[nodiscard]] bool is_excluded(const Point& point) const;
@@ -140,6 +163,7 @@ struct Tuned {
   int extensions = 0;
   bool edge_optimum = false;  ///< the best rate lies on an end that may not be extended any more
   bool by_loss = false;       ///< no rate reached the target: the least loss chose
+  Point best;                 ///< what else was chosen: of asha's draws, of a telescope's grid
 };
 
 /// A study and its results so far.
@@ -163,10 +187,20 @@ class Campaign {
   struct Search {
     int low = 0, high = 0;  ///< places tried so far: [low, high)
     int extensions = 0;
+    std::size_t level = 0;  // of a telescope
     bool decided = false;
   };
+  /// What is compared: trials of one point over their seeds.
+  struct Entry {
+    double value = 0;  ///< less is better
+    std::vector<std::int64_t> trials;
+  };
   bool advance(int cell);
-  void halve(int cell);
+  bool halve(int cell);
+  bool descend(int cell);
+  bool report_best(int cell, const std::vector<Entry>& entries);
+  [[nodiscard]] double outcome(const Json& result, bool by_steps) const;
+  [[nodiscard]] double mean_outcome(const Entry& entry, bool by_steps) const;
   void add(Trial trial);
   [[nodiscard]] studies::RateChoice choose(int cell, bool by_loss) const;
 

@@ -61,11 +61,11 @@ const std::vector<Row>& rows() {
        .words = {"grid", "random", "list", "asha", "telescoping"}},
       {.path = "search.samples",
        .slot = &Study::samples,
-       .doc = "method random: how many points are drawn",
+       .doc = "methods random and asha: how many points are drawn",
        .max = 1e6},
       {.path = "search.seed",
        .slot = &Study::draw_seed,
-       .doc = "method random: of the draws",
+       .doc = "methods random and asha: of the draws",
        .max = many},
       {.path = "search.early_terminate.min_examples",
        .slot = &Study::first_rung,
@@ -73,7 +73,8 @@ const std::vector<Row>& rows() {
        .max = many},
       {.path = "search.early_terminate.eta",
        .slot = &Study::eta,
-       .doc = "method asha: of trials that differ in lr and seed alone, one of so many goes on",
+       .doc = "method asha: of trials that differ in lr, seed and what is drawn alone, one of so "
+              "many goes on; with seed: {tune, report} of their means, and the best is reported",
        .min = 2,
        .max = 1000},
       {.path = "search.metric.name",
@@ -241,6 +242,10 @@ constexpr std::array specials{
         "linear | constant, at: {batch_size: N}, per: optimizer, value}, multipliers: {sqrt2: "
         "[lo, hi]}, extend_on_edge: 3}. seed: {tune: […], report: […]}"},
     Special{"search.points", "[{NAME: scalar, …}, …]", "method list: the points"},
+    Special{"search.telescope", "{over: NAME, of: [lr, …], points: [5, 3, 1], carry: {NAME: e}}",
+            "method telescoping: the whole grid of `of` at the least value of `over`, then so many "
+            "points of each around the best; a point goes on as it is, or as (ratio of `over`)^e "
+            "times as much"},
     Special{"search.zip", "[[NAME, NAME], …]", "parameters whose values advance together"},
     Special{"search.exclude", "[expression, …]", "points that are left out"},
     Special{"search.derive", "{NAME: expression}", "parameters that follow from others"},
@@ -436,6 +441,8 @@ class Reader {
         if (expect(item, Kind::map, path, "{NAME: scalar, …}"))
           study_.points.push_back(to_json(item));
       }
+    } else if (path == "search.telescope") {
+      read_telescope(node, path);
     } else if (path == "search.zip") {
       if (!expect(node, Kind::list, path, "a list of lists of names")) return;
       for (const YamlNode& item : node.items) {
@@ -479,6 +486,39 @@ class Reader {
       if (expect(word, Kind::scalar, path, "a text")) study_.command.push_back(word.text);
     }
     if (study_.command.empty()) error(command.origin, path, "expects [PROGRAM, ARGUMENT, …]");
+  }
+
+  void read_telescope(const YamlNode& node, const std::string& path) {
+    static const Words known{"over", "of", "points", "carry"};
+    if (!expect(node, Kind::map, path, "a mapping with " + join(known))) return;
+    Telescope& telescope = study_.telescope;
+    for (std::size_t i = 0; i < node.keys.size(); ++i) {
+      const YamlNode& value = node.items[i];
+      const std::string at = path + "." + node.keys[i];
+      if (node.keys[i] == "over") {
+        if (expect(value, Kind::scalar, at, "a parameter")) telescope.over = value.text;
+      } else if (node.keys[i] == "of") {
+        telescope.of.clear();
+        if (!expect(value, Kind::list, at, "a list of parameters")) continue;
+        for (const YamlNode& item : value.items) telescope.of.push_back(item.text);
+      } else if (node.keys[i] == "points") {
+        telescope.points.clear();
+        if (!expect(value, Kind::list, at, "a list of numbers of points")) continue;
+        for (const YamlNode& item : value.items) {
+          if (const auto x = read_number(item, at, 1, 1000, true))
+            telescope.points.push_back(static_cast<std::int64_t>(*x));
+        }
+        if (value.items.empty()) error(value.origin, at, "expects a number of points at least");
+      } else if (node.keys[i] == "carry") {
+        if (!expect(value, Kind::map, at, "{NAME: exponent}")) continue;
+        for (std::size_t k = 0; k < value.keys.size(); ++k) {
+          if (const auto x = read_number(value.items[k], at, -10, 10, false))
+            telescope.carry[value.keys[k]] = *x;
+        }
+      } else {
+        unknown(node.key_origins[i], path, node.keys[i], known);
+      }
+    }
   }
 
   std::optional<Expression> read_expression(const YamlNode& node, const std::string& path) {
@@ -687,8 +727,10 @@ class Reader {
     bool random = false;
     for (const ParameterSpec& spec : study_.parameters) {
       const std::string path = "search.parameters." + spec.name;
-      if (!spec.distribution.empty() && study_.method != "random")
-        error(spec.origin, path, "draws need search.method: random");
+      if (!spec.distribution.empty() && study_.method != "random" && !study_.halves())
+        error(spec.origin, path, "draws need search.method: random or asha");
+      if (!spec.distribution.empty() && study_.halves() && spec.name == "batch_size")
+        error(spec.origin, path, "asha compares trials of one batch size: give values");
       random = random || !spec.distribution.empty();
       if (spec.tune.empty() != spec.report.empty())
         error(spec.origin, path, "tune and report come together");
@@ -699,16 +741,17 @@ class Reader {
                     " both tunes and reports: the chosen rate would be reported with its luck");
       }
     }
-    if (study_.method == "random" && (!random || study_.samples == 0))
+    if ((study_.method == "random" || random) && (!random || study_.samples == 0))
       error(key("search.method"), "search.method",
-            "random needs search.samples and a parameter with a distribution");
-    const bool halves = study_.method == "asha";
-    if (halves != (study_.first_rung > 0))
+            "draws need search.samples and a parameter with a distribution");
+    if (study_.halves() != (study_.first_rung > 0))
       error(key("search.method"), "search.method",
             "asha and search.early_terminate.min_examples come together");
-    if (halves && study_.tunes())
-      error(study_.find("seed")->origin, "search.parameters.seed",
-            "asha chooses by itself: give seed: {values}, and report what it finds with a grid");
+    if (study_.halves() && study_.tunes() && study_.find("lr") != nullptr &&
+        study_.find("lr")->extend_on_edge > 0)
+      error(study_.find("lr")->origin, "search.parameters.lr.extend_on_edge",
+            "asha has left most rates behind when the best one is known: give a wider grid");
+    conflicts_of_telescopes();
     if ((study_.method == "list") != !study_.points.empty())
       error(key("search.method"), "search.method", "list and search.points come together");
     if (study_.branches()) {
@@ -736,6 +779,46 @@ class Reader {
             "tune chooses among rates: the parameter lr is missing");
   }
 
+  void conflicts_of_telescopes() {
+    const Telescope& telescope = study_.telescope;
+    const auto refuse = [this](const char* path, const std::string& what) {
+      error(runtime::config_file::origin_of(root_, path), path, what);
+    };
+    if (study_.telescopes() != !telescope.over.empty())
+      refuse("search.telescope", "telescoping and search.telescope.over come together");
+    if (!study_.telescopes()) return;
+    const ParameterSpec* const over = study_.find(telescope.over);
+    const bool sizes = over != nullptr && over->values.size() > 1 &&
+                       std::all_of(over->values.begin(), over->values.end(), [](const Json& v) {
+                         return v.is_number() && v.get<double>() > 0;
+                       });
+    if (!sizes)
+      refuse("search.telescope", "over: '" + telescope.over + "' is no parameter with two sizes");
+    if (std::find(telescope.of.begin(), telescope.of.end(), "lr") == telescope.of.end())
+      refuse("search.telescope", "of: lr is always among them");
+    for (const std::string& name : telescope.of) {
+      const ParameterSpec* const spec = study_.find(name);
+      const bool grid =
+          spec != nullptr && name != telescope.over && spec->extend_on_edge == 0 &&
+          (spec->center ? spec->center->last > spec->center->first : spec->values.size() > 1) &&
+          std::all_of(spec->values.begin(), spec->values.end(),
+                      [](const Json& v) { return v.is_number() && v.get<double>() > 0; });
+      if (!grid) {
+        refuse("search.telescope",
+               "of: '" + name +
+                   "' is no parameter with two positive values or more (and no extend_on_edge: the "
+                   "grid moves with the best)");
+      }
+    }
+    for (const auto& [name, exponent] : telescope.carry) {
+      if (std::find(telescope.of.begin(), telescope.of.end(), name) == telescope.of.end())
+        refuse("search.telescope", "carry: '" + name + "' is not in `of`");
+    }
+    if (study_.tunes())
+      error(study_.find("seed")->origin, "search.parameters.seed",
+            "telescoping takes means over its seeds at every size: give values");
+  }
+
   void conflicts_of_goals() {
     if (study_.goal == "minimize") return;
     for (const Json& item : study_.analysis_items) {
@@ -755,7 +838,7 @@ class Reader {
     if (study_.runs_command() != (study_.mode == "subprocess"))
       refuse("execution.mode", "task.command and subprocess come together");
     if (!study_.runs_command()) return;
-    if (study_.method == "asha")
+    if (study_.halves())
       refuse("search.method", "asha takes trials from rung to rung; a program goes to its end");
     if (study_.branches()) refuse("branch", "a program leaves no base run");
     if (study_.averages())
@@ -914,6 +997,13 @@ Json resolved(const Study& study) {
   Json parameters = Json::object();
   for (const ParameterSpec& spec : study.parameters) parameters[spec.name] = to_json(spec);
   out["search"]["parameters"] = std::move(parameters);
+  out["search"]["telescope"] = Json::object();
+  if (study.telescopes()) {
+    out["search"]["telescope"] = {{"over", study.telescope.over},
+                                  {"of", study.telescope.of},
+                                  {"points", study.telescope.points},
+                                  {"carry", study.telescope.carry}};
+  }
   out["search"]["points"] = study.points;
   out["search"]["zip"] = study.zip;
   out["search"]["exclude"] = Json::array();

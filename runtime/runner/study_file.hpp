@@ -41,6 +41,15 @@ struct ParameterSpec {
   runtime::Origin origin;
 };
 
+/// Of method telescoping: a grid at the least size, and fewer points around the best at each next
+/// one.
+struct Telescope {
+  std::string over;                           ///< the size; empty: the method is another one
+  std::vector<std::string> of{"lr"};          ///< whose grid it is
+  std::vector<std::int64_t> points{5, 3, 1};  ///< of each at the second size, the third, …
+  std::map<std::string, double> carry;        ///< a point goes on as (size ratio)^carry; absent: 0
+};
+
 struct Study {
   std::int64_t schema = 1;
   std::string name, description;
@@ -52,6 +61,7 @@ struct Study {
   std::string method = "grid";
   std::int64_t samples = 0, draw_seed = 0;
   std::int64_t first_rung = 0, eta = 3;  ///< of method asha: rungs at first_rung·eta^k examples
+  Telescope telescope;
   std::string metric = "val_loss", goal = "minimize";
   double target = std::numeric_limits<double>::quiet_NaN();  ///< NaN: none
   std::vector<ParameterSpec> parameters;                     ///< in the order of the file
@@ -105,6 +115,8 @@ struct Study {
   [[nodiscard]] bool configures() const {
     return !runs_command() || !base.empty() || !bases.empty();
   }
+  [[nodiscard]] bool halves() const { return method == "asha"; }
+  [[nodiscard]] bool telescopes() const { return method == "telescoping"; }
   [[nodiscard]] bool branches() const { return branch_steps > 0; }
   /// Has `seed` two lists: rates are chosen with one and reported with the other?
   [[nodiscard]] bool tunes() const;

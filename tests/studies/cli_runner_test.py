@@ -97,6 +97,14 @@ class Results(Case):
         for ranks in (2, 4):
             self.study("run", "s.yaml", "--dir", f"on{ranks}", ranks=ranks)
             self.assertEqual(self.results("one"), self.results(f"on{ranks}"))
+        dedicated = ["--set", "execution.dedicated_scheduler=true"]
+        for ranks in (2, 4):
+            self.study("run", "s.yaml", "--dir", f"under{ranks}", *dedicated, ranks=ranks)
+            self.assertEqual(self.results("one"), self.results(f"under{ranks}"))
+            journal = [json.loads(line) for line in (self.dir / f"under{ranks}/journal.jsonl").read_text().splitlines()]
+            self.assertEqual({j["group"] for j in journal if j["t"] == "assign"}, set(range(1, ranks)))
+        said = self.study("run", "s.yaml", "--dir", "alone", *dedicated, code=78).stderr
+        self.assertIn("there are 0 beside execution.dedicated_scheduler", said)
         rows = self.results("one")
         self.assertEqual([r["index"] for r in rows], sorted(r["index"] for r in rows))
         # Fresh seeds at the chosen rates, two for each batch size.
@@ -571,6 +579,41 @@ class AveragedWeights(Case):
         self.assertEqual(plan[1]["memory_per_rank"] - plan[0]["memory_per_rank"], 2 * 8 * 8 * 4)
 
 
+class Telescopes(Case):
+    def test_narrow_from_size_to_size_and_leave_one_record(self):
+        self.write("t.yaml", """\
+orthrus_study: 1
+name: t
+base: q.yaml
+search:
+  method: telescoping
+  telescope: {over: workload.rows, points: [3, 1]}
+  parameters:
+    workload.rows: {values: [4, 8, 16]}
+    workload.cols: {values: [4, 8, 16]}
+    lr: {log2: [-7, 2]}
+    seed: {values: [1, 2]}
+  zip: [[workload.rows, workload.cols]]
+""")
+        said = json.loads(self.study("run", "t.yaml", "--dry-run", "--json").stdout)
+        self.assertEqual((said["trials"], said["trials_most"]), (20, 2 * (10 + 3 + 1)))
+        self.study("run", "t.yaml", "--dir", "one")
+        rows = self.results("one")
+        self.assertEqual([r["params"]["workload.rows"] for r in rows], [4] * 20 + [8] * 6 + [16] * 2)
+
+        def means(of):
+            return {lr: sum(r["best_val"] for r in of if r["params"]["lr"] == lr) / 2 for lr in {r["params"]["lr"] for r in of}}
+        for of, then in ((rows[:20], rows[20:26]), (rows[20:26], rows[26:])):
+            rates = sorted(means(then))
+            self.assertEqual(rates[len(rates) // 2], min(means(of), key=means(of).get))
+        tuned = json.loads(self.study("status", "one", "--json").stdout)["tuned"]
+        self.assertEqual([(t["lr"], t["params"]["workload.rows"]) for t in tuned], [(rows[-1]["params"]["lr"], 16)])
+        self.study("run", "t.yaml", "--dir", "on3", ranks=3)
+        self.assertEqual(rows, self.results("on3"))
+        self.kill_until_done("t.yaml", "killed", None, 0)
+        self.assertEqual(rows, self.results("killed"))
+
+
 class SuccessiveHalving(Case):
     STUDY = """\
 orthrus_study: 1
@@ -612,6 +655,20 @@ budget: {max_examples: 4320}
         for a, b in zip(rows, self.results("grid")):
             if a["state"] == "complete":
                 self.assertEqual((a["final_val"], a["steps"]), (b["final_val"], b["steps"]))
+
+    def test_of_draws_reports_the_best_with_fresh_seeds(self):
+        self.write("h.yaml", self.STUDY.replace("[4, 16]", "[8]").replace("asha\n", "asha\n  samples: 9\n").replace(
+            "lr: {values: [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 1.0e+6]}",
+            "lr: {distribution: log_uniform, min: 0.01, max: 2}\n    seed: {tune: [0, 1], report: [5, 6]}"))
+        self.study("run", "h.yaml", "--dir", "one")
+        rows = self.results("one")
+        report = [r for r in rows if r["role"] == "report"]
+        ended = [r for r in rows if r["role"] == "tune" and r["state"] == "complete"]
+        self.assertEqual((len(rows), len(report), len(ended)), (20, 2, 2))
+        self.assertEqual({r["params"]["lr"] for r in report}, {r["params"]["lr"] for r in ended})
+        self.assertEqual(([r["params"]["seed"] for r in report], [r["examples"] for r in report]), ([5, 6], [4320] * 2))
+        self.kill_until_done("h.yaml", "killed", 2, 0)
+        self.assertEqual(rows, self.results("killed"))
 
     def test_says_what_its_runs_from_the_start_cost(self):
         self.write("h.yaml", self.STUDY)

@@ -406,8 +406,187 @@ TEST(SuccessiveHalving, IsRefusedWhereItMeansNothing) {
   EXPECT_THAT(said({"search.early_terminate.min_examples=0"}), HasSubstr("come together"));
   EXPECT_THAT(said({"search.method=grid"}), HasSubstr("come together"));
   std::string tuned = halved_study;
+  tuned.replace(tuned.find("{values: [1,"), 8, "{extend_on_edge: 1, values:");
   tuned += "    seed: {tune: [0], report: [1]}\n";
-  EXPECT_THAT(error_of([&] { expand(tuned); }), HasSubstr("asha chooses by itself"));
+  EXPECT_THAT(error_of([&] { expand(tuned); }), HasSubstr("give a wider grid"));
+  EXPECT_THAT(error_of([] {
+                expand_parameters(
+                    "  method: asha\n  early_terminate: {min_examples: 600}\n  samples: 9\n"
+                    "  parameters: {batch_size: {distribution: uniform, min: 1, max: 9}, lr: 1}\n");
+              }),
+              HasSubstr("batch_size: asha compares trials of one batch size"));
+}
+
+TEST(SuccessiveHalving, TakesTheBestOfDraws) {
+  const Expansion e = expand_parameters(
+      "  method: asha\n  early_terminate: {min_examples: 600}\n  samples: 27\n  parameters:\n"
+      "    batch_size: {values: [8, 64]}\n"
+      "    lr: {distribution: log_uniform, min: 1, max: 256}\n"
+      "    momentum: {distribution: uniform, min: 0.5, max: 0.9}\n");
+  ASSERT_EQ(e.initial().size(), 54U);
+  EXPECT_EQ(e.cells().size(), 2U);
+  Campaign campaign(e);
+  for (auto due = campaign.due(); !due.empty(); due = campaign.due())
+    campaign.record(on_its_rung(*due[0]));
+  ASSERT_TRUE(campaign.complete());
+  for (const std::int64_t batch : {8, 64}) {
+    // Losses of a rung differ by the rate alone: the nearest one to 2^4.1 goes to the end.
+    double nearest = 1e9, ended = 0;
+    int complete = 0;
+    for (const Trial& trial : e.initial()) {
+      if (trial.params["batch_size"] != batch) continue;
+      const double off = std::abs(std::log2(trial.params["lr"].get<double>()) - 4.1);
+      nearest = std::min(nearest, off);
+      if (campaign.results().at(trial.index)["state"] != "complete") continue;
+      ended = off;
+      ++complete;
+    }
+    EXPECT_EQ(complete, 1);
+    EXPECT_EQ(ended, nearest);
+  }
+}
+
+TEST(SuccessiveHalving, ComparesMeansOverSeedsAndReportsTheBestWithOthers) {
+  std::string text = halved_study;
+  text += "    seed: {tune: [0, 1], report: [10, 11, 12]}\n";
+  const Expansion e = expand(text);
+  EXPECT_EQ(e.most(), 2 * (10 * 2 + 3));
+  EXPECT_EQ(e.runs().size(), 2U * 2U * (10 + 3 + 1 + 1));
+  for (const unsigned order : {0U, 1U, 2U}) {
+    std::mt19937 random(order);
+    Campaign campaign(e);
+    for (auto due = campaign.due(); !due.empty(); due = campaign.due()) {
+      const Trial& trial = *due[random() % due.size()];
+      Json record = on_its_rung(trial);
+      // One seed makes the rate 64 look best, the other worst.
+      if (trial.params["lr"] == 64) {
+        for (Json& loss : record["rungs"])
+          loss = loss.get<double>() + (trial.params["seed"] == 0 ? -3 : 3);
+      }
+      record["steps_to_target"] = nullptr;
+      record["best_val"] = std::abs(std::log2(trial.params["lr"].get<double>()) - 4.1);
+      campaign.record(record);
+      EXPECT_TRUE(campaign.has(record));
+    }
+    ASSERT_TRUE(campaign.complete());
+    std::vector<std::pair<double, std::int64_t>> reported;
+    for (const auto& [index, trial] : campaign.trials()) {
+      if (trial.role == "report")
+        reported.emplace_back(trial.params["lr"].get<double>(), trial.params["seed"]);
+    }
+    EXPECT_THAT(reported,
+                ElementsAre(std::pair(16.0, 10), std::pair(16.0, 11), std::pair(16.0, 12),
+                            std::pair(16.0, 10), std::pair(16.0, 11), std::pair(16.0, 12)));
+    EXPECT_EQ(campaign.tuned().at(0).choice.lr, 16);
+  }
+}
+
+// ---- telescopes ---------------------------------------------------------------------------------
+
+std::string telescoping_study(
+    const std::string& telescope = "{over: workload.rows, of: [lr, weight_decay]}") {
+  return "orthrus_study: 1\nname: s\nbudget: {max_examples: 6400}\n"
+         "task: {builtin: noisy_quadratic}\nsearch:\n  method: telescoping\n  telescope: " +
+         telescope +
+         "\n  parameters:\n"
+         "    workload.rows: {values: [8, 16, 32, 64]}\n"
+         "    workload.cols: {values: [4, 8, 16, 32]}\n"
+         "    lr: {log2: [-10, -3]}\n"
+         "    weight_decay: {log2: [-9, -2]}\n"
+         "    seed: {values: [1, 2]}\n"
+         "  zip: [[workload.rows, workload.cols]]\n";
+}
+
+/// The loss is a bowl in the logarithms, with noise of either sign; the best rate's distance from
+/// where it is for a wide model falls as 1/width.
+Json in_its_bowl(const Trial& trial, double exponent) {
+  const double rows = trial.params["workload.rows"];
+  const double lr = std::log2(trial.params["lr"].get<double>());
+  const double decay = std::log2(trial.params["weight_decay"].get<double>());
+  const double best = -6.2 + exponent * std::log2(rows / 8) + 1.6 * 8 / rows;
+  const double noise = trial.params["seed"] == 1 ? 0.004 : -0.004;
+  const double loss = 1 + std::pow(lr - best, 2) + 0.5 * std::pow(decay + 5.3, 2) + noise * lr;
+  return {{"index", trial.index},
+          {"state", "complete"},
+          {"steps_to_target", nullptr},
+          {"best_val", loss}};
+}
+
+TEST(ATelescope, FindsTheBestOfEachSizeWithTheTrialsItAnnounced) {
+  for (const double exponent : {0.0, -1.0}) {
+    const Expansion e = expand(
+        exponent == 0
+            ? telescoping_study()
+            : telescoping_study("{over: workload.rows, of: [lr, weight_decay], carry: {lr: -1}}"));
+    EXPECT_EQ(e.initial().size(), 2U * 64);
+    EXPECT_EQ(e.most(), 2 * (64 + 25 + 9 + 1));
+    std::vector<Json> first;
+    for (const unsigned order : {0U, 1U, 2U}) {
+      std::mt19937 random(order);
+      Campaign campaign(e);
+      int decided = 0;
+      for (auto due = campaign.due(); !due.empty(); due = campaign.due()) {
+        const Json record = in_its_bowl(*due[random() % due.size()], exponent);
+        decided += static_cast<int>(campaign.record(record).size());
+      }
+      ASSERT_TRUE(campaign.complete());
+      EXPECT_EQ(decided, 1);
+      EXPECT_EQ(std::ssize(campaign.trials()), e.most());
+      std::vector<Json> trials;
+      std::map<double, std::set<double>> rates;
+      for (const auto& [index, trial] : campaign.trials()) {
+        trials.push_back(trial.params);
+        EXPECT_EQ(trial.params["workload.rows"].get<int>(),
+                  2 * trial.params["workload.cols"].get<int>());
+        rates[trial.params["workload.rows"]].insert(
+            std::log2(trial.params["lr"].get<double>()) -
+            exponent * std::log2(trial.params["workload.rows"].get<double>() / 8));
+      }
+      if (first.empty()) first = trials;
+      EXPECT_EQ(trials, first);
+      // Best rates at 2^-4.6, -5.4, -5.8, and nearest to them -5, -5, -6.
+      EXPECT_THAT(rates[16], ElementsAre(-7, -6, -5, -4, -3));
+      EXPECT_THAT(rates[32], ElementsAre(-6, -5, -4));
+      EXPECT_THAT(rates[64], ElementsAre(-6));
+      const Tuned& tuned = campaign.tuned().at(0);
+      EXPECT_EQ(std::log2(tuned.choice.lr), -6 + exponent * 3);
+      EXPECT_THAT(tuned.best, ElementsAre(Point::value_type("workload.rows", 64),
+                                          Point::value_type("workload.cols", 32),
+                                          Point::value_type("weight_decay", std::exp2(-5))));
+      // As after a kill.
+      Campaign resumed(e);
+      for (const auto& [index, record] : campaign.results()) resumed.record(record);
+      EXPECT_EQ(resumed.results(), campaign.results());
+      EXPECT_TRUE(resumed.complete());
+    }
+  }
+}
+
+TEST(ATelescope, OfWhichEverythingDivergesGoesNoFurther) {
+  const Expansion e = expand(telescoping_study());
+  Campaign campaign(e);
+  for (auto due = campaign.due(); !due.empty(); due = campaign.due())
+    campaign.record({{"index", due[0]->index},
+                     {"state", "diverged"},
+                     {"steps_to_target", nullptr},
+                     {"best_val", 3.0}});
+  EXPECT_TRUE(campaign.complete());
+  EXPECT_EQ(campaign.trials().size(), 128U);
+  EXPECT_TRUE(campaign.tuned().at(0).choice.censored);
+}
+
+TEST(ATelescope, IsRefusedWhereItMeansNothing) {
+  const auto said = [](const std::string& telescope) {
+    return error_of([&] { expand(telescoping_study(telescope)); });
+  };
+  EXPECT_THAT(said("{of: [lr]}"), HasSubstr("come together"));
+  EXPECT_THAT(said("{over: workload.depth}"),
+              HasSubstr("'workload.depth' is no parameter with two sizes"));
+  EXPECT_THAT(said("{over: workload.rows, of: [weight_decay]}"), HasSubstr("lr is always"));
+  EXPECT_THAT(said("{over: workload.rows, of: [lr, momentum]}"),
+              HasSubstr("'momentum' is no parameter with two positive values"));
+  EXPECT_THAT(said("{over: workload.rows, carry: {weight_decay: 1}}"),
+              HasSubstr("'weight_decay' is not in `of`"));
 }
 
 TEST(AStudy, BeginsWithWhatTakesLongest) {
