@@ -168,6 +168,8 @@ std::string manifest_text(const Manifest& m) {
         {"euclidean", g.euclidean},
         {"advisor", {a.log_ratio, a.weight, a.above, a.below, static_cast<int>(a.advice)}}};
   }
+  if (m.next_look > 0) doc["next_look"] = m.next_look;
+  if (!m.activations.empty()) doc["activations"] = m.activations;
   const std::string body = doc.dump();
   doc["sha256"] = sha256_hex(body.data(), body.size());
   return doc.dump();
@@ -219,11 +221,20 @@ Manifest read_manifest(const fs::path& directory) {
     if (const auto geometry = doc.find("geometry"); geometry != doc.end()) {
       for (const auto& [name, g] : geometry->items()) {
         const Json& a = g.at("advisor");
+        const double euclidean = g.at("euclidean").get<double>();
+        const int advice = a.at(4).get<int>();
+        if (!(euclidean >= 0) || advice < 0 || advice > 2) {
+          throw DataError(file.string() + ": geometry of '" + name + "' is none");
+        }
         m.geometry[name] = {
-            g.at("euclidean").get<double>(),
+            euclidean,
             {a.at(0).get<double>(), a.at(1).get<double>(), a.at(2).get<int>(), a.at(3).get<int>(),
-             static_cast<studies::GeometryAdvisor::Advice>(a.at(4).get<int>())}};
+             static_cast<studies::GeometryAdvisor::Advice>(advice)}};
       }
+    }
+    m.next_look = doc.value("next_look", std::int64_t{0});
+    if (const auto list = doc.find("activations"); list != doc.end()) {
+      m.activations = list->get<std::map<std::string, std::vector<float>>>();
     }
     for (const Json& p : doc.at("pieces")) {
       const auto region = p.at("region").get<std::array<Index, 4>>();
@@ -444,7 +455,6 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
                                   const std::map<std::string, std::string>& user) {
   check_between_steps("save");
   Communicator& world = setup_;
-  const std::vector<double> chosen = choose_geometry();
   fs::path target = fs::path(directory).lexically_normal();
   if (!target.has_filename()) target = target.parent_path();  // a trailing slash
   std::string temporary;
@@ -579,7 +589,7 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
       m.user = user;
       m.parameters = parameters_of(plan_);
       save_noise(m);
-      save_geometry(m, chosen);
+      save_geometry(m);
       for (std::size_t r = 0; r < all.size(); ++r) {
         if (all[r].empty()) continue;
         const auto doc = nlohmann::json::parse(all[r]);
@@ -604,7 +614,6 @@ void ShardedOptimizer::Impl::save(const std::string& directory,
     clean_up();
     throw;
   }
-  adopt_geometry(chosen);
 }
 
 std::map<std::string, std::string> ShardedOptimizer::Impl::load(const std::string& directory,

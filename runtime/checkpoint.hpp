@@ -64,12 +64,15 @@ struct Manifest {
   std::map<std::string, NoiseTrend> parameter_noise;
   std::vector<NoiseTrend> group_noise;
   NoiseTrend model_noise{};
-  /// By matrix, of those that were looked at with `diagnostics.advisor: auto`.
+  /// By matrix, of those that were looked at beside their activations; and, with
+  /// `diagnostics.advisor: auto`, what it decides by.
   struct Geometry {
-    double euclidean = 0;  ///< `MatrixSpectra::euclidean`, from this step on
+    double euclidean = 0;  ///< `MatrixSpectra::euclidean` of the next step
     studies::GeometryAdvisor::State advisor;
   };
   std::map<std::string, Geometry> geometry;
+  std::int64_t next_look = 0;                             ///< no step before it looks
+  std::map<std::string, std::vector<float>> activations;  ///< by parameter: power iterations'
 };
 
 /// The document, with its own SHA-256 as last member.

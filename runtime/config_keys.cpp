@@ -224,7 +224,7 @@ std::span<const Row<Config>> config_rows() {
        .at = [](Config& c) -> Slot { return &c.diagnostics.advisor; },
        .doc =
            "with spectra, of spectral or Euclidean steps per matrix: report; advise says when it "
-           "changes; auto changes muon's steps, when a checkpoint is saved",
+           "changes; auto changes muon's steps, every train.save_every steps",
        .words = {"report", "advise", "auto"}},
       {.path = "diagnostics.budget_frac",
        .kind = Kind::real,

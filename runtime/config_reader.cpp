@@ -615,6 +615,10 @@ class Reader {
       conflict("diagnostics.advisor",
                c.diagnostics.advisor + " needs diagnostics.spectra and diagnostics.every_steps");
     }
+    if (c.diagnostics.advisor == "auto" && c.train.save_every == 0) {
+      conflict("diagnostics.advisor",
+               "auto decides every train.save_every steps, which is 0 here: never");
+    }
     for (std::size_t i = 0; i < c.groups.size(); ++i) {
       const GroupConfig& g = c.groups[i];
       const std::string scope = "groups[" + std::to_string(i) + "].";

@@ -277,7 +277,8 @@ struct ShardedOptimizer::Impl {
     /// Of a parameter that is looked at: what its activations came to in this step — Σ (aᵀv)a and
     /// Σ‖a‖², or, before there is a v, Σ a — and that vector, of length 1.
     struct Activation {
-      std::vector<double> sum, vector;
+      std::vector<double> sum;
+      std::vector<float> vector;  ///< f32, so that checkpoints keep it as it is
       double squares = 0;
     };
     std::vector<Activation> activations;  ///< per parameter; empty where it is not looked at
@@ -341,15 +342,14 @@ struct ShardedOptimizer::Impl {
   void forget_activations();
   void share_spectra();
   // geometry.cpp
-  [[nodiscard]] bool may_choose(const runtime::Probed& p) const;
+  [[nodiscard]] bool chooses_in(std::int64_t step) const;
   [[nodiscard]] double euclidean_of(const runtime::MatrixPlan& m) const;
   [[nodiscard]] double scaled_euclidean_of(const runtime::MatrixPlan& m) const;
-  [[nodiscard]] std::vector<double> choose_geometry();
-  void save_geometry(runtime::Manifest& m, const std::vector<double>& chosen) const;
-  void adopt_geometry(const std::vector<double>& chosen);
+  void choose_geometry();
+  void save_geometry(runtime::Manifest& m) const;
   void load_geometry(const runtime::Manifest& m);
-  void look_anew();
-  void note_advice(std::size_t probed, const std::string& what);
+  void note_advice(std::size_t probed, studies::GeometryAdvisor::Advice advice);
+  void add_notice(const std::string& what);
   void take_turn(runtime::Turn turn);
   void depart(std::size_t bucket);  ///< 3, and the way out of 4
   void arrive(std::size_t bucket);

@@ -102,9 +102,10 @@ void ShardedOptimizer::Impl::prepare_to_look() {
   looking_.since = Clock::now();
 }
 
+/// Also where steps are chosen: not by what was seen long ago.
 bool ShardedOptimizer::Impl::looks_in(std::int64_t step) const {
-  return !plan_.probed.empty() && step >= looking_.next &&
-         step % config_.diagnostics.every_steps == 0;
+  if (plan_.probed.empty()) return false;
+  return chooses_in(step) || (step >= looking_.next && step % config_.diagnostics.every_steps == 0);
 }
 
 double ShardedOptimizer::Impl::examples_each() const {
@@ -136,6 +137,7 @@ void ShardedOptimizer::Impl::look_after_update() {
   time[1] =
       (ms_since(looking_.since) - time[0]) / static_cast<double>(steps_ - looking_.since_step);
   share_spectra();
+  choose_geometry();
   looking_.next = runtime::next_look(steps_, config_.diagnostics.every_steps, time[0] / plan_.ranks,
                                      time[1] / plan_.ranks, config_.diagnostics.budget_frac);
   looking_.since = Clock::now();
@@ -390,7 +392,7 @@ void ShardedOptimizer::Impl::observe_activation(int id, ConstMatrixView a) {
               ? static_cast<double>(static_cast<const float*>(a.data)[e])
               : static_cast<double>(kernels::to_float(static_cast<const BFloat16*>(a.data)[e]));
     }
-    const auto inner = [&](const std::vector<double>& v) {
+    const auto inner = [&](const auto& v) {
       return std::inner_product(token.begin(), token.end(), v.begin(), 0.0);
     };
     of.squares += inner(token);
@@ -433,7 +435,7 @@ void ShardedOptimizer::Impl::share_spectra() {
       for_each_number(spectrum, [&](double& x) { x = *at++; });
       spectrum.rank = static_cast<Index>(*at++);
     }
-    if (matrix >= 0 && group.is_spectral_descent()) {
+    if (matrix >= 0 && group.is_spectral_descent() && result.euclidean == 0) {
       const auto g =
           static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(result.parameter)]);
       result.rho = weight_decay_[g] * result.weights.operator_norm /
@@ -475,9 +477,13 @@ void ShardedOptimizer::Impl::take_activations() {
     const auto last = first + std::ssize(of.sum);
     const double length = std::sqrt(std::inner_product(first, last, first, 0.0));
     if (!(length > 0) || !std::isfinite(length)) continue;
-    if (!of.vector.empty()) ranks[i] = *last / length;  // length = ‖AAᵀv‖ ≤ ‖A‖_op²
+    if (!of.vector.empty()) {  // ‖AAᵀv‖ ≤ ‖A‖_op²·‖v‖
+      const auto& v = of.vector;
+      ranks[i] = *last * std::sqrt(std::inner_product(v.begin(), v.end(), v.begin(), 0.0)) / length;
+    }
     of.vector.resize(of.sum.size());
-    std::transform(first, last, of.vector.begin(), [&](double x) { return x / length; });
+    std::transform(first, last, of.vector.begin(),
+                   [&](double x) { return static_cast<float>(x / length); });
   }
   for (std::size_t i = 0; i < looking_.results.size(); ++i) {
     MatrixSpectra& result = looking_.results[i];
@@ -493,9 +499,7 @@ void ShardedOptimizer::Impl::take_activations() {
     result.advice = looking_.advisors[i].probe(std::max(nuclear_rank, 1.0),  // but for rounding
                                                std::max(result.activation_rank, 1.0));
     result.spectral_ratio = looking_.advisors[i].average_ratio();
-    if (result.advice == before || config_.diagnostics.advisor == "report") continue;
-    note_advice(i, result.advice == Advice::spectral ? "spectral steps promise more"
-                                                     : "Euclidean steps promise more");
+    if (result.advice != before) note_advice(i, result.advice);
   }
 }
 

@@ -126,9 +126,8 @@ void ShardedOptimizer::Impl::walk() {
   report_.lr_multiplier = lr_multiplier_;
   if (const std::string_view problem = backend_->replay_problem(); !problem.empty() && !noticed_) {
     noticed_ = true;
-    if (!notice_.empty()) notice_ += "; ";
-    notice_ += "cuda.graph: an LMO could not be recorded, and is launched kernel by kernel: ";
-    notice_ += problem;
+    add_notice("cuda.graph: an LMO could not be recorded, and is launched kernel by kernel: " +
+               std::string(problem));
   }
   report_.notice.swap(notice_);
   forget_activations();
@@ -582,8 +581,7 @@ void ShardedOptimizer::Impl::share_problems() {
   const TrafficScope scope(all_ranks(), TrafficClass::exceptional);
   for (const std::string& theirs : all_ranks().all_gather_strings(problem_)) {
     if (theirs.empty() || notice_.find(theirs) != std::string::npos) continue;
-    if (!notice_.empty()) notice_ += "; ";
-    notice_ += theirs;
+    add_notice(theirs);
   }
 }
 
@@ -677,16 +675,16 @@ std::uint64_t ShardedOptimizer::Impl::hash_of(const void* memory, std::size_t by
   return XXH3_64bits(here.data(), bytes);
 }
 
-/// Without comm.timeout_s: a minute, or ten times the median of the last steps. A step that looks
-/// at matrices has its own time for that.
+/// Without comm.timeout_s: a minute, or ten times the median of the last steps, and in a step that
+/// looks at matrices what that may take.
 void ShardedOptimizer::Impl::set_deadline() {
   double seconds = config_.comm.timeout_s;
   if (seconds <= 0) {
     auto recent = recent_ms_;
     std::nth_element(recent.begin(), recent.begin() + recent.size() / 2, recent.end());
     seconds = std::max(60.0, std::ceil(1e-3 * recent[recent.size() / 2]) * 10);
+    if (looks_in(steps_)) seconds += looking_.allowance_s;
   }
-  if (looks_in(steps_)) seconds += looking_.allowance_s;
   if (seconds == deadline_s_) return;
   deadline_s_ = seconds;
   for_each_communicator(*this, [&](Communicator& comm) { comm.set_timeout(seconds); });

@@ -24,8 +24,8 @@ namespace orthrus::geometry {
 // contrary.
 inline constexpr Index kFlatRows = 12, kFlatCols = 20, kRoundRows = 10, kRoundCols = 16;
 inline constexpr double kRate = 0.1, kBeta = 0.9;
-/// Five looks that know activations: the first only chooses a vector.
-inline constexpr int kAdvised = 6;
+/// Five looks that know activations, the first only chooses a vector; and one more.
+inline constexpr int kDecided = 7;
 
 inline std::vector<float> normals(Index count, std::uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -49,11 +49,14 @@ inline std::vector<float> rank_one() {
   return out;
 }
 
+inline std::string budget_text(double budget) { return budget > 0 ? "1.0e-9" : "0"; }
+
 struct Layout {
   int ranks = 1;
   const char *text = "", *group = "";
   double gradient = 1;  ///< factor
   double tolerance = 1e-5;
+  double budget = 0;  ///< `diagnostics.budget_frac`
 };
 
 struct Model {
@@ -63,8 +66,9 @@ struct Model {
       for (float& x : *g) x *= static_cast<float>(layout.gradient);
     }
     const Config config = parse_config(
-        "schema: 1\n" + std::string(layout.text) +
-        "diagnostics: {every_steps: 1, spectra: true, budget_frac: 0, advisor: " + advisor +
+        "schema: 1\ntrain: {save_every: " + std::to_string(kDecided) + "}\n" +
+        std::string(layout.text) + "diagnostics: {every_steps: 1, spectra: true, budget_frac: " +
+        budget_text(layout.budget) + ", advisor: " + advisor +
         "}\ngroups:\n  - {match: '*', rule: {name: muon, lr: 0.1, momentum: 0.9}, lmo: {scale: "
         "spectral" +
         (std::string(layout.group).starts_with(" ") ? layout.group
@@ -96,6 +100,7 @@ struct Model {
     optimizer->gradient_ready(0);
     const StepReport& report = optimizer->step();
     read_weights();
+    gradient_norm = report.gradient_norm[0];
     if (report.notice.find("m.flat") != std::string::npos) notices.push_back(report.notice);
     std::vector<double> count{static_cast<double>(report.matrices)};
     comm_->all_reduce(std::span(count), ReduceOp::sum);
@@ -127,7 +132,8 @@ struct Model {
   std::vector<float> w_flat = trained_flat, w_round = trained_round;  ///< after a step
   std::vector<float> round, flat;                                     ///< gradients
   bool rounds_flat = false;  ///< the first's inputs are all the same now
-  double matrices = 0;       ///< orthogonalized in the last step, on all ranks
+  double gradient_norm = 0;
+  double matrices = 0;  ///< orthogonalized in the last step, on all ranks
   std::vector<std::string> notices;
   std::unique_ptr<ShardedOptimizer> optimizer;
 
@@ -141,7 +147,7 @@ inline std::filesystem::path directory() {
          (std::string("orthrus-geometry-") + test->name() + "-" + std::to_string(::getpid()));
 }
 
-/// −η·f·X over G in step t, where the last look before the change was of step `look`.
+/// −η·f·X over G in step t, where the look that decided was of step `look`.
 inline double euclidean_step(int t, int look) {
   return -kRate * (1 - std::pow(kBeta, t + 1)) / (1 - std::pow(kBeta, look - 1));
 }

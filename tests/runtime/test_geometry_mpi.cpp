@@ -9,7 +9,7 @@ namespace {
 
 using namespace geometry;
 
-TEST(GeometryOverMpi, ChangesWhenACheckpointIsSaved) {
+TEST(GeometryOverMpi, ChangesWhereACheckpointIsDue) {
   Communicator comm = borrow(MPI_COMM_WORLD);
   for (const std::string mode : {"exchange", "gram", "gram_steps", "block_cyclic"}) {
     if (mode == "block_cyclic" && !comm::ProcessGrid::available()) continue;
@@ -19,8 +19,8 @@ TEST(GeometryOverMpi, ChangesWhenACheckpointIsSaved) {
       const std::string group = ", matrix: {mode: " + mode + "}";
       const Layout layout{comm.size(), "", group.c_str(), gradient};
       Model reports(layout, "report", comm), chooses(layout, "auto", comm);
-      reports.steps(kAdvised + 1);
-      chooses.steps(kAdvised + 1);
+      reports.steps(kDecided);
+      chooses.steps(kDecided);
       EXPECT_EQ(chooses.w_flat, reports.w_flat);
       std::vector<std::int64_t> process{::getpid()};  // rank 0's names the directory
       comm.broadcast(std::span(process), 0);
@@ -30,7 +30,7 @@ TEST(GeometryOverMpi, ChangesWhenACheckpointIsSaved) {
       const auto at = chooses.w_flat;
       reports.step();
       chooses.step();
-      expect_step(chooses, at, euclidean_step(kAdvised + 2, kAdvised + 1), 1e-5);
+      expect_step(chooses, at, euclidean_step(kDecided + 1, kDecided), 1e-5);
       EXPECT_EQ(chooses.w_round, reports.w_round) << "the other goes on";
       EXPECT_EQ(chooses.matrices, reports.matrices - 1);
       Model loads(layout, "auto", comm);

@@ -96,7 +96,7 @@ struct DiagnosticsConfig {
   bool spectra = false;     ///< look at matrices, too
   bool dual_noise = false;  ///< and, then, at noise in dual norms
   /// What is done with the layerwise condition: report, advise (says so when it changes), or auto
-  /// (steps change with it, at checkpoints).
+  /// (steps change with it, every `train.save_every`).
   std::string advisor = "report";
   double budget_frac = 0.01;
   friend bool operator==(const DiagnosticsConfig&, const DiagnosticsConfig&) = default;

@@ -219,8 +219,9 @@ struct MatrixSpectra {
   /// What five looks in a row say of it (`studies::GeometryAdvisor`).
   studies::GeometryAdvisor::Advice advice = studies::GeometryAdvisor::Advice::keep;
   /// With `diagnostics.advisor: auto`, which steps in this direction: 0 for polar(M), else the
-  /// factor f of f·M. It is ‖M‖_*/‖M‖_F² of the look before the change, so that the decrease that
-  /// the momentum promises goes on as it was: η‖M‖_* = ηf‖M‖_F².
+  /// factor f of f·M. It is ‖M‖_*/‖M‖_F² of the look that it was decided by, so that the decrease
+  /// which that momentum promised goes on as it was, η‖M‖_* = ηf‖M‖_F²; from then on steps are as
+  /// long as the momentum is.
   double euclidean = 0;
 };
 
@@ -345,8 +346,7 @@ class ShardedOptimizer {
   void set_lr_multiplier(double factor);
 
   /// Writes a checkpoint directory: `directory` appears whole or not at all. It loads on any number
-  /// of ranks. With `diagnostics.advisor: auto` steps after it, and after `load`, have the geometry
-  /// that looks until now have advised. `user` is kept in the manifest (data cursor, …).
+  /// of ranks. `user` is kept in the manifest (data cursor, …).
   void save(const std::string& directory, const std::map<std::string, std::string>& user = {});
   /// Restores weights, state and step. @return what `save` was given as `user`.
   /// @param convert  Weights of another format or `weights.residual` are taken, too: the most exact
