@@ -136,6 +136,16 @@ StudyResults read_study(const std::filesystem::path& directory) {
   const std::filesystem::path results = directory / "results.jsonl";
   JsonLines lines = read_json_lines(results);
   if (!lines.warning.empty()) study.warnings.push_back(lines.warning);
+  const std::filesystem::path journal = directory / "journal.jsonl";
+  if (std::filesystem::exists(journal, error)) {
+    for (const JsonLine& line : read_json_lines(journal).lines) {
+      const std::string version = line.record.value("version", "");
+      if (!version.empty() && std::find(study.versions.begin(), study.versions.end(), version) ==
+                                  study.versions.end()) {
+        study.versions.push_back(version);
+      }
+    }
+  }
   std::map<std::string, StudyTrial> last;
   for (JsonLine& line : lines.lines) {
     StudyTrial trial =

@@ -35,6 +35,7 @@ struct StudyResults {
   nlohmann::ordered_json resolved;  ///< study.resolved.json
   std::vector<StudyTrial> trials;   ///< by index; of one trial's lines the last
   std::vector<std::string> warnings;
+  std::vector<std::string> versions;  ///< of the code that ran it, as its journal says
 
   /// Below dots: "search.metric"; null when there is none.
   [[nodiscard]] const nlohmann::ordered_json& setting(const std::string& path) const;

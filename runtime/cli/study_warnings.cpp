@@ -144,6 +144,36 @@ void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, War
   }
 }
 
+namespace {
+
+/// Trials that were timed, by all that they were given but the seed.
+void warn_of_times(const StudyResults& study, Warnings& warn) {
+  std::map<std::string, std::size_t> repeated;
+  bool over = false;
+  for (const StudyTrial& trial : study.trials) {
+    const auto timing = trial.line.find("timing");
+    if (!trial.result() || timing == trial.line.end() || !timing->is_object()) continue;
+    over = over || timing->value("oversubscribed", false);
+    ordered_json given = trial.params;
+    given.erase("seed");
+    ++repeated[given.dump()];
+  }
+  if (over) {
+    warn.add("oversubscribed",
+             "more ranks than cores: times are of waiting for a core, and no "
+             "efficiency follows from them");
+  }
+  const auto once = std::count_if(repeated.begin(), repeated.end(),
+                                  [](const auto& entry) { return entry.second < 2; });
+  if (once > 0) {
+    warn.add("single_times", fmt::format("{} of {} timed settings ran once: how far their times "
+                                         "vary is not known",
+                                         once, repeated.size()));
+  }
+}
+
+}  // namespace
+
 void warn_of_trials(const StudyResults& study, const StudyAnalysis& analysis,
                     const std::vector<std::string>& keys, Warnings& warn) {
   std::size_t failed = 0, without = 0;
@@ -177,6 +207,11 @@ void warn_of_trials(const StudyResults& study, const StudyAnalysis& analysis,
                                           "batch size",
                                           format_number(epochs)));
   }
+  if (study.versions.size() > 1) {
+    warn.add("mixed_versions", fmt::format("run by several versions of the code: {}",
+                                           fmt::join(study.versions, ", ")));
+  }
+  warn_of_times(study, warn);
   if (study.trials.empty()) warn.add("empty", "no trial has finished");
   if (std::isnan(analysis.target) && !study.trials.empty() && !is_branched(study)) {
     warn.add("no_target",

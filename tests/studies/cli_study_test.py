@@ -309,6 +309,53 @@ class Study(Case):
         text = self.study("report", "s").stdout
         self.assertIn("muon: no finished trial at batch 32\n", text)
 
+    def test_every_warning_has_its_reason(self):
+        def kinds(change=lambda line: line, **filled):
+            self.fill(**filled)
+            results = self.dir / "s/results.jsonl"
+            lines = [change(json.loads(text)) for text in results.read_text().splitlines()]
+            results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            return self.kinds(json.loads(self.study("report", "s", "--json").stdout))
+
+        def steps(law):
+            """Steps to the target as `law` of the line's parameters has them."""
+            def change(line):
+                line["steps_to_target"] = law(**line["params"])
+                return line
+            return change
+
+        def scattered(optimizer, batch_size, lr, seed):
+            # Reported steps a factor of ten about their law.
+            return 1000 * (1 + 64 / batch_size) * 10 ** math.sin(7 * seed + batch_size)
+
+        reasons = {
+            "oversubscribed": dict(change=lambda line: {**line, "timing": {"oversubscribed": True}}),
+            "single_times": dict(change=lambda line: {**line, "timing": {"oversubscribed": False}},
+                                 keep=lambda opt, batch, seed: seed == 10),
+            "censored_share": dict(change=steps(lambda batch_size, **_: 1000 if batch_size < 64 else None)),
+            "repeated_data": dict(change=lambda line: {**line, "epochs_seen": 1.5}),
+            "coarse_evaluation": dict(change=lambda line: {**line, "steps_to_target_lo": 80, "steps_to_target_hi": 100}),
+            "quantised": dict(steps=lambda opt, s: s / 100),
+            "wide_interval": dict(change=steps(scattered)),
+            "rejected_by_aicc": dict(steps=lambda opt, s: s**0.6),
+            "few_seeds": dict(keep=lambda opt, batch, seed: seed < 12),
+            "edge_optimum": dict(change=steps(lambda lr, **_: 1000 / lr)),
+            "missing_cells": dict(keep=lambda opt, batch, seed: batch != 64),
+        }
+        clean = kinds()
+        for kind, study in reasons.items():
+            self.assertNotIn(kind, clean)
+            self.assertIn(kind, kinds(**study))
+        # Ten evaluations and one epoch are enough; so is a second run that was timed.
+        enough = kinds(change=lambda line: {**line, "epochs_seen": 1, "steps_to_target_lo": 90,
+                                            "steps_to_target_hi": 100, "timing": {"oversubscribed": False}})
+        self.assertLessEqual(set(enough), set(clean))
+        journal = self.dir / "s/journal.jsonl"
+        journal.write_text('{"t":"study","version":"0.1.0"}\n{"t":"state"}\n{"t":"study","version":"0.1.0"}\n')
+        self.assertNotIn("mixed_versions", kinds())
+        journal.write_text(journal.read_text() + '{"t":"study","version":"0.2.0"}\n{"t":"assi')
+        self.assertIn("0.1.0, 0.2.0", kinds()["mixed_versions"])
+
     def test_small_and_empty_studies(self):
         for count in (0, 1, 2, 11, 13, 14, 40):
             seen = []
