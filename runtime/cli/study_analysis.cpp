@@ -52,7 +52,8 @@ void fit_steps(StudyAnalysis& analysis, const AnalysisItem& item,
     const std::vector<Cell> cells = analysis.of(series);
     SeriesSteps fit;
     fit.series = series;
-    fit.question = {{}, item.definitions, item.reference_batch, item.overhead, bootstrap};
+    fit.question = {{},        item.definitions, item.reference_batch, item.overhead,
+                    bootstrap, item.tobit};
     for (const StepsModel model : models) {
       if (item.fit == studies::name_of(model)) fit.question.model = model;
     }
@@ -70,7 +71,8 @@ void fit_steps(StudyAnalysis& analysis, const AnalysisItem& item,
     for (const StepsModel model : models) {
       // Without a degree of freedom left AICc is infinite.
       if (there <= parameters_of(model) + 2) continue;
-      const double aicc = studies::fit_steps(model, fit.study.batches, fit.study.steps).aicc;
+      const double aicc =
+          studies::fit_steps(model, fit.study.batches, fit.study.steps, fit.study.above).aicc;
       fit.rivals.emplace_back(model, aicc);
       if (aicc < least) fit.preferred = model;
       least = std::min(least, aicc);
@@ -296,7 +298,8 @@ StudyAnalysis analyse(const StudyResults& study) {
     outcomes.push_back({name.label(), batch, lr,
                         std::isfinite(seed) ? static_cast<std::int64_t>(seed) : trial.index,
                         trial.role,
-                        analysis.metric == RateMetric::loss ? loss_of(trial) : steps_of(trial)});
+                        analysis.metric == RateMetric::loss ? loss_of(trial) : steps_of(trial),
+                        trial.state == "censored" ? trial.number("steps") : 0});
   }
   analysis.cells = studies::cells_of(outcomes, analysis.metric);
   warn_of_trials(study, analysis, keys, warn);

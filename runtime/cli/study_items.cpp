@@ -99,6 +99,12 @@ std::vector<AnalysisItem> items_of(const StudyResults& study, std::vector<StudyW
     if (entry.contains("epsilon") && number_of(entry["epsilon"]) >= 0) {
       item.epsilon = number_of(entry["epsilon"]);
     }
+    if (const std::string censored = text_of(entry, "censored"); censored == "exclude") {
+      item.tobit = false;
+    } else if (!censored.empty() && censored != "tobit") {
+      refuse(study, fmt::format("analysis.items: censored: {} is not known; known: tobit, exclude",
+                                runtime::quoted_for_message(censored)));
+    }
     if (const std::string loss = text_of(entry, "loss"); loss == "final") {
       item.loss = "final_val";
     } else if (!loss.empty() && loss != "smoothed") {

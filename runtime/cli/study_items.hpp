@@ -17,6 +17,7 @@ struct AnalysisItem {
   std::vector<studies::CbsDefinition> definitions;
   double reference_batch = 256, overhead = 0.2;
   double epsilon = 0.01;
+  bool tobit = true;                   ///< censored batches are inequalities of the fit
   bool noise_scale = false;            ///< among the definitions
   std::string loss = "smoothed_loss";  ///< of local_cbs
 };

@@ -58,6 +58,10 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
     row["b_ref"] = fit.question.reference_batch;
     row["censored"] = fit.study.censored.size();
     row["censored_batches"] = fit.study.censored;
+    row["above"] = ordered_json::array();
+    for (const studies::StepsAbove& above : fit.study.above) {
+      row["above"].push_back({{"batch_size", above.batch}, {"steps", above.steps}});
+    }
     fits.push_back(std::move(row));
   }
   for (const SeriesRates& rates : analysis.rates) {

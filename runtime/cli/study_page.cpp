@@ -94,10 +94,14 @@ void add_steps(Plot& plot, const StudyAnalysis& analysis, const SeriesSteps& fit
     measured.points.push_back(p);
   }
   plot.curves.push_back(std::move(measured));
-  const auto [lo, hi] = std::minmax_element(fit.study.batches.begin(), fit.study.batches.end());
+  auto [lo, hi] = std::pair(fit.study.batches.front(), fit.study.batches.back());
+  for (const studies::StepsAbove& above : fit.study.above) {
+    lo = std::min(lo, above.batch);
+    hi = std::max(hi, above.batch);
+  }
   const auto on_law = [&](double b) { return view(b, fit.study.fit.steps(b)); };
   plot.curves.push_back({fmt::format("{}: {}", fit.series, equation(fit.study.fit)), color,
-                         Stroke::faint, along(*lo, *hi, on_law)});
+                         Stroke::faint, along(lo, hi, on_law)});
 }
 
 /// The first law of every series: one item is shown, all are in the table.
@@ -168,6 +172,10 @@ void add_steps_figures(std::vector<StudyFigure>& out, const StudyAnalysis& analy
                              color, cbs.value, known ? cbs.interval.lo : nan_value,
                              known ? cbs.interval.hi : nan_value});
     }
+    Curve above{fit->series + ", not reached by then", color, Stroke::plain, {}, false, true, "↑"};
+    for (const studies::StepsAbove& a : fit->study.above)
+      above.points.push_back({a.batch, a.steps});
+    if (!above.points.empty()) steps.curves.push_back(std::move(above));
     double least = s0 * b0;
     for (std::size_t i = 0; i < fit->study.batches.size(); ++i) {
       least = std::min(least, fit->study.batches[i] * fit->study.steps[i]);

@@ -131,8 +131,7 @@ void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, War
     if (analysis.metric != RateMetric::steps_to_target) continue;
     const auto censored = [](const Cell& c) { return c.censored(); };
     warn.batches("censored", cells,
-                 "the target was not reached at the chosen learning rate: right-censored, not part "
-                 "of the fits",
+                 "the target was not reached at the chosen learning rate: right-censored",
                  censored);
     if (static_cast<double>(std::count_if(cells.begin(), cells.end(), censored)) >
         0.3 * static_cast<double>(cells.size())) {
@@ -234,6 +233,11 @@ void warn_of_fit(const SeriesSteps& fit, Warnings& warn) {
   if (law.structured()) say("structured", "the residuals bend: the law is another one");
   if (fit.preferred != law.model) {
     say("rejected_by_aicc", fmt::format("AICc prefers {}", studies::name_of(fit.preferred)));
+  }
+  if (fit.study.above.size() < fit.study.censored.size()) {
+    say("left_out",
+        fmt::format("{} of {} censored batch sizes have no part in it",
+                    fit.study.censored.size() - fit.study.above.size(), fit.study.censored.size()));
   }
   if (fit.study.kind == IntervalKind::residual) {
     say("residual_interval",

@@ -33,6 +33,18 @@ double mean_of(std::span<const SeedValue> seeds, RateMetric metric) {
   return sum / static_cast<double>(seeds.size());
 }
 
+/// What the mean of seeds is more than, if those that were censored are: 0 where one of them is not
+/// known.
+double mean_above(std::span<const SeedValue> seeds) {
+  double sum = 0;
+  for (const SeedValue& seed : seeds) {
+    const double least = std::isfinite(seed.value) ? seed.value : seed.above;
+    if (!(least > 0)) return 0;
+    sum += std::log(least);
+  }
+  return seeds.empty() ? 0 : std::exp(sum / static_cast<double>(seeds.size()));
+}
+
 /// The mean of seeds drawn anew, its deviation scaled as in `stratified_interval`. One seed stays
 /// as it is, and so does a rate that diverged.
 double drawn_mean(std::span<const SeedValue> seeds, RateMetric metric, Random& random) {
@@ -101,7 +113,14 @@ void choose(Cell& cell) {
       outcomes_of(cell, [&](const CellRate& r) { return mean_of(r.tuning, cell.metric); }),
       cell.metric);
   cell.value = infinity;
-  if (cell.choice.censored) return;
+  if (cell.choice.censored) {
+    // The best of the rates is above what the lowest of them is; one that diverged is not the best.
+    for (const CellRate& rate : cell.rates) {
+      const double above = mean_above(rate.tuning);
+      if (above > 0 && (cell.above == 0 || above < cell.above)) cell.above = above;
+    }
+    return;
+  }
   const CellRate& rate = rate_of(cell, cell.choice.lr);
   cell.record = rate.reporting.empty() ? rate.tuning : rate.reporting;
   const auto among_tuning = [&](const SeedValue& seed) {
@@ -110,6 +129,7 @@ void choose(Cell& cell) {
   };
   cell.fresh = std::none_of(cell.record.begin(), cell.record.end(), among_tuning);
   cell.value = unscaled(cell.metric, mean_of(cell.record, cell.metric));
+  if (cell.censored()) cell.above = mean_above(cell.record);
 }
 
 /// One resample of a cell: what its rate and its record might have been.
@@ -169,7 +189,7 @@ std::string_view name_of(IntervalKind kind) noexcept {
 
 std::vector<Cell> cells_of(std::span<const TrialOutcome> trials, RateMetric metric) {
   struct Seeds {
-    std::map<std::int64_t, double> tuning, reporting;
+    std::map<std::int64_t, SeedValue> tuning, reporting;
   };
   std::vector<std::string> series;
   std::map<std::string, std::map<double, std::map<double, Seeds>>> sorted;
@@ -179,12 +199,13 @@ std::vector<Cell> cells_of(std::span<const TrialOutcome> trials, RateMetric metr
         "batch sizes and learning rates are finite and positive");
     if (!sorted.contains(trial.series)) series.push_back(trial.series);
     Seeds& seeds = sorted[trial.series][trial.batch][trial.lr];
-    if (trial.role != SeedRole::report) seeds.tuning[trial.seed] = trial.value;
-    if (trial.role != SeedRole::tune) seeds.reporting[trial.seed] = trial.value;
+    const SeedValue value{trial.seed, trial.value, trial.above};
+    if (trial.role != SeedRole::report) seeds.tuning[trial.seed] = value;
+    if (trial.role != SeedRole::tune) seeds.reporting[trial.seed] = value;
   }
-  const auto listed = [](const std::map<std::int64_t, double>& seeds) {
+  const auto listed = [](const std::map<std::int64_t, SeedValue>& seeds) {
     std::vector<SeedValue> out;
-    for (const auto& [seed, value] : seeds) out.push_back({seed, value});
+    for (const auto& [seed, value] : seeds) out.push_back(value);
     return out;
   };
   std::vector<Cell> cells;
@@ -209,15 +230,17 @@ StepsStudy study_steps(std::span<const Cell> cells, const StepsQuestion& questio
   const std::vector<const Cell*> used = uncensored(cells);
   bool resampled = true;
   for (const Cell& cell : cells) {
-    if (cell.censored()) study.censored.push_back(cell.batch);
+    if (!cell.censored()) continue;
+    study.censored.push_back(cell.batch);
+    if (question.tobit && cell.above > 0) study.above.push_back({cell.batch, cell.above});
   }
   for (const Cell* cell : used) {
     study.batches.push_back(cell->batch);
     study.steps.push_back(cell->value);
     resampled = resampled && cell->record.size() >= 2;
   }
-  study.fit = question.model ? fit_steps(*question.model, study.batches, study.steps)
-                             : select_steps(study.batches, study.steps);
+  study.fit = question.model ? fit_steps(*question.model, study.batches, study.steps, study.above)
+                             : select_steps(study.batches, study.steps, study.above);
   const std::size_t parameters = study.fit.parameters.size();
   for (const CbsDefinition definition : question.definitions) {
     const StepsModel needed =
@@ -257,7 +280,7 @@ StepsStudy study_steps(std::span<const Cell> cells, const StepsQuestion& questio
         batches.push_back(used[c]->batch);
         values.push_back(value);
       }
-      if (values.size() >= parameters) record(refit_steps(study.fit, batches, values));
+      if (values.size() >= parameters) record(refit_steps(study.fit, batches, values, study.above));
     }
     for (std::size_t c = 0; c < used.size(); ++c) {
       if (!steps[c].empty()) {
@@ -267,7 +290,7 @@ StepsStudy study_steps(std::span<const Cell> cells, const StepsQuestion& questio
     }
   } else if (used.size() > parameters) {
     study.kind = IntervalKind::residual;
-    (void)residual_interval(study.fit, study.batches, record, question.bootstrap);
+    (void)residual_interval(study.fit, study.batches, record, question.bootstrap, study.above);
   }
   if (draws.empty()) {
     study.kind = IntervalKind::none;

@@ -16,12 +16,14 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
+double log_of(double x, const char* what) {
+  expects<NumericError>(std::isfinite(x) && x > 0, what);
+  return std::log(x);
+}
+
 std::vector<double> logs_of(std::span<const double> values, const char* what) {
   std::vector<double> logs;
-  for (const double x : values) {
-    expects<NumericError>(std::isfinite(x) && x > 0, what);
-    logs.push_back(std::log(x));
-  }
+  for (const double x : values) logs.push_back(log_of(x, what));
   return logs;
 }
 
@@ -161,15 +163,29 @@ std::vector<double> public_parameters(StepsModel model, std::span<const double> 
 struct StepsData {
   std::vector<double> log_batch, log_steps;
   double log_least;
+  std::vector<double> above_batch, above_steps;  ///< logarithms of what is censored
 };
 
+double least_batch(const StepsData& data) {
+  double least = *std::min_element(data.log_batch.begin(), data.log_batch.end());
+  for (const double batch : data.above_batch) least = std::min(least, batch);
+  return least;
+}
+
 StepsData steps_data(StepsModel model, std::span<const double> batches,
-                     std::span<const double> steps) {
+                     std::span<const double> steps, std::span<const StepsAbove> censored) {
   expects(batches.size() == steps.size(), "as many batches as steps");
   expects(batches.size() >= parameter_count(model), "fewer points than the model has parameters");
   StepsData data{logs_of(batches, "batches are finite and positive"),
-                 logs_of(steps, "steps are finite and positive"), 0};
-  data.log_least = *std::min_element(data.log_batch.begin(), data.log_batch.end());
+                 logs_of(steps, "steps are finite and positive"),
+                 0,
+                 {},
+                 {}};
+  for (const StepsAbove& above : censored) {
+    data.above_batch.push_back(log_of(above.batch, "batches are finite and positive"));
+    data.above_steps.push_back(log_of(above.steps, "steps are finite and positive"));
+  }
+  data.log_least = least_batch(data);
   return data;
 }
 
@@ -235,6 +251,78 @@ Minimum search_steps(StepsModel model, const StepsData& data) {
   return best;
 }
 
+// ---- steps that are known to be more ----
+
+double log_normal_share(double z) { return std::log(std::erfc(-z / std::sqrt(2.0)) / 2); }  // ln Φ
+
+/// φ(z)/(1 − Φ(z)): how far above its mean a standard normal lies on average, if it is above z.
+double mean_above(double z) {
+  if (z > 30) return z + 1 / z;  // 1 − Φ underflows
+  return std::exp(-z * z / 2) / std::sqrt(2 * M_PI) / (std::erfc(z / std::sqrt(2.0)) / 2);
+}
+
+struct CensoredMinimum {
+  Minimum minimum;
+  double variance = 0;  ///< σ², of the likelihood
+};
+
+/// Expectation and maximization from `start`.
+CensoredMinimum search_censored(StepsModel model, const StepsData& data,
+                                std::span<const double> start) {
+  const std::size_t known = data.log_batch.size(), hidden = data.above_batch.size();
+  const auto residual = [&](std::span<const double> p, double batch, double steps) {
+    std::array<double, 4> unused{};
+    return steps - log_steps(model, p, batch, data.log_least, unused.data());
+  };
+  StepsData whole = data;
+  whole.log_batch.insert(whole.log_batch.end(), data.above_batch.begin(), data.above_batch.end());
+  whole.log_steps.resize(known + hidden);
+  CensoredMinimum found{{{start.begin(), start.end()}, infinity}, 0};
+  for (std::size_t i = 0; i < known; ++i) {
+    const double r = residual(start, data.log_batch[i], data.log_steps[i]);
+    found.variance += r * r / static_cast<double>(known);
+  }
+  constexpr double least = 1e-10;  // a perfect fit has no σ
+  for (int round = 0; round < 400; ++round) {
+    const double sigma = std::sqrt(std::max(found.variance, least));
+    double spread = 0;
+    for (std::size_t j = 0; j < hidden; ++j) {
+      const double below =
+          residual(found.minimum.parameters, data.above_batch[j], data.above_steps[j]);
+      const double z = below / sigma, h = mean_above(z);
+      whole.log_steps[known + j] = data.above_steps[j] - below + sigma * h;
+      spread += sigma * sigma * std::max(0.0, 1 + z * h - h * h);
+    }
+    const std::vector<double> before = found.minimum.parameters;
+    found.minimum = search_steps(model, whole, before);
+    found.variance = (found.minimum.cost + spread) / static_cast<double>(known + hidden);
+    double moved = 0;
+    for (std::size_t k = 0; k < before.size(); ++k) {
+      moved = std::max(moved, std::abs(found.minimum.parameters[k] - before[k]));
+    }
+    if (moved < 1e-6) break;
+  }
+  return found;
+}
+
+/// −2·ln L, but for a constant that is n·ln 2π.
+double deviance(StepsModel model, const StepsData& data, const CensoredMinimum& found) {
+  const double variance = std::max(found.variance, 1e-10), sigma = std::sqrt(variance);
+  std::array<double, 4> unused{};
+  const auto at = [&](double batch) {
+    return log_steps(model, found.minimum.parameters, batch, data.log_least, unused.data());
+  };
+  double sum = static_cast<double>(data.log_batch.size()) * (std::log(variance) - 1);
+  for (std::size_t i = 0; i < data.log_batch.size(); ++i) {
+    const double r = data.log_steps[i] - at(data.log_batch[i]);
+    sum += r * r / variance;
+  }
+  for (std::size_t j = 0; j < data.above_batch.size(); ++j) {
+    sum -= 2 * log_normal_share((at(data.above_batch[j]) - data.above_steps[j]) / sigma);
+  }
+  return sum;
+}
+
 /// What a fit says of itself, but for left_out_rms.
 StepsFit describe(StepsModel model, const StepsData& data, const Minimum& found) {
   StepsFit fit;
@@ -249,6 +337,26 @@ StepsFit describe(StepsModel model, const StepsData& data, const Minimum& found)
   const double square = mean_square(fit.log_residuals);
   fit.rms_log = std::sqrt(square);
   fit.aicc = akaike(square, data.log_batch.size(), parameter_count(model) + 1);
+  return fit;
+}
+
+/// From `start`, with what is censored.
+StepsFit described_search(StepsModel model, const StepsData& data, std::span<const double> start,
+                          Minimum* minimum = nullptr) {
+  if (data.above_batch.empty()) {
+    Minimum found = search_steps(model, data, start);
+    StepsFit fit = describe(model, data, found);
+    if (minimum != nullptr) *minimum = std::move(found);
+    return fit;
+  }
+  CensoredMinimum found = search_censored(model, data, start);
+  StepsFit fit = describe(model, data, found.minimum);
+  const auto n = static_cast<double>(data.log_batch.size());
+  if (std::isfinite(fit.aicc)) {
+    fit.aicc +=
+        deviance(model, data, found) - n * std::log(std::max(fit.rms_log * fit.rms_log, 1e-30));
+  }
+  if (minimum != nullptr) *minimum = std::move(found.minimum);
   return fit;
 }
 
@@ -270,10 +378,6 @@ double curvature_of(std::span<const double> x, std::span<const double> r) {
   const double rr = std::inner_product(rest.begin(), rest.end(), rest.begin(), 0.0);
   const double left = std::max(rr - br * br / bb, 1e-300) / static_cast<double>(n - 3);
   return br / bb / std::sqrt(left / bb);
-}
-
-StepsFit quick_fit(StepsModel model, const StepsData& data, std::span<const double> start) {
-  return describe(model, data, search_steps(model, data, start));
 }
 
 /// The search's parameters of a fit: where a refit to like data starts.
@@ -330,11 +434,11 @@ double StepsFit::steps(double batch) const {
 
 bool StepsFit::structured() const noexcept { return std::abs(trend) > 2.5; }
 
-StepsFit fit_steps(StepsModel model, std::span<const double> batches,
-                   std::span<const double> steps) {
-  const StepsData data = steps_data(model, batches, steps);
-  const Minimum found = search_steps(model, data);
-  StepsFit fit = describe(model, data, found);
+StepsFit fit_steps(StepsModel model, std::span<const double> batches, std::span<const double> steps,
+                   std::span<const StepsAbove> censored) {
+  const StepsData data = steps_data(model, batches, steps, censored);
+  Minimum found = search_steps(model, data);
+  StepsFit fit = described_search(model, data, found.parameters, &found);
   fit.trend = curvature_of(data.log_batch, fit.log_residuals);
   const std::size_t n = data.log_batch.size();
   if (n > parameter_count(model)) {
@@ -344,7 +448,8 @@ StepsFit fit_steps(StepsModel model, std::span<const double> batches,
       StepsData others = data;
       others.log_batch.erase(others.log_batch.begin() + static_cast<std::ptrdiff_t>(out));
       others.log_steps.erase(others.log_steps.begin() + static_cast<std::ptrdiff_t>(out));
-      const Minimum without = search_steps(model, others, found.parameters);
+      Minimum without;
+      described_search(model, others, found.parameters, &without);
       const double error =
           data.log_steps[out] -
           log_steps(model, without.parameters, data.log_batch[out], data.log_least, unused.data());
@@ -355,20 +460,21 @@ StepsFit fit_steps(StepsModel model, std::span<const double> batches,
   return fit;
 }
 
-StepsFit select_steps(std::span<const double> batches, std::span<const double> steps) {
-  StepsFit best = fit_steps(StepsModel::hyper, batches, steps);
+StepsFit select_steps(std::span<const double> batches, std::span<const double> steps,
+                      std::span<const StepsAbove> censored) {
+  StepsFit best = fit_steps(StepsModel::hyper, batches, steps, censored);
   for (const StepsModel model : {StepsModel::hyper_alpha, StepsModel::three_term_inv}) {
     if (batches.size() <= parameter_count(model) + 2) continue;  // its AICc is infinite
-    StepsFit fit = fit_steps(model, batches, steps);
+    StepsFit fit = fit_steps(model, batches, steps, censored);
     if (fit.aicc < best.aicc) best = std::move(fit);
   }
   return best;
 }
 
 StepsFit refit_steps(const StepsFit& fit, std::span<const double> batches,
-                     std::span<const double> steps) {
-  const StepsData data = steps_data(fit.model, batches, steps);
-  return quick_fit(fit.model, data, search_parameters(fit, data.log_least));
+                     std::span<const double> steps, std::span<const StepsAbove> censored) {
+  const StepsData data = steps_data(fit.model, batches, steps, censored);
+  return described_search(fit.model, data, search_parameters(fit, data.log_least));
 }
 
 CbsEstimate critical_batch(const StepsFit& fit, CbsDefinition definition, double reference_batch,
@@ -407,24 +513,31 @@ Interval percentile_interval(std::vector<double> values, double level) {
 
 Interval residual_interval(const StepsFit& fit, std::span<const double> batches,
                            const std::function<double(const StepsFit&)>& statistic,
-                           const Bootstrap& options) {
+                           const Bootstrap& options, std::span<const StepsAbove> censored) {
   const std::size_t n = fit.log_residuals.size(), k = fit.parameters.size();
   expects(batches.size() == n, "as many batches as the fit had");
   expects(n > k, "residuals need more points than parameters");
   expects<ConfigError>(options.resamples > 0, "resamples is positive");
-  StepsData data{logs_of(batches, "batches are finite and positive"), {}, 0};
-  data.log_least = *std::min_element(data.log_batch.begin(), data.log_batch.end());
-  data.log_steps.resize(n);
+  const std::vector<double> ones(n, 1.0);
+  const StepsData measured = steps_data(fit.model, batches, ones, censored);
   const double scale = std::sqrt(static_cast<double>(n) / static_cast<double>(n - k));
-  const std::vector<double> start = search_parameters(fit, data.log_least);
+  const std::vector<double> start = search_parameters(fit, measured.log_least);
   std::vector<double> values;
   Random random(options.seed, 1);
+  const auto drawn = [&](double batch) {
+    return std::log(fit.steps(batch)) + scale * fit.log_residuals[random.below(n)];
+  };
   for (int i = 0; i < options.resamples; ++i) {
-    for (std::size_t j = 0; j < n; ++j) {
-      data.log_steps[j] =
-          std::log(fit.steps(batches[j])) + scale * fit.log_residuals[random.below(n)];
+    StepsData data{measured.log_batch, {}, measured.log_least, {}, {}};
+    for (std::size_t j = 0; j < n; ++j) data.log_steps.push_back(drawn(batches[j]));
+    for (std::size_t j = 0; j < censored.size(); ++j) {
+      const double value = drawn(censored[j].batch);
+      const bool hidden = !(value <= measured.above_steps[j]);
+      (hidden ? data.above_batch : data.log_batch).push_back(measured.above_batch[j]);
+      (hidden ? data.above_steps : data.log_steps)
+          .push_back(hidden ? measured.above_steps[j] : value);
     }
-    values.push_back(statistic(quick_fit(fit.model, data, start)));
+    values.push_back(statistic(described_search(fit.model, data, start)));
   }
   return percentile_interval(std::move(values), options.level);
 }
@@ -436,7 +549,7 @@ Interval stratified_interval(StepsModel model, std::span<const double> batches,
   expects(batches.size() == steps.size(), "as many batches as lists of steps");
   expects(batches.size() >= parameter_count(model), "fewer points than the model has parameters");
   expects<ConfigError>(options.resamples > 0, "resamples is positive");
-  StepsData data{logs_of(batches, "batches are finite and positive"), {}, 0};
+  StepsData data{logs_of(batches, "batches are finite and positive"), {}, 0, {}, {}};
   data.log_least = *std::min_element(data.log_batch.begin(), data.log_batch.end());
   std::vector<std::vector<double>> log_seeds;
   for (const std::vector<double>& seeds : steps) {
@@ -458,7 +571,7 @@ Interval stratified_interval(StepsModel model, std::span<const double> batches,
       const auto count = static_cast<double>(m);
       data.log_steps[j] = means[j] + std::sqrt(count / (count - 1)) * (sum / count - means[j]);
     }
-    values.push_back(statistic(quick_fit(model, data, start)));
+    values.push_back(statistic(described_search(model, data, start)));
   }
   return percentile_interval(std::move(values), options.level);
 }

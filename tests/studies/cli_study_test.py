@@ -309,6 +309,45 @@ class Study(Case):
         text = self.study("report", "s").stdout
         self.assertIn("muon: no finished trial at batch 32\n", text)
 
+    def test_censored_batches_are_inequalities(self):
+        def hyper(above, **item):
+            """S = 100 + 6400/B but for the largest batch, which has taken `above` steps without reaching the target."""
+            self.fill(keep=lambda opt, batch, seed: opt == "muon")
+            results = self.dir / "s/results.jsonl"
+            lines = [json.loads(text) for text in results.read_text().splitlines()]
+            for line in lines:
+                batch, seed = line["params"]["batch_size"], line["params"]["seed"]
+                line["steps_to_target"] *= 1 + 0.05 * math.sin(batch + 3 * seed)
+                if batch == 1024:
+                    line.update(state="censored", steps_to_target=None, steps=above)
+            results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            resolved = json.loads((self.dir / "s/study.resolved.json").read_text())
+            resolved["analysis"]["items"][0].update(item)
+            (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
+            document = json.loads(self.study("report", "s", "--json").stdout)
+            return next(f for f in document["fits"] if f["model"] == "hyper"), self.kinds(document)
+
+        out, kinds = hyper(100, censored="exclude")
+        self.assertEqual((out["censored_batches"], out["above"]), ([1024], []))
+        self.assertIn("have no part", kinds["left_out"])
+        # The law says 850 there: that it is more than 100 is no news, more than 1700 is.
+        known, kinds = hyper(100)
+        self.assertEqual([above["batch_size"] for above in known["above"]], [1024])
+        self.near(known["above"][0]["steps"], 100, 1e-9)
+        self.near(known["S_min"], out["S_min"], 1e-4)
+        self.assertNotIn("left_out", kinds)
+        self.assertIn("censored", kinds)
+        news, _ = hyper(1700)
+        self.assertGreater(news["S_min"], 1.05 * out["S_min"])
+        self.assertLess(news["cbs"]["value"], out["cbs"]["value"])
+        rows = list(csv.reader((self.dir / "s/report/tables/figure-steps.csv").read_text().splitlines()))
+        self.assertEqual([row[1] for row in rows if row[0] == "muon, not reached by then"], ["1024"])
+        self.fill()
+        resolved = json.loads((self.dir / "s/study.resolved.json").read_text())
+        resolved["analysis"]["items"][0]["censored"] = "tobbit"
+        (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
+        self.assertIn("known: tobit, exclude", self.study("report", "s", code=65).stderr)
+
     def test_every_warning_has_its_reason(self):
         def kinds(change=lambda line: line, **filled):
             self.fill(**filled)

@@ -132,6 +132,92 @@ TEST(SelectSteps, KeepsTheHyperbolaItWasMadeFrom) {
   EXPECT_GE(kept, 40);  // AICc's price for one parameter errs about once in ten
 }
 
+/// S = 100 + 6400/B with noise of `sigma` at half octaves from 8 to 4096, measured up to as many
+/// examples as `budget`.
+struct Budgeted {
+  std::vector<double> batches, steps;
+  std::vector<StepsAbove> censored;
+};
+Budgeted budgeted(double sigma, double budget, Random& random) {
+  Budgeted out;
+  for (int k = 6; k <= 24; ++k) {
+    const double b = std::pow(2.0, 0.5 * k);
+    const double steps = (100 + 6400 / b) * std::exp(sigma * random.normal());
+    if (steps * b > budget) {
+      out.censored.push_back({b, budget / b});
+    } else {
+      out.batches.push_back(b);
+      out.steps.push_back(steps);
+    }
+  }
+  return out;
+}
+
+TEST(CensoredSteps, AreWhereTheLikelihoodIsLargest) {
+  Random random(11);
+  const Budgeted data = budgeted(0.2, 1.8e5, random);
+  ASSERT_GE(data.censored.size(), 3U);
+  const StepsFit fit = fit_steps(StepsModel::hyper, data.batches, data.steps, data.censored);
+  const auto deviance = [&](double a, double b, double sigma) {
+    double sum = 0;
+    for (std::size_t i = 0; i < data.batches.size(); ++i) {
+      const double r = std::log(data.steps[i] / (a + b / data.batches[i])) / sigma;
+      sum += r * r + 2 * std::log(sigma);
+    }
+    for (const StepsAbove& above : data.censored) {
+      const double z = std::log((a + b / above.batch) / above.steps) / sigma;
+      sum -= 2 * std::log(std::erfc(-z / std::sqrt(2.0)) / 2);
+    }
+    return sum;
+  };
+  const auto profile = [&](double a, double b) {
+    double least = std::numeric_limits<double>::infinity();
+    for (double sigma = 0.05; sigma < 0.6; sigma *= 1.001) {
+      least = std::min(least, deviance(a, b, sigma));
+    }
+    return least;
+  };
+  const double a = fit.parameters[0], b = fit.parameters[1], here = profile(a, b);
+  for (const double nudge : {0.98, 1.02}) {
+    EXPECT_GT(profile(a * nudge, b), here);
+    EXPECT_GT(profile(a, b * nudge), here);
+  }
+  const auto n = static_cast<double>(data.batches.size());
+  EXPECT_NEAR(fit.aicc, here - n + 6 + 24 / (n - 4), 1e-3);  // k = 3; its constant is left out
+  // What is far below the law says nothing; without any, it is the fit of least squares.
+  const std::vector<StepsAbove> known{{1 << 13, 1}};
+  EXPECT_NEAR(fit_steps(StepsModel::hyper, data.batches, data.steps, known).parameters[0] /
+                  fit_steps(StepsModel::hyper, data.batches, data.steps).parameters[0],
+              1, 1e-6);
+}
+
+// Where noise decides which batches are censored, those that are left came out low.
+TEST(CensoredSteps, LeaveTheCriticalBatchWithoutTheBiasOfLeavingThemOut) {
+  constexpr int studies = 100;
+  Random random(5);
+  Bootstrap bootstrap;
+  bootstrap.resamples = 100;
+  std::vector<double> with, without;
+  int covered = 0;
+  const auto critical = [](const StepsFit& fit) { return fit.parameters[1] / fit.parameters[0]; };
+  for (int i = 0; i < studies; ++i) {
+    // 100 B + 6400 reaches it at batch 1036: the cells around are a matter of luck.
+    const Budgeted data = budgeted(0.5, 1.1e5, random);
+    const StepsFit tobit = fit_steps(StepsModel::hyper, data.batches, data.steps, data.censored);
+    with.push_back(std::log(critical(tobit) / 64));
+    without.push_back(
+        std::log(critical(fit_steps(StepsModel::hyper, data.batches, data.steps)) / 64));
+    const Interval interval =
+        residual_interval(tobit, data.batches, critical, bootstrap, data.censored);
+    covered += interval.lo <= 64 && 64 <= interval.hi ? 1 : 0;
+  }
+  const auto median = [](const std::vector<double>& v) { return percentile_interval(v, 0.0).lo; };
+  // One study spreads by 0.4 (its middle 80 % reach from -0.5 to 0.5): the median of 100 by 0.05.
+  EXPECT_NEAR(median(with), 0, 0.15);
+  EXPECT_GT(median(without), 0.2);
+  EXPECT_GE(covered, 88);  // of 95 expected, three standard errors of 2.2
+}
+
 TEST(CriticalBatch, HasTheDefinitionAskedFor) {
   StepsFit fit;
   fit.parameters = {100, 50000};

@@ -25,11 +25,13 @@ struct TrialOutcome {
   std::int64_t seed = 0;
   SeedRole role = SeedRole::only;
   double value = 0;  ///< the metric; +inf where it diverged or was censored
+  double above = 0;  ///< steps after which it was censored, short of the target; 0: it was not
 };
 
 struct SeedValue {
   std::int64_t seed = 0;
   double value = 0;
+  double above = 0;  ///< as of the trial
 };
 
 struct CellRate {
@@ -47,6 +49,7 @@ struct Cell {
   std::vector<SeedValue> record;  ///< at the chosen rate, on reporting seeds where it has any
   bool fresh = false;             ///< the seeds of `record` had no part in the choice
   double value = 0;               ///< mean of `record`, as choose_rate's; +inf: right-censored
+  double above = 0;  ///< censored: its steps are more than so many; 0: nothing is known of them
   [[nodiscard]] bool censored() const noexcept;
 };
 
@@ -69,13 +72,15 @@ struct StepsQuestion {
   std::vector<CbsDefinition> definitions{CbsDefinition::mccandlish, CbsDefinition::overhead};
   double reference_batch = 256, overhead = 0.2;
   Bootstrap bootstrap;  ///< 0 resamples: no intervals
+  bool tobit = true;    ///< censored cells take part by what their steps are more than
 };
 
 /// Steps to the target against batch size, of one series.
 struct StepsStudy {
   std::vector<double> batches, steps;
   std::vector<Interval> steps_intervals;  ///< {0, 0} unless stratified
-  std::vector<double> censored;           ///< batches whose S lies above: not part of the fit
+  std::vector<double> censored;           ///< batches whose S lies above
+  std::vector<StepsAbove> above;          ///< those of them that are part of the fit
   StepsFit fit;
   std::vector<Interval> parameter_intervals;
   std::vector<CbsEstimate> critical;

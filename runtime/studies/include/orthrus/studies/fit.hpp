@@ -45,19 +45,33 @@ struct StepsFit {
   [[nodiscard]] bool structured() const noexcept;
 };
 
+/// A batch that had not reached the target after so many steps: S(B) > steps.
+struct StepsAbove {
+  double batch = 0, steps = 0;
+};
+
 /// Fits `model` by Levenberg–Marquardt on the logarithms of its parameters: from a = 0.9·min S,
 /// b = S(B_min)·B_min for `hyper`, from 20 starts for the others.
+///
+/// With `censored` batches, by maximum likelihood with normal log residuals (J. Tobin, Econometrica
+/// 26, 1958): −ln L = n·ln σ + Σ r²/2σ² − Σ ln Φ((ln S(B) − ln above)/σ), the last sum over them.
+/// Found by expectation and maximization, least squares with censored values at their conditional
+/// means μ + σ·φ(z)/(1 − Φ(z)), z = (ln above − μ)/σ (M. Aitkin, Technometrics 23, 1981). Then AICc
+/// has −2·ln L for n·ln(RSS/n); residuals are those of the others.
 /// @param batches  distinct, at least as many as parameters
 [[nodiscard]] StepsFit fit_steps(StepsModel model, std::span<const double> batches,
-                                 std::span<const double> steps);
+                                 std::span<const double> steps,
+                                 std::span<const StepsAbove> censored = {});
 
 /// The fit with the lowest AICc among `hyper`, `hyper_alpha`, `three_term_inv`.
-[[nodiscard]] StepsFit select_steps(std::span<const double> batches, std::span<const double> steps);
+[[nodiscard]] StepsFit select_steps(std::span<const double> batches, std::span<const double> steps,
+                                    std::span<const StepsAbove> censored = {});
 
 /// The model of `fit` through other data, searched for from where `fit` ended: for resamples of its
 /// data. Without left_out_rms and trend.
 [[nodiscard]] StepsFit refit_steps(const StepsFit& fit, std::span<const double> batches,
-                                   std::span<const double> steps);
+                                   std::span<const double> steps,
+                                   std::span<const StepsAbove> censored = {});
 
 /// What is meant by a critical batch size. They differ by factors, and in exponent.
 enum class CbsDefinition : std::uint8_t {
@@ -87,10 +101,12 @@ struct Bootstrap {
 };
 
 /// Percentile interval of a statistic of `resamples` fits to S(B)·exp(residual), residuals drawn
-/// with replacement and scaled by √(n/(n−k)). For one seed per batch.
+/// with replacement and scaled by √(n/(n−k)). For one seed per batch. Censored batches are drawn,
+/// too, and measured where they come out below what was known of them.
 [[nodiscard]] Interval residual_interval(const StepsFit& fit, std::span<const double> batches,
                                          const std::function<double(const StepsFit&)>& statistic,
-                                         const Bootstrap& options = {});
+                                         const Bootstrap& options = {},
+                                         std::span<const StepsAbove> censored = {});
 
 /// The same over seeds: each batch's m values are drawn anew from themselves, their mean's
 /// deviation scaled by √(m/(m−1)) (with 3 seeds an interval would otherwise be a fifth too narrow).
