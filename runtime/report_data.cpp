@@ -33,6 +33,22 @@ double median_of(const std::vector<Row>& rows, Get get) {
   return median(std::move(values));
 }
 
+/// A list of a line's objects, whose `name` says what they are of. An unresolved noise scale is
+/// gns_l2_unresolved.
+void add_diagnostics(Row& row, const json& line, const char* list, const char* name) {
+  const auto found = line.find(list);
+  if (found == line.end() || !found->is_array()) return;
+  for (const json& of : *found) {
+    if (!of.is_object()) continue;
+    const bool unresolved = of.value("gns_unresolved", false);
+    for (const auto& [key, value] : of.items()) {
+      if (!value.is_number()) continue;
+      const bool open = unresolved && key == "gns_l2";
+      row.diagnostics[open ? "gns_l2_unresolved" : key][text(of, name)] = value.get<double>();
+    }
+  }
+}
+
 }  // namespace
 
 double number(const json& object, const char* key) {
@@ -103,6 +119,8 @@ std::vector<Row> read_rows(const std::string& metrics_jsonl) {
     for (const auto& [key, value] : line.items()) {
       if (key.starts_with("val_") && value.is_number()) row.validation[key] = value.get<double>();
     }
+    add_diagnostics(row, line, "noise", "group");
+    add_diagnostics(row, line, "spectra", "matrix");
     const auto skipped = line.find("skipped");
     row.skipped = skipped != line.end() && skipped->is_boolean() && skipped->get<bool>();
     rows.push_back(std::move(row));

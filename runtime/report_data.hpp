@@ -49,6 +49,8 @@ struct Row {
   /// rms of the residual.
   std::vector<std::array<double, 3>> rounding;
   std::map<std::string, double> validation;
+  /// Of steps with `diagnostics`: nr_grad, spec_ratio, gns_l2, … by matrix or group.
+  std::map<std::string, std::map<std::string, double>> diagnostics;
   bool skipped = false;
 };
 

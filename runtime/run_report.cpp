@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -158,6 +159,100 @@ std::string median_step(const json& summary) {
   return "<div class=\"scroll\">" + out + "</tbody></table></div>\n";
 }
 
+/// "layers.3.attn.q.weight" → "layers.*.attn.q.weight": what a network has many of is one curve.
+std::string kind_of(const std::string& name) {
+  std::string out;
+  for (const char c : name) {
+    const bool digit = c >= '0' && c <= '9';
+    const bool counts = out.empty() || out.back() == '.' || out.back() == '*';
+    if (!(digit && counts)) {
+      out += c;
+    } else if (out.empty() || out.back() != '*') {
+      out += '*';
+    }
+  }
+  return out;
+}
+
+/// A curve per kind of matrix or group, the geometric mean of its layers.
+std::vector<Line> diagnostic_lines(const std::vector<Row>& rows, const std::string& key) {
+  std::map<std::string, std::vector<Point>> kinds;
+  for (const Row& row : rows) {
+    const auto found = row.diagnostics.find(key);
+    if (found == row.diagnostics.end()) continue;
+    std::map<std::string, std::pair<double, double>> sums;  // of logarithms, and how many
+    for (const auto& [name, value] : found->second) {
+      if (!(value > 0)) continue;
+      auto& [sum, count] = sums[kind_of(name)];
+      sum += std::log(value);
+      ++count;
+    }
+    for (const auto& [kind, of] : sums) {
+      kinds[kind].push_back({row.step, std::exp(of.first / of.second)});
+    }
+  }
+  std::vector<Line> lines;
+  for (const auto& [kind, points] : kinds) {
+    const auto index = static_cast<int>(lines.size());
+    lines.push_back(
+        {kind, index, (index / palette) % 2 == 0 ? Stroke::plain : Stroke::dashed, points, true});
+  }
+  return lines;
+}
+
+std::string noise_card(const std::vector<Row>& rows) {
+  std::vector<Line> lines;
+  for (const auto& [key, norm] :
+       {std::pair("gns_l2", "l2"), std::pair("gns_l1", "l1"), std::pair("gns_nuc", "nuclear")}) {
+    for (Line& line : diagnostic_lines(rows, key)) {
+      const bool whole = line.label == "all";
+      // In dual norms groups are of one norm each: the whole is said.
+      if (std::string_view(norm) != "l2" && !whole) continue;
+      line.label = fmt::format("{}, {}", whole ? "model" : line.label, norm);
+      line.color = static_cast<int>(lines.size());
+      lines.push_back(std::move(line));
+    }
+  }
+  for (Line& line : diagnostic_lines(rows, "gns_l2_unresolved")) {
+    if (line.label != "all") continue;
+    lines.push_back({"model, l2, unresolved", 6, Stroke::faint, std::move(line.points), false});
+  }
+  if (lines.empty()) return {};
+  return card(
+      "Gradient noise scale",
+      "The batch, in examples, at which chance and signal in the gradient are equal. "
+      "Unresolved: the signal is below two standard errors, the scale a guess.",
+      line_chart("Gradient noise scale per step", lines, {false, true, format_number, 220}));
+}
+
+std::string spectra_cards(const std::vector<Row>& rows) {
+  std::string out;
+  for (const auto& [key, title, why] :
+       {std::tuple("nr_grad", "Nuclear rank of the gradient",
+                   "(sum of singular values)² / sum of squares, by kind of matrix: of how many "
+                   "directions a gradient is made. Layers are averaged."),
+        std::tuple("st_grad", "Stable rank of the gradient",
+                   "Sum of squared singular values over the largest: how many directions are as "
+                   "strong as the strongest."),
+        std::tuple("spec_ratio", "Spectral or Euclidean",
+                   "Nuclear rank of the gradient over stable rank of the activations. Above one "
+                   "(dashed) a plain spectral step promises more than a plain gradient step; it "
+                   "says nothing of AdamW, momentum, many steps.")}) {
+    std::vector<Line> lines = diagnostic_lines(rows, key);
+    if (lines.empty()) continue;
+    if (std::string_view(key) == "spec_ratio") {
+      double first = INFINITY, last = -INFINITY;
+      for (const Line& line : lines) {
+        first = std::min(first, line.points.front().x);
+        last = std::max(last, line.points.back().x);
+      }
+      lines.push_back({"", 6, Stroke::dashed, {{first, 1}, {last, 1}}, false});
+    }
+    out += card(title, why, line_chart(title, lines, {false, true, format_number, 220}));
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string run_report(const std::string& summary_json, const std::string& metrics_jsonl,
@@ -310,6 +405,7 @@ std::string run_report(const std::string& summary_json, const std::string& metri
       body += card(title, why, line_chart(title, lines, {true, true, format_number, 180}));
     }
   }
+  body += noise_card(rows) + spectra_cards(rows);
   body += card("Final figures", "Medians leave out the first step.", final_figures(summary));
   if (const std::string table = configuration(summary); !table.empty()) {
     body += card("Configuration", "What ran.", table);

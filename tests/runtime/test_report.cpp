@@ -272,5 +272,33 @@ TEST(FormatSeconds, NamesTheUnitAPersonWouldUse) {
   EXPECT_EQ(format_seconds(-1), "-");
 }
 
+TEST(RunReport, DrawsDiagnosticsByKindOfMatrix) {
+  std::string metrics;
+  for (int step = 10; step <= 30; step += 10) {
+    json spectra = json::array();
+    for (const char* layer : {"0", "11"}) {
+      spectra.push_back({{"matrix", std::string("layers.") + layer + ".up.weight"},
+                         {"nr_grad", *layer == '0' ? 2 : 8},
+                         {"st_grad", 1.5},
+                         {"spec_ratio", 3}});
+    }
+    const json noise = {{{"group", "all"}, {"gns_l2", 20.0 * step}, {"gns_unresolved", false}},
+                        {{"group", "*<b>"}, {"gns_l2", 7.25}, {"gns_unresolved", true}}};
+    metrics +=
+        json{{"step", step}, {"loss", 1}, {"noise", noise}, {"spectra", spectra}}.dump() + "\n";
+  }
+  const std::string page = run_report("{}", metrics);
+  EXPECT_EQ(first_fault(page), "");
+  for (const char* title : {"Gradient noise scale", "Nuclear rank of the gradient",
+                            "Stable rank of the gradient", "Spectral or Euclidean"}) {
+    EXPECT_THAT(page, HasSubstr(title));
+  }
+  EXPECT_THAT(page, HasSubstr("layers.*.up.weight, step 20: 4<"));  // √(2·8)
+  EXPECT_THAT(page, HasSubstr("model, l2, step 30: 600<"));
+  EXPECT_THAT(page, Not(HasSubstr("7.25")));  // unresolved
+  // Without diagnostics there is no word of them.
+  EXPECT_THAT(run_report("{}", R"({"step": 1, "loss": 1})"), Not(HasSubstr("noise scale")));
+}
+
 }  // namespace
 }  // namespace orthrus::runtime
