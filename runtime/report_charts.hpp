@@ -16,7 +16,8 @@ struct Point {
   double x, y;
 };
 
-enum class Stroke { plain, faint, dashed, thick };
+/// `wide` is a translucent band along a line.
+enum class Stroke { plain, faint, dashed, thick, wide };
 
 struct Line {
   std::string label;  ///< empty: not in the legend

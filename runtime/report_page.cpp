@@ -23,7 +23,7 @@ constexpr std::string_view drawing = R"css(
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 .band{opacity:.14}.ridge{fill:var(--card);stroke:var(--ink);stroke-width:1.6}
 .key.faint{opacity:.4}
-.line.faint{opacity:.32;stroke-width:1}.line.dashed{stroke-dasharray:6 4}.line.thick{stroke-width:3.4}
+.line.faint{opacity:.32;stroke-width:1}.line.dashed{stroke-dasharray:6 4}.line.thick{stroke-width:3.4}.line.wide{stroke-width:13;opacity:.2;stroke-linecap:round}
 )css";
 
 constexpr std::string_view style = R"css(

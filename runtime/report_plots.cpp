@@ -94,6 +94,7 @@ const char* stroke_class(Stroke stroke) {
   return stroke == Stroke::faint    ? " faint"
          : stroke == Stroke::dashed ? " dashed"
          : stroke == Stroke::thick  ? " thick"
+         : stroke == Stroke::wide   ? " wide"
                                     : "";
 }
 

@@ -232,6 +232,23 @@ void add_bootstrap(std::vector<StudyFigure>& out, const StudyAnalysis& analysis)
   if (!plot.curves.empty()) out.push_back(figure(plot));
 }
 
+/// The part of a curve from `lo` to `hi`, its ends on straight lines in ln x.
+std::vector<Measured> between(const std::vector<Measured>& curve, double lo, double hi) {
+  std::vector<Measured> out;
+  for (std::size_t i = 0; i < curve.size(); ++i) {
+    const Measured& b = curve[i];
+    if (i > 0 && std::isfinite(curve[i - 1].y) && std::isfinite(b.y)) {
+      const Measured& a = curve[i - 1];
+      for (const double end : {lo, hi}) {
+        if (!(end > a.x && end < b.x)) continue;
+        out.push_back({end, a.y + (b.y - a.y) * std::log(end / a.x) / std::log(b.x / a.x)});
+      }
+    }
+    if (b.x >= lo && b.x <= hi && std::isfinite(b.y)) out.push_back(b);
+  }
+  return out;
+}
+
 void add_tuning(std::vector<StudyFigure>& out, const StudyAnalysis& analysis) {
   const bool steps = analysis.metric == RateMetric::steps_to_target;
   for (const std::string& series : analysis.series) {
@@ -275,8 +292,9 @@ void add_tuning(std::vector<StudyFigure>& out, const StudyAnalysis& analysis) {
         row.best = cell.choice.lr;
         if (cell.choice.plateau_octaves > 0) {
           const double half = std::exp2(cell.choice.plateau_octaves / 2);
-          curves.marks.push_back({"", color, cell.choice.fitted_lr, cell.choice.fitted_lr / half,
-                                  cell.choice.fitted_lr * half});
+          curves.curves.push_back(
+              {"", color, Stroke::wide,
+               between(curve.points, cell.choice.fitted_lr / half, cell.choice.fitted_lr * half)});
         }
       }
       curves.curves.push_back(std::move(curve));
