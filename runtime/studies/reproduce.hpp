@@ -3,6 +3,7 @@
 /// Small experiments with known results: published numbers and closed forms beside what comes out
 /// here. Deterministic, in double; seconds each, or minutes where they are slow.
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <span>
@@ -82,5 +83,13 @@ std::vector<Row> stable_rank_constants();
 // reproduce_training.cpp
 std::vector<Row> sparse_regression_small();
 std::vector<Row> sparse_regression_full();
+/// A step of one of their networks: its loss before it, and the stable ranks of the activations
+/// that layers 2, 3 and 4 multiply.
+struct SparseRegressionStep {
+  double loss = 0;
+  std::array<double, 3> stable_ranks{};
+};
+std::vector<SparseRegressionStep> sparse_regression_run(int inputs, int width, std::uint64_t seed,
+                                                        bool spectral, int steps);
 
 }  // namespace orthrus::studies

@@ -88,7 +88,7 @@ class SparseRegression {
       const Matrix& a = activations_[l];
       const double total = dot(a, a);
       const double top = norms_[l].squared(a);
-      if (l > 0) largest_rank_ = std::max(largest_rank_, total / top);
+      if (l > 0) stable_ranks_[l - 1] = total / top;
       if (spectral && (l == 1 || l == 2)) {
         const Svd f = svd(gradients[l]);
         const double nuclear = std::accumulate(f.s.begin(), f.s.end(), 0.0);
@@ -100,8 +100,8 @@ class SparseRegression {
     return loss;
   }
 
-  /// Of a layer's activations, in all steps.
-  [[nodiscard]] double largest_stable_rank() const { return largest_rank_; }
+  /// Of the activations of the last step, those of hidden layers.
+  [[nodiscard]] const std::array<double, layers - 1>& stable_ranks() const { return stable_ranks_; }
 
  private:
   Matrix target_;
@@ -109,24 +109,25 @@ class SparseRegression {
   std::array<Matrix, layers + 1> activations_;
   std::array<Matrix, layers - 1> slopes_;
   std::array<OperatorNorm, layers> norms_;
-  double largest_rank_ = 0;
+  std::array<double, layers - 1> stable_ranks_{};
 };
 
 /// Over `seeds` networks, an odd number: some lie at the edge of stability, where a loss that has
 /// fallen comes back for a while.
 /// @param share  of gradient descent's loss that the spectral one's is at most, at step 250.
-std::vector<Row> sparse_regression(Index inputs, Index width, int seeds, double share) {
+std::vector<Row> sparse_regression(int inputs, int width, int seeds, double share) {
   constexpr int steps = 250;
   std::array<double, 2> ranks{};
   std::vector<double> losses, shares;
-  for (int seed = 1; seed <= seeds; ++seed) {
+  for (std::uint64_t seed = 1; seed <= static_cast<std::uint64_t>(seeds); ++seed) {
     std::array<double, 2> loss{};
     for (const std::size_t spectral : {0, 1}) {
-      SparseRegression network(inputs, width, static_cast<std::uint64_t>(seed));
-      for (int t = 0; t <= steps; ++t) {
-        loss[spectral] = network.step(spectral == 1, spectral == 1 ? 0.1 : 0.081);
+      for (const SparseRegressionStep& step :
+           sparse_regression_run(inputs, width, seed, spectral == 1, steps + 1)) {
+        loss[spectral] = step.loss;
+        ranks[spectral] = std::max(
+            ranks[spectral], *std::max_element(step.stable_ranks.begin(), step.stable_ranks.end()));
       }
-      ranks[spectral] = std::max(ranks[spectral], network.largest_stable_rank());
     }
     losses.push_back(loss[0]);
     shares.push_back(loss[1] / loss[0]);
@@ -146,6 +147,17 @@ std::vector<Row> sparse_regression(Index inputs, Index width, int seeds, double 
 }
 
 }  // namespace
+
+std::vector<SparseRegressionStep> sparse_regression_run(int inputs, int width, std::uint64_t seed,
+                                                        bool spectral, int steps) {
+  SparseRegression network(inputs, width, seed);
+  std::vector<SparseRegressionStep> out;
+  for (int t = 0; t < steps; ++t) {
+    const double loss = network.step(spectral, spectral ? 0.1 : 0.081);
+    out.push_back({loss, network.stable_ranks()});
+  }
+  return out;
+}
 
 std::vector<Row> sparse_regression_small() { return sparse_regression(64, 256, 3, 0.1); }
 // The figures read a thousandth, of one network; here it is 3e-3 to 0.2, by seed.
