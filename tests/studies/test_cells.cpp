@@ -87,7 +87,7 @@ TEST(Cells, TakeTheRateOfTheTuningSeedsAndTheValueOfTheOthers) {
                NumericError);
 }
 
-TEST(Cells, ACellWithoutTheTargetIsCensoredAndNotPartOfTheFit) {
+TEST(Cells, ACellOfWhichNothingIsKnownIsCensoredAndNotPartOfTheFit) {
   Random random(1);
   std::vector<TrialOutcome> trials = simulate({}, random);
   for (TrialOutcome& trial : trials) {
@@ -106,6 +106,24 @@ TEST(Cells, ACellWithoutTheTargetIsCensoredAndNotPartOfTheFit) {
   EXPECT_EQ(study.censored, (std::vector<double>{4, 1024}));
   EXPECT_EQ(study.batches, (std::vector<double>{8, 16, 32, 64, 128, 256, 512}));
   EXPECT_NEAR(study.critical[0].value, critical, 1e-6);
+}
+
+// Of its rates the least counts, of seeds the mean; one that diverged is not the best.
+TEST(Cells, ACensoredCellSaysWhatItsStepsAreMoreThan) {
+  const auto cell = [](std::vector<TrialOutcome> trials) {
+    return cells_of(trials, RateMetric::steps_to_target)[0];
+  };
+  const Cell all = cell({{"sgd", 8, 0.1, 0, SeedRole::only, infinity, 400},
+                         {"sgd", 8, 0.1, 1, SeedRole::only, 100, 0},
+                         {"sgd", 8, 0.2, 0, SeedRole::only, infinity, 900},
+                         {"sgd", 8, 0.4, 0, SeedRole::only, infinity, 0}});
+  EXPECT_TRUE(all.censored());
+  EXPECT_NEAR(all.above, 200, 1e-9);  // √(400·100)
+  // Chosen by one seed, not reached by another.
+  const Cell one = cell({{"sgd", 8, 0.1, 0, SeedRole::tune, 100, 0},
+                         {"sgd", 8, 0.1, 1, SeedRole::report, infinity, 400}});
+  EXPECT_NEAR(one.above, 400, 1e-9);
+  EXPECT_EQ(cell({{"sgd", 8, 0.4, 0, SeedRole::only, infinity, 0}}).above, 0);
 }
 
 TEST(Cells, WithoutNoiseTheLawsComeOutAsTheyAre) {
