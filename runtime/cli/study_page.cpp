@@ -660,7 +660,7 @@ std::filesystem::path write_report(const StudyResults& study, const StudyAnalysi
   for (const StudyTable& table : tables) {
     runtime::write_file_atomically(directory / "tables" / (table.name + ".csv"), table_csv(table));
   }
-  const std::filesystem::path page = directory / "index.html";
+  std::filesystem::path page = directory / "index.html";
   runtime::write_file_atomically(page, study_page(study, analysis, figures));
   return page;
 }
