@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <latch>
 #include <mutex>
 #include <orthrus/error.hpp>
@@ -14,6 +15,7 @@
 #include "kernels/bf16.hpp"
 #include "kernels/cuda/devices.hpp"
 #include "modes_model.hpp"
+#include "runtime/checkpoint.hpp"
 #include "runtime/engine.hpp"
 #include "support/far_backend.hpp"
 #include "toy_model.hpp"
@@ -526,6 +528,35 @@ TEST(Device, CheckpointsMoveToTheCpuAndBack) {
                 {.ranks = 3, .far = far, .home = home(far), .first = 3, .last = 4, .load = folder}),
           expected, std::string(extra) + (far ? "to the device" : "to the CPU"));
     }
+  }
+  std::filesystem::remove_all(folder);
+}
+
+// Euclidean steps, which a checkpoint says some matrices take.
+TEST_P(DeviceInMode, TakesEuclideanStepsAsTheCpuDoes) {
+  const Model model = modes::held_model();
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("orthrus_far_auto_" + std::to_string(::getpid()));
+  for (const char* extra : {"", "checks: collective\n", "mesh: {shard: 2, replicate: 2}\n"}) {
+    Config config = modes::held_config(GetParam(), Along::none, extra);
+    config.train.save_every = 1000;
+    config.diagnostics = {.every_steps = 1000, .spectra = true, .advisor = "auto"};
+    std::filesystem::remove_all(folder);
+    const Outcome spectral = train(config, model, {.ranks = 4, .last = 1, .save = folder});
+    runtime::Manifest manifest = runtime::read_manifest(folder);
+    std::size_t chosen = 0;
+    for (auto& [name, geometry] : manifest.geometry) {
+      if (chosen++ % 2 == 0) geometry.euclidean = 3;
+    }
+    ASSERT_GE(chosen, 2U);
+    std::ofstream(folder / "manifest.json") << runtime::manifest_text(manifest);
+    const Run run{.ranks = 4, .first = 2, .load = folder};
+    expect_as_on_cpu(config, model, run, modes::label(GetParam()) + extra,
+                     {Home::device, Home::host});
+    std::int64_t here = 0, there = 0;
+    for (const auto& steps : train(config, model, run).steps) here += steps.front().matrices;
+    for (const auto& steps : spectral.steps) there += steps.front().matrices;
+    EXPECT_LT(here, there) << "some are spared";
   }
   std::filesystem::remove_all(folder);
 }
