@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <orthrus/error.hpp>
+#include <orthrus/studies/horizon.hpp>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -404,6 +405,53 @@ void fit_loss_law(FitPage& page, const Columns& columns, const FitOptions& o) {
   page.figure("rms_log", law.rms_log, "RMS log residual");
 }
 
+/// Targets between the losses that all batches reach and those that all have left behind.
+void fit_power_lines_law(FitPage& page, const Columns& columns, const FitOptions& o) {
+  std::map<double, studies::LossCurve> by_batch;
+  for (std::size_t i = 0; i < columns[0].size(); ++i) {
+    studies::LossCurve& curve = by_batch[columns[0][i]];
+    curve.batch = columns[0][i];
+    curve.examples.push_back(columns[1][i]);
+    curve.losses.push_back(columns[2][i]);
+  }
+  need(o, o.x[0], by_batch.size(), 3);
+  std::vector<studies::LossCurve> curves;
+  double low = 0, high = INFINITY;
+  for (const auto& [batch, curve] : by_batch) {
+    if (curve.losses.size() < 3) {
+      throw DataError(fmt::format("{}: batch {:g} has {} records, the law {} needs at least 3",
+                                  o.file, batch, curve.losses.size(), o.law->name));
+    }
+    curves.push_back(curve);
+    low = std::max(low, *std::min_element(curve.losses.begin(), curve.losses.end()));
+    high = std::min(high, *std::max_element(curve.losses.begin(), curve.losses.end()));
+  }
+  if (!(low < high)) throw DataError(fmt::format("{}: no loss that all batches have had", o.file));
+  constexpr int count = 5;
+  std::vector<double> targets;
+  for (int k = 0; k < count; ++k) {
+    targets.push_back(high * std::pow(low / high, (k + 0.5) / count));
+  }
+  const studies::PowerLines law = studies::fit_power_lines(curves, targets);
+  ordered_json& document = page.report.document;
+  document["formula"] = "D = D_min (1 + B/B_crit) of each loss";
+  page.line(fmt::format("D = D_min (1 + B/B_crit), {} batches: B {}, D {}", curves.size(), o.x[0],
+                        o.x[1]));
+  ordered_json rows = ordered_json::array();
+  for (const auto& t : law.targets) {
+    page.line(fmt::format("{} {:<10.5g} D_min {:<12.6g} B_crit {:<12.6g} RMS {:.3g}", o.y, t.loss,
+                          t.least_examples, t.critical_batch, t.rms_log));
+    rows.push_back({{"target", json_number(t.loss)},
+                    {"D_min", json_number(t.least_examples)},
+                    {"B_crit", json_number(t.critical_batch)},
+                    {"rms_log", json_number(t.rms_log)}});
+  }
+  document["targets"] = std::move(rows);
+  document["growth"] = {{"factor", json_number(law.growth.factor)},
+                        {"exponent", json_number(law.growth.exponent)}};
+  page.line(fmt::format("B_crit = {:.6g} D_min^{:.4g}", law.growth.factor, law.growth.exponent));
+}
+
 // ---- times ----
 
 /// Seconds, where the key says that it is of another unit.
@@ -499,6 +547,8 @@ std::span<const FitLaw> fit_laws() {
              "lr", false, fit_power_law},
       FitLaw{"three_term", "L = E + B/M^beta + C/K^gamma; + A/N^alpha with a third key",
              "batch_size,step", "val_loss", false, fit_loss_law},
+      FitLaw{"power_lines", "D = D_min (1 + B/B_crit) of each loss that all batches have had",
+             "batch_size,examples", "val_loss", false, fit_power_lines_law},
       FitLaw{"alpha_beta", "T = alpha + beta bytes, in one piece or two", "bytes", "seconds", false,
              fit_message_law},
       FitLaw{"amdahl", "T = T1 (s + (1 - s)/p)", "ranks", "seconds", false, fit_amdahl_law},

@@ -108,6 +108,23 @@ std::pair<double, double> serial(std::size_t i, std::int64_t t, int contribution
   return {q, r};
 }
 
+TEST(GradientNoise, IsTheSameBitsInEveryStage) {
+  const auto run = [](const std::string& stage) {
+    return train(
+        "zero: {stage: " + stage + "}\ndiagnostics: {every_steps: 2}\ntrain: {batch: 40}\n", 3, 3,
+        GradientState::local);
+  };
+  const Trained first = run("1");
+  for (const std::string stage : {"2", "3"}) {
+    const Trained other = run(stage);
+    for (std::size_t i = 0; i < first.parameters.size(); ++i) {
+      EXPECT_EQ(first.parameters[i].mean_squared, other.parameters[i].mean_squared) << stage;
+      EXPECT_EQ(first.parameters[i].squared_mean, other.parameters[i].squared_mean) << stage;
+    }
+    EXPECT_EQ(first.model.scale(), other.model.scale()) << stage;
+  }
+}
+
 TEST(GradientNoise, IsThatOfAllContributionsOnAnyNumberOfRanks) {
   struct Layout {
     int ranks, contributions;

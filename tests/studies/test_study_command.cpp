@@ -241,6 +241,25 @@ TEST(FitFile, FindsPowerLaws) {
   expect_near(knee["saturating"]["exponent"], 1, 1e-4);
 }
 
+TEST(FitFile, FindsCriticalBatchesAlongTheLoss) {
+  // D = D_min·(1 + B/200), and L = 30·D_min^(-¼): B_crit is the same at every loss.
+  Lines lines;
+  for (const double batch : {16.0, 64.0, 256.0, 1024.0}) {
+    for (double least = 1e3; least < 1e6; least *= 3) {
+      lines.push_back({{"batch_size", batch},
+                       {"examples", least * (1 + batch / 200)},
+                       {"val_loss", 30 / std::pow(least, 0.25)}});
+    }
+  }
+  const ordered_json law = fit(lines, "power_lines");
+  ASSERT_EQ(law["targets"].size(), 5U);
+  for (const auto& t : law["targets"]) {
+    expect_near(t["B_crit"].get<double>(), 200, 1e-4);
+    expect_near(t["D_min"].get<double>(), std::pow(30 / t["target"].get<double>(), 4), 1e-4);
+  }
+  EXPECT_NEAR(law["growth"]["exponent"].get<double>(), 0, 1e-4);
+}
+
 TEST(FitFile, FindsTheLawOfLosses) {
   Lines plain, sized;
   for (int m = 4; m <= 9; ++m) {
@@ -318,6 +337,19 @@ std::string refusal(const Lines& records, const std::string& law) {
     return error.what();
   }
   return "fitted";
+}
+
+TEST(FitFile, SaysHowManyCurvesPowerLinesNeed) {
+  Lines lines;
+  for (const double batch : {16.0, 64.0}) {
+    for (double d = 1e3; d < 1e5; d *= 3) {
+      lines.push_back({{"batch_size", batch}, {"examples", d}, {"val_loss", 30 / std::sqrt(d)}});
+    }
+  }
+  EXPECT_NE(refusal(lines, "power_lines").find("batch_size: 2 different values"),
+            std::string::npos);
+  lines.push_back({{"batch_size", 256}, {"examples", 1e3}, {"val_loss", 1}});
+  EXPECT_NE(refusal(lines, "power_lines").find("batch 256 has 1 records"), std::string::npos);
 }
 
 TEST(FitFile, SaysHowManyPointsALawNeeds) {
