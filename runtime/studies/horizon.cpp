@@ -104,9 +104,9 @@ DataEfficiency fit_data_efficiency(std::span<const LossCurve> series, double hub
   for (const double exponent : {0.15, 0.35, 0.6, 1.0, 1.6}) {
     for (const double share : {0.3, 0.7, 0.95}) {
       std::vector<double> start{std::log(share * least), std::log(exponent)};
-      for (std::size_t s = 0; s < series.size(); ++s) {
-        const double left = std::max(series[s].losses.front() - share * least, 1e-3 * least);
-        start.push_back(std::log(left) + exponent * std::log(series[s].examples.front()));
+      for (const LossCurve& curve : series) {
+        const double left = std::max(curve.losses.front() - share * least, 1e-3 * least);
+        start.push_back(std::log(left) + exponent * std::log(curve.examples.front()));
       }
       // Squares first: they lead from afar.
       Minimum found = least_squares(residuals, points.size(), start, options);
