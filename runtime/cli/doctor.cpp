@@ -28,6 +28,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/cuda/devices.hpp"
 #include "runtime/cli/command.hpp"
+#include "runtime/cli/provenance.hpp"
 #include "runtime/report.hpp"
 #include "runtime/workloads/workload.hpp"
 
@@ -112,10 +113,6 @@ Finding devices() {
           cuda.problem.empty() ? "device: cuda computes on it; compiled for, and not yet run on one"
                                : "device: cpu computes on the processor",
           Verdict::note};
-}
-
-std::string nccl_version(int version) {
-  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
 Finding nccl() {
@@ -327,13 +324,7 @@ std::vector<Finding> mpi(Context& context, int& ranks_here) {
   } catch (const Error& error) {
     launch = {"launch", error.what(), "start with mpirun, or srun --mpi=pmix", Verdict::failure};
   }
-  char version[MPI_MAX_LIBRARY_VERSION_STRING] = {};
-  int length = 0;
-  MPI_Get_library_version(version, &length);
-  std::string library(version, static_cast<std::size_t>(std::max(length, 0)));
-  library = library.substr(0, library.find(", package"));
-  library = library.substr(0, library.find('\n'));
-  while (!library.empty() && (library.back() == '\0' || library.back() == ' ')) library.pop_back();
+  const std::string library = mpi_library();
   int major = 0, minor = 0, level = MPI_THREAD_SINGLE;
   MPI_Get_version(&major, &minor);
   MPI_Query_thread(&level);

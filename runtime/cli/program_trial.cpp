@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstring>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "runtime/cli/child.hpp"
+#include "runtime/cli/provenance.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/report.hpp"
 #include "runtime/runner/reported.hpp"
@@ -168,13 +168,11 @@ class ProgramTrial {
       // JSON is YAML, so that any reader will do.
       runtime::write_file_atomically(config, trial.params.dump(2) + "\n");
     }
-    std::array<char, 256> host{};
-    ::gethostname(host.data(), host.size() - 1);
-    const Json provenance{{"version", ORTHRUS_VERSION},
-                          {"host", host.data()},
-                          {"command", command_},
-                          {"attempt", task_.attempt}};
-    runtime::write_file_atomically(directory_ / "provenance.json", provenance.dump(2) + "\n");
+    Communicator alone = self_communicator();
+    Json origin = provenance(alone);
+    origin["ranks_per_trial"] = trial.ranks;
+    origin["command"] = command_;
+    write_provenance(directory_ / "provenance.json", std::move(origin), task_.attempt);
     // A program that asked to be run again goes on where it was.
     if (!fs::remove(requeued_file())) runtime::write_file_atomically(metrics(), "");
   }
@@ -192,17 +190,18 @@ class ProgramTrial {
       if (step > reported_.progress.steps) break;
       line["trial"] = task_.trial.id;
       if (!line.contains("examples")) line["examples"] = step * task_.trial.batch;
+      for (const char* const key : {"tokens", "wall_s"}) {  // which nobody but it could know
+        if (!line.contains(key)) line[key] = nullptr;
+      }
       lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
     }
     runtime::write_file_atomically(metrics(), lines);
     TrialEnd end;
+    end.seconds = reported_.progress.wall_s = seconds_since(start_);
     end.record =
         runner::summary(task_.trial, task_.attempt, state, message,
                         state == "failed" ? nullptr : &reported_.score, reported_.progress);
-    end.seconds = seconds_since(start_);
-    Json summary = end.record;
-    summary["seconds"] = end.seconds;
-    runtime::write_file_atomically(directory_ / "summary.json", summary.dump(2) + "\n");
+    runtime::write_file_atomically(directory_ / "summary.json", end.record.dump(2) + "\n");
     return end;
   }
 

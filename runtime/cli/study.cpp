@@ -20,6 +20,7 @@
 #include "runtime/cli/study_export.hpp"
 #include "runtime/cli/study_fit.hpp"
 #include "runtime/cli/study_page.hpp"
+#include "runtime/cli/study_report.hpp"
 #include "runtime/cli/study_reproduce.hpp"
 #include "runtime/cli/study_runner.hpp"
 #include "runtime/safetensors.hpp"
@@ -44,6 +45,7 @@ struct Given {
   ReproduceOptions reproduce;
   FitOptions fit;
   std::string study, format;
+  std::vector<std::string> formats;
   std::string law, x, collective, out;
   int ranks = 0;
 };
@@ -117,10 +119,9 @@ int report_study(const Given& given, Context& context) {
   if (context.rank() != 0) return 0;
   const StudyResults study = read_analysed(given.study);
   const StudyAnalysis analysis = analyse(study);
-  write_analysis(study, analysis);
-  const std::filesystem::path page = write_report(study, analysis);
+  const std::vector<std::string> said = write_study_report(study, analysis, given.formats);
   print_analysis(study, analysis, context.json);
-  if (!context.json) std::printf("\nwritten: %s\n", page.c_str());
+  if (!context.json) std::printf("\n%s\n", fmt::format("{}", fmt::join(said, "\n")).c_str());
   return 0;
 }
 
@@ -223,6 +224,10 @@ Run add_study(CLI::App& app) {
 
   CLI::App* page = app.add_subcommand("report", "What a study came to: verdict, page, tables");
   page->add_option("DIR", given->study, "The study's directory")->required();
+  page->add_option("--formats", given->formats,
+                   "Instead of the study's report.formats: html, json, csv, mllog, png")
+      ->delimiter(',')
+      ->check(CLI::IsMember(report_formats()));
   CLI::App* other = app.add_subcommand("export", "A study for other trackers");
   other->add_option("DIR", given->study, "The study's directory")->required();
   static const std::span<const ExportFormat> formats = export_formats();

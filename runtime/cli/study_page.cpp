@@ -642,26 +642,32 @@ void write_analysis(const StudyResults& study, const StudyAnalysis& analysis) {
   }
 }
 
-std::filesystem::path write_report(const StudyResults& study, const StudyAnalysis& analysis) {
+std::filesystem::path write_report(const StudyResults& study, const StudyAnalysis& analysis,
+                                   const ReportParts& parts) {
   const std::filesystem::path directory = study.directory / "report";
   make_directories(directory / "figures");
   make_directories(directory / "tables");
-  const std::vector<StudyFigure> figures = study_figures(analysis);
+  std::vector<StudyFigure> figures;
+  if (parts.figures) figures = study_figures(analysis);
   for (const StudyFigure& f : figures) {
     const std::string svg = runtime::report::standalone_svg(f.html);
     if (!svg.empty()) {
       runtime::write_file_atomically(directory / "figures" / (f.name + ".svg"), svg);
     }
+    if (!parts.tables) continue;
     runtime::write_file_atomically(directory / "tables" / ("figure-" + f.name + ".csv"), f.csv);
   }
-  std::vector<StudyTable> tables = analysis.verdicts;
-  tables.push_back(analysis.cell_table);
-  tables.push_back(analysis.trial_table);
+  std::vector<StudyTable> tables;
+  if (parts.tables) {
+    tables = analysis.verdicts;
+    tables.push_back(analysis.cell_table);
+    tables.push_back(analysis.trial_table);
+  }
   for (const StudyTable& table : tables) {
     runtime::write_file_atomically(directory / "tables" / (table.name + ".csv"), table_csv(table));
   }
   std::filesystem::path page = directory / "index.html";
-  runtime::write_file_atomically(page, study_page(study, analysis, figures));
+  if (parts.page) runtime::write_file_atomically(page, study_page(study, analysis, figures));
   return page;
 }
 

@@ -26,7 +26,12 @@ struct StudyFigure {
 
 /// Writes analysis/{fits,cells,warnings}.json. @throws IoError
 void write_analysis(const StudyResults& study, const StudyAnalysis& analysis);
+/// Which files a report has.
+struct ReportParts {
+  bool page = true, tables = true, figures = true;
+};
 /// Writes report/index.html, report/figures/*.svg, report/tables/*.csv. @return the page's path.
-std::filesystem::path write_report(const StudyResults& study, const StudyAnalysis& analysis);
+std::filesystem::path write_report(const StudyResults& study, const StudyAnalysis& analysis,
+                                   const ReportParts& parts = {});
 
 }  // namespace orthrus::cli

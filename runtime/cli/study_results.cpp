@@ -12,7 +12,6 @@
 #include <system_error>
 #include <utility>
 
-#include "runtime/cli/records.hpp"
 #include "runtime/safetensors.hpp"
 #include "runtime/yaml_tree.hpp"
 
@@ -85,6 +84,8 @@ double number_of(const ordered_json& value) {
 double StudyTrial::number(const char* key) const { return number_at(line, key); }
 double StudyTrial::param(const char* key) const { return number_at(params, key); }
 
+std::string StudyTrial::directory() const { return fmt::format("trials/{:04d}-{}", index, id); }
+
 std::string StudyTrial::param_text(const std::string& key) const {
   const auto found = params.find(key);
   if (found == params.end() || found->is_null()) return {};
@@ -105,17 +106,21 @@ const ordered_json& StudyResults::setting(const std::string& path) const {
   return *at;
 }
 
+std::vector<JsonLine> StudyResults::metric_lines(const StudyTrial& trial,
+                                                 const std::string& type) const {
+  const std::filesystem::path file = directory / trial.directory() / "metrics.jsonl";
+  std::error_code error;
+  if (!std::filesystem::exists(file, error)) return {};
+  std::vector<JsonLine> lines = read_json_lines(file).lines;
+  std::erase_if(lines, [&](const JsonLine& line) { return line.record.value("t", "") != type; });
+  return lines;
+}
+
 std::vector<ordered_json> StudyResults::metrics(const StudyTrial& trial,
                                                 const std::string& type) const {
-  const std::filesystem::path file =
-      directory / "trials" / fmt::format("{:04d}-{}", trial.index, trial.id) / "metrics.jsonl";
-  std::error_code error;
-  std::vector<ordered_json> lines;
-  if (!std::filesystem::exists(file, error)) return lines;
-  for (JsonLine& line : read_json_lines(file).lines) {
-    if (line.record.value("t", "") == type) lines.push_back(std::move(line.record));
-  }
-  return lines;
+  std::vector<ordered_json> records;
+  for (JsonLine& line : metric_lines(trial, type)) records.push_back(std::move(line.record));
+  return records;
 }
 
 StudyResults read_study(const std::filesystem::path& directory) {
@@ -150,6 +155,7 @@ StudyResults read_study(const std::filesystem::path& directory) {
   for (JsonLine& line : lines.lines) {
     StudyTrial trial =
         trial_of(std::move(line.record), fmt::format("{}:{}: ", results.string(), line.number));
+    trial.line_number = line.number;
     last.insert_or_assign(trial.id, std::move(trial));
   }
   for (auto& [id, trial] : last) study.trials.push_back(std::move(trial));

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/cli/records.hpp"
+
 namespace orthrus::cli {
 
 /// One line of results.jsonl. Numbers that are not there are NaN.
@@ -20,6 +22,9 @@ struct StudyTrial {
   studies::SeedRole role = studies::SeedRole::only;
   nlohmann::ordered_json params;
   nlohmann::ordered_json line;  ///< all of it
+  std::size_t line_number = 0;  ///< in results.jsonl, from 1
+
+  [[nodiscard]] std::string directory() const;  ///< "trials/0042-3fa9c1…", of the study's
 
   [[nodiscard]] double number(const char* key) const;  ///< of the line
   [[nodiscard]] double param(const char* key) const;
@@ -40,6 +45,8 @@ struct StudyResults {
   /// Below dots: "search.metric"; null when there is none.
   [[nodiscard]] const nlohmann::ordered_json& setting(const std::string& path) const;
   /// Lines of the trial's metrics.jsonl of type `type`; none where there is no such file.
+  [[nodiscard]] std::vector<JsonLine> metric_lines(const StudyTrial& trial,
+                                                   const std::string& type) const;
   [[nodiscard]] std::vector<nlohmann::ordered_json> metrics(const StudyTrial& trial,
                                                             const std::string& type) const;
 };

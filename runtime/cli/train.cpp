@@ -361,7 +361,7 @@ class Trainer {
       if (report.skipped) row["skip_reason"] = report.skip_reason;
       record_rounding(report, row);
       if (json noise = noise_of(report, config_); !noise.empty()) row["noise"] = std::move(noise);
-      if (json spectra = spectra_of(optimizer_, report); !spectra.empty()) {
+      if (json spectra = spectra_of(optimizer_, report, training_.parameters()); !spectra.empty()) {
         row["spectra"] = std::move(spectra);
       }
       if (!report.notice.empty()) {

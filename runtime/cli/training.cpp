@@ -32,6 +32,17 @@ Config with_one_gather(Config config) {
   return config;
 }
 
+/// Of every matrix by the name in its spectra: of a block where a parameter is split.
+std::map<std::string, double> matrix_elements(const ShardedOptimizer& optimizer,
+                                              std::span<const Parameter> parameters) {
+  std::map<std::string, double> elements;
+  for (const Parameter& p : parameters) elements[p.name] = static_cast<double>(elements_of(p));
+  for (const nlohmann::json& m : nlohmann::json::parse(optimizer.plan_json())["matrices"]) {
+    elements[m["name"]] = m["rows"].get<double>() * m["cols"].get<double>();
+  }
+  return elements;
+}
+
 }  // namespace
 
 nlohmann::json noise_of(const StepReport& report, const Config& config) {
@@ -61,11 +72,14 @@ nlohmann::json noise_of(const StepReport& report, const Config& config) {
   return list;
 }
 
-nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& report) {
+nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& report,
+                          std::span<const Parameter> parameters) {
   nlohmann::json list = nlohmann::json::array();
   double noise = 0, signal = 0;
+  std::map<std::string, double> elements;
   for (const MatrixSpectra& m : optimizer.spectra()) {
     if (m.step != report.step || report.skipped) continue;
+    if (elements.empty()) elements = matrix_elements(optimizer, parameters);
     nlohmann::json row{{"matrix", m.name}};
     const auto add = [&](const std::string& of, const studies::Spectrum& s) {
       if (s.frobenius_norm == 0) return;  // it has none
@@ -73,11 +87,14 @@ nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& r
       row["st_" + of] = json_number(s.stable_rank);
       row["erank1_" + of] = json_number(s.erank1);
       row["erank2_" + of] = json_number(s.erank2);
+      row["participation_" + of] = json_number(s.participation);
+      row["cond_eff_" + of] = json_number(s.cond_eff);
     };
     add("grad", m.gradient);
     add("mom", m.momentum);
     add("w", m.weights);
     add("update", m.update);
+    row["update_rms"] = json_number(m.update.frobenius_norm / std::sqrt(elements.at(m.name)));
     row["update_op"] = json_number(m.update.operator_norm);
     row["w_op"] = json_number(m.weights.operator_norm);
     if (m.weights.frobenius_norm > 0) {
@@ -97,6 +114,7 @@ nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& r
       noise += m.nuclear_noise;
       signal += m.gradient.nuclear_norm;
     }
+    for (const char* const key : {"st_act", "spec_ratio", "advice"}) row[key] = nullptr;
     if (m.activation_rank > 0) {
       using Advice = studies::GeometryAdvisor::Advice;
       row["st_act"] = m.activation_rank;

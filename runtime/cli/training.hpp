@@ -122,9 +122,10 @@ class Training {
 [[nodiscard]] nlohmann::json noise_of(const StepReport& report, const Config& config);
 
 /// What a step saw of matrices (`diagnostics.spectra`): an object for each, and one of all of them.
-/// Empty: nothing.
-[[nodiscard]] nlohmann::json spectra_of(const ShardedOptimizer& optimizer,
-                                        const StepReport& report);
+/// What an activation would say is null where none was observed. Empty: nothing.
+/// @param parameters  those of the optimizer
+[[nodiscard]] nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& report,
+                                        std::span<const Parameter> parameters);
 
 /// The number of elements of a tensor.
 [[nodiscard]] std::int64_t elements_of(const Parameter& parameter);

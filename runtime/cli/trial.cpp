@@ -1,13 +1,10 @@
 #include "runtime/cli/trial.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <exception>
 #include <map>
 #include <optional>
@@ -17,6 +14,7 @@
 #include <vector>
 
 #include "runtime/agree.hpp"
+#include "runtime/cli/provenance.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/training.hpp"
 #include "runtime/runner/reported.hpp"
@@ -36,22 +34,6 @@ double quantile(std::vector<double> values, double q) {
   if (values.empty()) return std::nan("");
   std::sort(values.begin(), values.end());
   return values[static_cast<std::size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
-
-Json provenance(const Training& training, int attempt) {
-  std::array<char, 256> host{};
-  ::gethostname(host.data(), host.size() - 1);
-  Json environment = Json::object();
-  for (const char* const name : {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "SLURM_JOB_ID"}) {
-    if (const char* const value = std::getenv(name)) environment[name] = value;
-  }
-  return {{"version", ORTHRUS_VERSION},
-          {"compiler", __VERSION__},
-          {"host", host.data()},
-          {"ranks", training.size()},
-          {"plan_hash", training.optimizer().plan_hash()},
-          {"environment", std::move(environment)},
-          {"attempt", attempt}};
 }
 
 /// Over loss, loss0 and step.
@@ -214,7 +196,9 @@ class TrialRun {
   }
 
   void open_files() {
-    runtime::agree(training_.control(), [this] {
+    Json origin = provenance(training_.control());
+    origin["plan_hash"] = training_.optimizer().plan_hash();
+    runtime::agree(training_.control(), [&] {
       if (training_.rank() != 0) return;
       make_directories(directory_);
       runtime::write_file_atomically(directory_ / "config.resolved.yaml",
@@ -222,10 +206,30 @@ class TrialRun {
       std::string overrides;
       for (const std::string& entry : trial_.overrides) overrides += entry + "\n";
       runtime::write_file_atomically(directory_ / "overrides.txt", overrides);
-      runtime::write_file_atomically(directory_ / "provenance.json",
-                                     dump(provenance(training_, attempt_), 2) + "\n");
+      write_provenance(directory_ / "provenance.json", std::move(origin), attempt_);
       metrics_.open(directory_ / "metrics.jsonl", /*append=*/false);
     });
+  }
+
+  [[nodiscard]] std::int64_t tokens(std::int64_t steps) const {
+    return steps * trial_.batch * training_.workload().items_per_unit();
+  }
+  /// What every line of its metrics begins with.
+  [[nodiscard]] Json line_of(const char* type, std::int64_t step) const {
+    return {{"t", type},
+            {"trial", trial_.id},
+            {"step", step},
+            {"examples", step * trial_.batch},
+            {"tokens", tokens(step)},
+            {"wall_s", seconds()}};
+  }
+  /// How often it has seen its training part, with a base run before it; null: that has no end.
+  [[nodiscard]] Json epochs_seen() const {
+    const std::int64_t epoch = training_.workload().training_units();
+    if (epoch == 0) return nullptr;
+    const std::int64_t own = std::max<std::int64_t>(steps(), 0) * trial_.batch;
+    return static_cast<double>(own + study_.branch_steps * study_.branch_batch) /
+           static_cast<double>(epoch);
   }
 
   void evaluate(std::int64_t step) {
@@ -242,15 +246,9 @@ class TrialRun {
     }
     score_.add(step, found->second);
     if (training_.rank() != 0) return;
-    const std::int64_t examples = step * trial_.batch;
-    Json row{{"t", "eval"},
-             {"trial", trial_.id},
-             {"step", step},
-             {"examples", examples},
-             {"tokens", examples * training_.workload().items_per_unit()},
-             {"wall_s", seconds()},
-             {"val_loss", runner::number(score_.value())},
-             {"train_loss", step > 0 ? runner::number(loss_) : Json(nullptr)}};
+    Json row = line_of("eval", step);
+    row["val_loss"] = runner::number(score_.value());
+    row["train_loss"] = step > 0 ? runner::number(loss_) : Json(nullptr);
     for (const auto& [key, x] : all) row[key] = runner::number(x);
     if (trial_.params.contains("lr"))
       row["lr"] = trial_.params["lr"].get<double>() * (step > 0 ? lr_multiplier_ : 1);
@@ -261,12 +259,11 @@ class TrialRun {
   void probe(const StepReport& report) {
     if (training_.rank() != 0) return;
     for (const nlohmann::json& rows :
-         {noise_of(report, training_.config()), spectra_of(training_.optimizer(), report)}) {
-      for (Json row : rows) {
-        row.update({{"t", "probe"},
-                    {"trial", trial_.id},
-                    {"step", steps()},
-                    {"examples", steps() * trial_.batch}});
+         {noise_of(report, training_.config()),
+          spectra_of(training_.optimizer(), report, training_.parameters())}) {
+      for (const Json probed : rows) {
+        Json row = line_of("probe", steps());
+        row.update(probed);
         write(row);
       }
     }
@@ -281,7 +278,8 @@ class TrialRun {
   bool finish(const char* state, const std::string& message) {
     const std::int64_t steps = std::max<std::int64_t>(this->steps(), 0);
     record_ = runner::summary(trial_, attempt_, state, message, &score_,
-                              {steps, steps * trial_.batch, loss_});
+                              {steps, steps * trial_.batch, loss_, tokens(steps), seconds()});
+    record_["epochs_seen"] = epochs_seen();
     if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
     if (study_.exclusive) record_["timing"] = timing();
     if (study_.branches()) {
@@ -293,7 +291,6 @@ class TrialRun {
       if (problem_) std::rethrow_exception(problem_);
       if (training_.rank() != 0) return;
       Json summary = record_;
-      summary["seconds"] = seconds();
       summary["parameters"] = training_.elements();
       runtime::write_file_atomically(directory_ / "summary.json", dump(summary, 2) + "\n");
     });

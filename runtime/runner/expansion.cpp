@@ -56,15 +56,6 @@ std::string describe(const Point& point) {
   return out;
 }
 
-/// The group that `lr` is the rate of: the first of a matrix rule, else the first.
-std::size_t main_group(const Config& config) {
-  for (std::size_t g = 0; g < config.groups.size(); ++g) {
-    const optim::RuleRow* const rule = optim::find_rule(config.groups[g].rule.name);
-    if (rule != nullptr && rule->matrix) return g;
-  }
-  return 0;
-}
-
 double rate_of(const GroupConfig& group) {
   const auto lr = group.rule.values.find("lr");
   if (lr == group.rule.values.end()) return 0;
@@ -127,6 +118,14 @@ std::vector<std::string> base_words(const Study& study) {
       throw ConfigError(study.source + ": bases: no file for the optimizer '" + word + "'");
   }
   return words;
+}
+
+std::size_t main_group(const Config& config) {
+  for (std::size_t g = 0; g < config.groups.size(); ++g) {
+    const optim::RuleRow* const rule = optim::find_rule(config.groups[g].rule.name);
+    if (rule != nullptr && rule->matrix) return g;
+  }
+  return 0;
 }
 
 std::optional<double> main_rate(const Config& base) {

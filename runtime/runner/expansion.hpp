@@ -56,9 +56,10 @@ using Bases = std::map<std::string, Config>;
 /// The words of `optimizer` that need a base; {""} where there is one for all.
 [[nodiscard]] std::vector<std::string> base_words(const Study& study);
 
-/// The rate that the parameter `lr` replaces: of the first group of a matrix rule, else of the
-/// first group. Groups of the same rule keep their ratio to it; those of another rule keep their
-/// rates.
+/// The group whose rule a study's parameters address: the first of a matrix rule, else the first.
+[[nodiscard]] std::size_t main_group(const Config& config);
+/// The rate that the parameter `lr` replaces: of the main group. Groups of the same rule keep their
+/// ratio to it; those of another rule keep their rates.
 [[nodiscard]] std::optional<double> main_rate(const Config& base);
 /// The configuration of a trial. @throws ConfigError  naming the parameter.
 [[nodiscard]] Config trial_config(const Config& base, const Trial& trial);

@@ -47,12 +47,15 @@ Json summary(const Trial& trial, int attempt, const std::string& state, const st
              const Score* score, const Progress& progress) {
   Json out{{"t", "summary"}, {"trial", trial.id},      {"index", trial.index},
            {"state", state}, {"params", trial.params}, {"role", trial.role}};
-  for (const char* const key : {"steps", "examples", "final_val", "best_val", "steps_to_target",
-                                "steps_to_target_lo", "steps_to_target_hi", "train_loss"})
+  for (const char* const key :
+       {"steps", "examples", "tokens", "wall_s", "final_val", "best_val", "steps_to_target",
+        "steps_to_target_lo", "steps_to_target_hi", "train_loss"})
     out[key] = nullptr;
   if (score != nullptr) {
     out["steps"] = progress.steps;
     out["examples"] = progress.examples;
+    if (progress.tokens >= 0) out["tokens"] = progress.tokens;
+    if (progress.wall_s >= 0) out["wall_s"] = progress.wall_s;
     out["final_val"] = number(score->value());
     out["best_val"] = number(score->best());
     if (progress.steps > 0) out["train_loss"] = number(progress.train_loss);
@@ -105,6 +108,8 @@ Reported judge(const Study& study, const Trial& trial, const std::vector<Json>& 
     out.progress.steps = step;
     out.progress.examples = static_cast<std::int64_t>(
         number_at(line, "examples").value_or(static_cast<double>(step * trial.batch)));
+    if (const auto tokens = number_at(line, "tokens"); tokens && std::isfinite(*tokens))
+      out.progress.tokens = static_cast<std::int64_t>(*tokens);
     std::optional<double> loss = number_at(line, "train_loss");
     if (loss) out.progress.train_loss = *loss;
     if (!loss) loss = number_at(line, "val_loss");

@@ -4,6 +4,7 @@
 /// become one.
 
 #include <filesystem>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,8 @@ namespace orthrus::runner {
 struct Progress {
   std::int64_t steps = 0, examples = 0;
   double train_loss = 0;
+  std::int64_t tokens = -1;                                  ///< -1: nobody knows
+  double wall_s = std::numeric_limits<double>::quiet_NaN();  ///< of the attempt
 };
 /// A line of results.jsonl. @param score  null: it failed, and has no numbers
 [[nodiscard]] Json summary(const Trial& trial, int attempt, const std::string& state,

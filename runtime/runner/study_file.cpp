@@ -208,15 +208,16 @@ const std::vector<Row>& rows() {
        .max = 0.999},
       {.path = "report.formats",
        .slot = &Study::report_formats,
-       .doc = "what is written",
-       .words = {"html", "json", "csv", "mllog"}},
+       .doc = "what `study report` writes: the page, analysis/*.json, tables/*.csv, MLPerf's event "
+              "log, figures/*.png (by rsvg-convert or inkscape)",
+       .words = {"html", "json", "csv", "mllog", "png"}},
       {.path = "report.plots",
        .slot = &Study::report_plots,
-       .doc = "figures",
+       .doc = "figures of the report",
        .words = {"default", "none"}},
       {.path = "report.pdf",
        .slot = &Study::report_pdf,
-       .doc = "print",
+       .doc = "report/report.pdf of the page, where weasyprint, wkhtmltopdf or chromium is",
        .words = {"if_available", "never"}},
   };
   return table;

@@ -42,6 +42,8 @@ class ImbalancedMixture final : public OneMatrix {
     x_.resize(static_cast<std::size_t>(inputs));
   }
 
+  [[nodiscard]] std::int64_t training_units() const override { return samples_; }
+
  private:
   /// Gaussian rows, made orthonormal one by one; twice, as once leaves what rounding did.
   void draw_means() {

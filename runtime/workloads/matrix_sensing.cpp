@@ -120,6 +120,8 @@ class MatrixSensing final : public Workload {
   }
 
   /// The whole matrix is seen at once: rank 0 does it, as one example.
+  [[nodiscard]] std::int64_t training_units() const override { return count_; }
+
   Evaluation evaluate(int rank, int) override {
     Evaluation e;
     e.count = rank == 0 ? 1 : 0;

@@ -83,6 +83,8 @@ class RandomFeatures final : public OneMatrix {
     }
   }
 
+  [[nodiscard]] std::int64_t training_units() const override { return samples_; }
+
  private:
   double add_unit(std::int64_t step, std::int64_t unit, std::span<double> sum) override {
     const double* const a = sample(pick_(step, unit));

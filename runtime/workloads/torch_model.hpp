@@ -78,6 +78,10 @@ class TorchModel : public Workload {
 class TextModel : public TorchModel {
  public:
   [[nodiscard]] std::int64_t items_per_unit() const final { return context_; }
+  /// Windows that do not overlap.
+  [[nodiscard]] std::int64_t training_units() const final {
+    return std::ssize(tokens_.train) / context_;
+  }
 
  protected:
   /// Reads keys `context`, `eval_windows`, and `data.source`, `data.tokenizer`.
@@ -103,6 +107,9 @@ class TextModel : public TorchModel {
 
 /// A model that names what an image shows.
 class ImageModel : public TorchModel {
+ public:
+  [[nodiscard]] std::int64_t training_units() const final { return images_.train.count(); }
+
  protected:
   /// Reads keys `eval_count`, `imbalance`, and `data.source`.
   ImageModel(const Config& config, Options& options, int cuda);

@@ -53,6 +53,8 @@ class Workload {
   [[nodiscard]] virtual Evaluation evaluate(int rank, int size) = 0;
   /// Tokens (or other items) per unit, for throughput; 1 when a unit is the item.
   [[nodiscard]] virtual std::int64_t items_per_unit() const { return 1; }
+  /// Units of the training part, which is an epoch; 0: it has no end, every unit is a fresh one.
+  [[nodiscard]] virtual std::int64_t training_units() const { return 0; }
 };
 
 /// The workload `config.workload` names. @throws ConfigError unknown name or key (with the known

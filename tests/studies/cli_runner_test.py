@@ -6,6 +6,7 @@ usage: cli_runner_test.py ORTHRUS MPIRUN...
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 ORTHRUS = os.path.abspath(sys.argv[1])
@@ -80,7 +82,7 @@ class Case(unittest.TestCase):
     def results(self, study):
         rows = [json.loads(line) for line in (self.dir / study / "results.jsonl").read_text().splitlines()]
         for row in rows:
-            del row["attempt"]
+            del row["attempt"], row["wall_s"]
         return rows
 
     def evaluations(self, study, index):
@@ -89,6 +91,106 @@ class Case(unittest.TestCase):
         for row in rows:
             row.pop("wall_s", None)
         return rows
+
+
+class Lines(Case):
+    """What trials write down."""
+
+    STUDY = """\
+orthrus_study: 1
+name: l
+base: q.yaml
+search: {parameters: {workload.samples: {values: [16, 0]}}}
+probes: {gns: {every: 20, geometry: [nuc]}, advisor: report, budget_frac: 0}
+execution: {ranks_per_trial: 2}
+"""
+
+    def run_it(self):
+        self.write("q.yaml", BASE.replace("name: noisy_quadratic, rows: 8, cols: 8", "name: imbalanced_mixture"))
+        self.write("l.yaml", self.STUDY)
+        self.study("run", "l.yaml", "--dir", "l", ranks=2)
+
+    def test_say_how_far_the_trial_was(self):
+        self.run_it()
+        rows = [json.loads(line) for line in (self.dir / "l/results.jsonl").read_text().splitlines()]
+        # 60 steps of 8 examples, of 16 that there are; of fresh ones no epoch has an end.
+        self.assertEqual([r["epochs_seen"] for r in rows], [30, None])
+        for row in rows:
+            self.assertEqual((row["examples"], row["tokens"]), (480, 480))
+            self.assertGreater(row["wall_s"], 0)
+            file = next((self.dir / "l/trials").glob(f"{row['index']:04}-*"))
+            self.assertEqual(json.loads((file / "summary.json").read_text())["wall_s"] > 0, True)
+            lines = [json.loads(line) for line in (file / "metrics.jsonl").read_text().splitlines()]
+            self.assertEqual({x["t"] for x in lines}, {"eval", "probe"})
+            for line in lines:
+                self.assertEqual((line["examples"], line["tokens"]), (8 * line["step"],) * 2)
+                self.assertLessEqual(line["wall_s"], row["wall_s"])
+        self.assertIn("data was seen up to 30 times", self.study("report", "l").stdout)
+
+    def test_of_matrices_have_every_key(self):
+        self.run_it()
+        row = [r for r in self.evaluations("l", 0) if r.get("matrix", "all") != "all"][-1]
+        for of in ("grad", "mom", "w", "update"):
+            # Entropies of orders that fall: 1 <= stable rank <= participation <= erank2 <= nuclear rank.
+            chain = [1, row["st_" + of], row["participation_" + of], row["erank2_" + of], row["nr_" + of]]
+            for low, high in zip(chain, chain[1:]):
+                self.assertLessEqual(low, high * (1 + 1e-6), (of, chain))
+            self.assertGreaterEqual(row["cond_eff_" + of], 1)
+        # Of 10 singular values, ||X||_F^2 = st ||X||_op^2; 10 x 64 elements.
+        self.assertAlmostEqual(row["update_rms"], row["update_op"] * (row["st_update"] / 640) ** 0.5,
+                               delta=1e-6 * row["update_rms"])
+        for key in ("st_act", "spec_ratio", "advice"):  # this one hands over no activations
+            self.assertIsNone(row[key])
+
+    def test_say_where_and_with_what(self):
+        self.run_it()
+        file = next((self.dir / "l/trials").glob("0000-*")) / "provenance.json"
+        first = json.loads(file.read_text())
+        self.assertEqual((first["world_size"], first["ranks_per_trial"], first["attempt"], first["earlier"]), (2, 2, 1, []))
+        self.assertEqual(first["hosts"], [os.uname().nodename] * 2)
+        self.assertTrue(all(re.fullmatch(r"[0-9,-]+", cpus) for cpus in first["processors"]), first)
+        for key in ("version", "compiler", "build_type", "mpi", "plan_hash"):
+            self.assertTrue(first[key], key)
+        for key in ("build_flags", "cuda", "nccl", "governor"):
+            self.assertIn(key, first)
+        # Another attempt, elsewhere: no other trial, and the first is not forgotten.
+        self.study("retry", 0, "l")
+        with unittest.mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "NCCL_DEBUG": "WARN", "TOKEN": "x"}):
+            self.study("run", "l.yaml", "--dir", "l", "--resume", ranks=2)
+        second = json.loads(file.read_text())
+        self.assertEqual((second["attempt"], len(second["earlier"])), (2, 1))
+        self.assertEqual(second["earlier"][0] | {"earlier": []}, first)
+        self.assertEqual((second["environment"]["OMP_NUM_THREADS"], second["environment"]["NCCL_DEBUG"]), ("1", "WARN"))
+        self.assertNotIn("TOKEN", second["environment"])
+
+    def test_are_events_of_mlperf(self):
+        """Every key of the log, of the resolved configuration: no parameter of the study names them."""
+        self.write("q.yaml", BASE.replace("batch: 8}", "batch: 8, micro_batches: 2}").replace("lr: 0.1}", "lr: 0.1, weight_decay: 0.1}"))
+        self.write("m.yaml", "orthrus_study: 1\nname: m\nbase: q.yaml\nsearch: {metric: {name: val_loss_ema}, parameters: "
+                             "{warmup_examples: 400}}\neval: {on: [raw, ema], ema_halflife_examples: 40, every_frac: 0.5}\n")
+        self.study("run", "m.yaml", "--dir", "m")
+        events = [json.loads(line[9:]) for line in self.study("export", "m", "--format", "mllog").stdout.splitlines()]
+        value = {e["key"]: e["value"] for e in events}
+        expected = {"submission_benchmark": "m", "seed": 3, "global_batch_size": 8, "gradient_accumulation_steps": 2,
+                    "opt_name": "muon", "opt_base_learning_rate": 0.1, "opt_weight_decay": 0.1,
+                    "opt_learning_rate_warmup_steps": 50, "max_sequence_length": 1}
+        self.assertEqual({k: value[k] for k in expected}, expected)
+        kinds = {"INTERVAL_START": ("init_start", "run_start", "block_start", "eval_start"),
+                 "INTERVAL_END": ("init_stop", "run_stop", "block_stop", "eval_stop"),
+                 "POINT_IN_TIME": (*expected, "eval_accuracy", "tracked_stats")}
+        for event in events:
+            self.assertIn(event["key"], kinds[event["event_type"]])
+        self.assertEqual({e["key"] for e in events}, {key for keys in kinds.values() for key in keys})
+        self.assertEqual([e["metadata"]["status"] for e in events if e["key"] == "run_stop"], ["success"])
+        self.assertGreater(value["tracked_stats"]["throughput"], 0)
+        # The study's metric, and the line that has it.
+        rows = self.evaluations("m", 0)
+        told = [e for e in events if e["key"] == "eval_accuracy"]
+        self.assertEqual([(e["value"], e["metadata"]["samples_count"], e["metadata"]["lineno"]) for e in told],
+                         [(r["val_loss_ema"], r["examples"], i + 1) for i, r in enumerate(rows)])
+        for event in told:
+            lines = (self.dir / "m" / event["metadata"]["file"]).read_text().splitlines()
+            self.assertEqual(json.loads(lines[event["metadata"]["lineno"] - 1])["val_loss_ema"], event["value"])
 
 
 class Results(Case):
@@ -542,7 +644,7 @@ class Probes(Case):
         rows = self.probed(ranks=2)
         last = {r.get("matrix", r.get("group")): r for r in rows if r["step"] == 60}
         self.assertGreater(last["blocks.0.up.weight"]["gns_nuc"], 0)
-        self.assertIn("spec_ratio", last["blocks.0.up.weight"])
+        self.assertGreater(last["blocks.0.up.weight"]["spec_ratio"], 0)
         self.assertGreater(last["all"]["gns_nuc"], 0)
         said = self.study("run", "p.yaml", "--dir", "m", "--set", "train.micro_batches=2", code=78).stderr
         self.assertIn("probes.gns.geometry", said)

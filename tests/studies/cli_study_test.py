@@ -430,6 +430,62 @@ class Study(Case):
         self.assertIn({"key": "eval_accuracy", "value": 0.1, "time_ms": 500},
                       [{k: e[k] for k in ("key", "value", "time_ms")} for e in events])
         self.assertEqual(sum(e["key"] == "run_stop" for e in events), count)
+        # Without a configuration its parameters are what is known; what is not is null.
+        first = {e["key"]: e for e in events[:len(events) // count]}
+        self.assertEqual((first["opt_name"]["value"], first["max_sequence_length"]["value"],
+                          first["opt_weight_decay"]["value"]), ("adamw", 1, None))
+
+    def test_the_report_has_what_the_study_file_asks_for(self):
+        self.fill()
+        resolved = json.loads((self.dir / "s/study.resolved.json").read_text())
+        bin = self.dir / "bin"
+        bin.mkdir()
+
+        def report(*args, path=None, **asked):
+            shutil.rmtree(self.dir / "s/report", ignore_errors=True)
+            shutil.rmtree(self.dir / "s/analysis", ignore_errors=True)
+            (self.dir / "s/study.resolved.json").write_text(json.dumps({**resolved, "report": asked}))
+            text = self.study("report", "s", *args, env={"PATH": path or str(bin)}).stdout
+            return text, {str(f.relative_to(self.dir / "s")) for d in ("report", "analysis") for f in (self.dir / "s" / d).rglob("*.*")}
+
+        text, files = report(formats=["json", "mllog"])
+        self.assertFalse(any(f.endswith((".html", ".csv")) for f in files), files)
+        self.assertLessEqual({"report/mllog.txt", "analysis/fits.json", "report/figures/steps.svg"}, files)
+        self.assertEqual((self.dir / "s/report/mllog.txt").read_text(), self.study("export", "s", "--format", "mllog").stdout)
+        text, files = report(formats=["html"], plots="none", pdf="never")
+        self.assertEqual(files, {"report/index.html"})
+        self.assertNotIn("pdf", text)
+        self.assertNotIn("<svg", (self.dir / "s/report/index.html").read_text())
+        text, files = report(formats=["html", "png"])
+        self.assertIn("none of weasyprint, wkhtmltopdf, chromium is installed", text)
+        self.assertIn("none of rsvg-convert, inkscape is installed", text)
+        # A converter that there is, and one that fails.
+        for name, script in (("wkhtmltopdf", "printf %%PDF > \"$4\"\ngrep -q Orthrus \"$3\""),
+                             ("rsvg-convert", "test -s \"$5\" && printf PNG > \"$4\"")):
+            (bin / name).write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
+            (bin / name).chmod(0o755)
+        text, files = report(formats=["html", "csv"])
+        self.assertEqual((self.dir / "s/report/report.pdf").read_text(), "%PDF")
+        self.assertIn("written: s/report/report.pdf", text)
+        text, files = report("--formats", "png")
+        self.assertLessEqual({"report/figures/steps.svg", "report/figures/steps.png"}, files)
+        self.assertNotIn("report/index.html", files)
+        (bin / "wkhtmltopdf").write_text("#!/bin/sh\nexit 3\n")
+        text, files = report()  # what is left out has its default
+        self.assertIn("report.pdf: wkhtmltopdf ended with 3", text)
+        self.assertLessEqual({"report/index.html", "analysis/cells.json", "report/tables/trials.csv"}, files)
+        self.assertFalse(any(f.endswith((".pdf", ".png", "mllog.txt")) for f in files), files)
+        self.assertIn("gif", self.study("report", "s", "--formats", "gif", code=64).stderr)
+
+    def test_figures_become_pictures(self):
+        if not shutil.which("rsvg-convert"):
+            self.skipTest("rsvg-convert is not installed")
+        self.fill()
+        self.study("report", "s", "--formats", "png")
+        pictures = sorted((self.dir / "s/report/figures").glob("*.png"))
+        self.assertEqual({p.stem for p in pictures}, {p.stem for p in (self.dir / "s/report/figures").glob("*.svg")})
+        for picture in pictures:
+            self.assertEqual(picture.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
 
     def test_refusals(self):
         def refused(code, *args):
