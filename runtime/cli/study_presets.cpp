@@ -184,7 +184,7 @@ budget: {{max_steps: {}}}
 eval: {{every_frac: 1}}
 execution: {{exclusive: true, order: by_index}}
 )",
-      options.name, bases[0].file, list(options.ranks), options.steps > 0 ? options.steps : 30);
+      options.name, bases[0].file, list(options.ranks), options.steps > 0 ? options.steps : 40);
 }
 
 std::string three_term(const std::vector<PresetBase>& bases, const PresetOptions& options) {
@@ -322,7 +322,7 @@ eval: {{every_frac: 1}}
 execution: {{exclusive: true, order: by_index}}
 )",
       what, options.name, base.file, list(options.ranks), parameters, list(together),
-      options.steps > 0 ? options.steps : 30);
+      options.steps > 0 ? options.steps : 40);
 }
 
 std::string weak_scaling_depth(const std::vector<PresetBase>& bases, const PresetOptions& options) {

@@ -9,7 +9,6 @@
 #include <map>
 #include <optional>
 #include <orthrus/error.hpp>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "runtime/cli/provenance.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/training.hpp"
+#include "runtime/cli/trial_timing.hpp"
 #include "runtime/runner/reported.hpp"
 #include "runtime/safetensors.hpp"
 
@@ -28,12 +28,6 @@ using Clock = std::chrono::steady_clock;
 
 std::string dump(const Json& value, int indent = -1) {
   return value.dump(indent, ' ', false, Json::error_handler_t::replace);
-}
-
-double quantile(std::vector<double> values, double q) {
-  if (values.empty()) return std::nan("");
-  std::sort(values.begin(), values.end());
-  return values[static_cast<std::size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
 }
 
 /// Over loss, loss0 and step.
@@ -152,8 +146,9 @@ class TrialRun {
       const std::int64_t at = steps();
       if (at == 1) first_loss_ = smoothed_ = loss_;
       smoothed_ += 0.5 * (loss_ - smoothed_);
-      if (study_.exclusive) times_.emplace_back(step.step_ms, step.report.ms.total);
-      bytes_max_ = step.bytes_max;
+      if (study_.exclusive) {
+        timing_.add(step.step_ms, step.report.ms, static_cast<double>(step.bytes_max));
+      }
       probe(step.report);
       if (holds(diverged_, loss_, first_loss_, at))
         return finish("diverged", "stop.diverged: " + study_.diverged);
@@ -281,7 +276,7 @@ class TrialRun {
                               {steps, steps * trial_.batch, loss_, tokens(steps), seconds()});
     record_["epochs_seen"] = epochs_seen();
     if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
-    if (study_.exclusive) record_["timing"] = timing();
+    if (study_.exclusive) record_["timing"] = timing_.summary(training_);
     if (study_.branches()) {
       record_["fork_steps"] = study_.branch_steps;
       record_["fork_batch"] = study_.branch_batch;
@@ -295,37 +290,6 @@ class TrialRun {
       runtime::write_file_atomically(directory_ / "summary.json", dump(summary, 2) + "\n");
     });
     return false;
-  }
-
-  /// Of steps after the first two, which pay for page faults and for plans of libraries.
-  [[nodiscard]] Json timing() const {
-    std::vector<double> step, optimizer;
-    for (std::size_t i = std::min<std::size_t>(2, times_.size() / 2); i < times_.size(); ++i) {
-      step.push_back(times_[i].first);
-      optimizer.push_back(times_[i].second);
-    }
-    Json out{{"ranks", training_.size()},
-             {"oversubscribed",
-              training_.size() > static_cast<int>(std::thread::hardware_concurrency())},
-             {"steps", step.size()},
-             {"step_ms", quantile(step, 0.5)},
-             {"optimizer_ms", quantile(optimizer, 0.5)},
-             {"optimizer_ms_lo", quantile(optimizer, 0.25)},
-             {"optimizer_ms_hi", quantile(optimizer, 0.75)},
-             {"bytes_per_step_max", bytes_max_},
-             {"memory", training_.optimizer().memory().total()}};
-    const Json plan =
-        Json::parse(training_.optimizer().plan_json(), nullptr, /*allow_exceptions=*/false);
-    double predicted_s = 0, predicted_bytes = 0;
-    if (plan.is_object() && plan.contains("per_rank")) {
-      for (const Json& rank : plan["per_rank"]) {
-        predicted_s = std::max(predicted_s, rank.value("seconds", 0.0));
-        predicted_bytes = std::max(predicted_bytes, rank.value("bytes_sent", 0.0));
-      }
-    }
-    out["predicted_ms"] = 1e3 * predicted_s;
-    out["predicted_bytes_per_step_max"] = predicted_bytes;
-    return out;
   }
 
   const runner::Study& study_;
@@ -343,9 +307,8 @@ class TrialRun {
   double loss_ = std::nan(""), first_loss_ = std::nan(""), lr_multiplier_ = 1;
   double smoothed_ = std::nan("");  // average of losses, of weight 1/2
   bool timed_out_ = false;
-  std::vector<double> rungs_;                     // the metric on each
-  std::vector<std::pair<double, double>> times_;  // ms of steps, and of the optimizer's part
-  double bytes_max_ = 0;
+  std::vector<double> rungs_;  // the metric on each
+  TrialTiming timing_;
   Json record_;
 };
 

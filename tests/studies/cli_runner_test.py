@@ -827,7 +827,15 @@ class Presets(Case):
         self.assertTrue(any(r["steps_to_target"] for r in rows if r["role"] == "report"))
         out = self.study("scaling", "q.yaml", ranks=2).stdout
         self.assertIn("predicted ms", out)
-        self.assertEqual([r["timing"]["ranks"] for r in self.results("studies/quad-scaling")], [1, 2])
+        timing = [r["timing"] for r in self.results("studies/quad-scaling")]
+        self.assertEqual([t["ranks"] for t in timing], [1, 2])
+        for t in timing:
+            self.assertEqual(t["steps"], 35)  # without the first five
+            self.assertTrue(t["optimizer_ms_lo"] <= t["optimizer_ms"] <= t["optimizer_ms_hi"] <= t["step_ms_hi"])
+            self.assertEqual(t["bytes_per_step_max"], t["predicted_bytes_per_step_max"])
+        # Efficiencies are left out where, and only where, ranks share processors.
+        out = self.study("scaling", "q.yaml", "--dir", "four", ranks=4).stdout
+        self.assertEqual("oversubscribed" in out, os.cpu_count() < 4)
 
     def test_are_written_as_files_that_run(self):
         for preset, configs in (("learning-rate", 1), ("strong-scaling", 1), ("compare", 2), ("cbs-steps-to-target", 1),

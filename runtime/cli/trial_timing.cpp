@@ -1,0 +1,113 @@
+#include "runtime/cli/trial_timing.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string>
+
+#include "runtime/machine.hpp"
+#include "runtime/plan.hpp"
+#include "runtime/timeline.hpp"
+
+namespace orthrus::cli {
+namespace {
+
+using runner::Json;
+
+constexpr std::array names{"step", "optimizer", "reduce", "control", "update",
+                           "lmo",  "meet",      "gather", "copy",    "probe"};
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+/// Has some machine more of these ranks than processors?
+bool is_oversubscribed(Communicator& ranks) {
+  const std::string mine = host_name();
+  const std::vector<std::string> all = ranks.all_gather_strings(mine);
+  const auto here = std::count(all.begin(), all.end(), mine);
+  // Of the machine: a launcher may have bound this rank to one of them.
+  double over = here > ::sysconf(_SC_NPROCESSORS_ONLN) ? 1 : 0;
+  ranks.all_reduce(std::span<double>(&over, 1), ReduceOp::max);
+  return over > 0;
+}
+
+}  // namespace
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return std::nan("");
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+MedianInterval median_interval(std::vector<double> values) {
+  if (values.empty()) return {std::nan(""), std::nan("")};
+  std::sort(values.begin(), values.end());
+  const auto n = static_cast<double>(values.size());
+  const double reach = 1.96 * std::sqrt(n) / 2;
+  const double low = std::floor(n / 2 - reach), high = std::ceil(n / 2 + reach);  // from 0
+  return {values[static_cast<std::size_t>(std::max(low, 0.0))],
+          values[static_cast<std::size_t>(std::min(high, n - 1))]};
+}
+
+void TrialTiming::add(double step_ms, const StepTimes& t, double bytes_max) {
+  steps_.push_back({step_ms, t.total, t.reduce, t.control, t.update - t.lmo, t.lmo, t.meet,
+                    t.gather, t.copy, t.probe});
+  bytes_max_ = bytes_max;
+}
+
+Json TrialTiming::summary(Training& training) const {
+  std::vector<double> all;
+  for (const auto& step : steps_) all.insert(all.end(), step.begin(), step.end());
+  if (!all.empty()) training.control().all_reduce(std::span(all), ReduceOp::max);
+  const std::size_t first = std::min<std::size_t>(5, steps_.size() / 2);
+  const auto column = [&](std::size_t k) {
+    std::vector<double> values;
+    for (std::size_t i = first; i < steps_.size(); ++i) values.push_back(all[i * names.size() + k]);
+    return values;
+  };
+  const std::vector<double> step = column(0), optimizer = column(1);
+  const MedianInterval of_step = median_interval(step), of_optimizer = median_interval(optimizer);
+  Json out{{"ranks", training.size()},
+           {"oversubscribed", is_oversubscribed(training.control())},
+           {"steps", step.size()},
+           {"step_ms", quantile(step, 0.5)},
+           {"step_ms_lo", of_step.lo},
+           {"step_ms_hi", of_step.hi},
+           {"optimizer_ms", quantile(optimizer, 0.5)},
+           {"optimizer_ms_lo", of_optimizer.lo},
+           {"optimizer_ms_hi", of_optimizer.hi},
+           {"optimizer_ms_p05", quantile(optimizer, 0.05)},
+           {"optimizer_ms_p95", quantile(optimizer, 0.95)},
+           {"optimizer_ms_min", quantile(optimizer, 0)},
+           {"bytes_per_step_max", bytes_max_},
+           {"elements", training.elements()},
+           {"memory", training.optimizer().memory().total()}};
+  for (std::size_t k = 2; k < names.size(); ++k) {
+    out["phases_ms"][names[k]] = quantile(column(k), 0.5);
+  }
+  std::vector<runtime::ParameterShape> shapes;
+  for (const Parameter& p : training.parameters()) shapes.push_back(runtime::shape_of(p));
+  const runtime::MachineProfile profile = runtime::load_profile(training.config().profile);
+  const runtime::Plan plan =
+      runtime::make_plan(training.config(), std::move(shapes), training.size(), profile);
+  runtime::TimelineOptions options;
+  options.blocking = training.config().comm.blocking;
+  options.ranks_shown = 0;
+  out["predicted_ms"] = 1e3 * runtime::make_timeline(plan, profile, options).seconds;
+  out["predicted_imbalance"] = plan.imbalance;
+  double bytes = 0, computing = 0;
+  for (const runtime::RankPlan& rank : plan.per_rank) {
+    bytes = std::max(bytes, static_cast<double>(rank.traffic.bytes));
+    computing = std::max(computing, rank.seconds);
+  }
+  out["predicted_computing_ms"] = 1e3 * computing;
+  out["predicted_bytes_per_step_max"] = bytes;
+  return out;
+}
+
+}  // namespace orthrus::cli
