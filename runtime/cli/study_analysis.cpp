@@ -269,20 +269,17 @@ const char* StudyAnalysis::value_name() const {
   return metric == RateMetric::loss ? metric_name.c_str() : "steps to target";
 }
 
-StudyAnalysis analyse(const StudyResults& study) {
+namespace {
+
+/// Series, and the cells of their trials. @param[out] names  of the series
+StudyAnalysis cells_in(const StudyResults& study, std::vector<SeriesName>& names) {
   StudyAnalysis analysis;
-  Warnings warn(analysis.warnings);
-  for (const std::string& text : study.warnings) warn.add("cut_off", text);
   analysis.target = number_of(study.setting("search.metric.target"));
   analysis.metric = std::isnan(analysis.target) ? RateMetric::loss : RateMetric::steps_to_target;
   const ordered_json& metric = study.setting("search.metric.name");
   analysis.metric_name = metric.is_string() ? metric.get<std::string>() : "val_loss";
-  const std::vector<AnalysisItem> items = items_of(study, analysis.warnings);
-  const studies::Bootstrap bootstrap = bootstrap_of(study);
-
   const std::vector<std::string> keys = series_keys(study);
   std::vector<studies::TrialOutcome> outcomes;
-  std::vector<SeriesName> names;
   for (const StudyTrial& trial : study.trials) {
     const double batch = trial.param("batch_size"), lr = trial.param("lr");
     if (!trial.result() || !(batch > 0 && lr > 0 && std::isfinite(batch) && std::isfinite(lr))) {
@@ -302,6 +299,28 @@ StudyAnalysis analyse(const StudyResults& study) {
                         trial.state == "censored" ? trial.number("steps") : 0});
   }
   analysis.cells = studies::cells_of(outcomes, analysis.metric);
+  return analysis;
+}
+
+}  // namespace
+
+std::vector<StudyWarning> missing_cells(const StudyResults& study) {
+  std::vector<SeriesName> names;
+  const StudyAnalysis analysis = cells_in(study, names);
+  std::vector<StudyWarning> list;
+  Warnings warn(list);
+  warn_of_missing_cells(study, analysis, warn);
+  return list;
+}
+
+StudyAnalysis analyse(const StudyResults& study) {
+  std::vector<SeriesName> names;
+  StudyAnalysis analysis = cells_in(study, names);
+  Warnings warn(analysis.warnings);
+  for (const std::string& text : study.warnings) warn.add("cut_off", text);
+  const std::vector<AnalysisItem> items = items_of(study, analysis.warnings);
+  const studies::Bootstrap bootstrap = bootstrap_of(study);
+  const std::vector<std::string> keys = series_keys(study);
   warn_of_trials(study, analysis, keys, warn);
   warn_of_cells(study, analysis, warn);
   const bool steps = analysis.metric == RateMetric::steps_to_target;

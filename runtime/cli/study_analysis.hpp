@@ -74,6 +74,9 @@ struct StudyAnalysis {
 /// @throws DataError  an item, or a setting of the analysis, that is not understood
 [[nodiscard]] StudyAnalysis analyse(const StudyResults& study);
 
+/// What the file asks for and no trial has an answer to: optimizers, and batch sizes of one.
+[[nodiscard]] std::vector<StudyWarning> missing_cells(const StudyResults& study);
+
 /// The documents of analysis/: name → lines of type `fit`, cells, warnings.
 [[nodiscard]] nlohmann::ordered_json analysis_json(const StudyResults& study,
                                                    const StudyAnalysis& analysis);

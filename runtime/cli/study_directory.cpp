@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <ctime>
+#include <functional>
 #include <orthrus/error.hpp>
 #include <string_view>
 #include <utility>
@@ -75,6 +77,11 @@ StudyRecord read_study_record(const fs::path& directory) {
       const std::string version = line.value("version", "");
       if (std::find(out.versions.begin(), out.versions.end(), version) == out.versions.end())
         out.versions.push_back(version);
+    } else if (type == "phase") {
+      out.groups = std::max<std::int64_t>(line.value("groups", 1), 1);
+    } else if (type == "due") {
+      for (const Json& pair : line.at("costs"))
+        out.costs[pair.at(0).get<std::int64_t>()] = pair.at(1).get<double>();
     } else if (type == "choice") {
       out.choices.push_back(line);
     } else if (type == "assign" || type == "state") {
@@ -93,6 +100,35 @@ StudyRecord read_study_record(const fs::path& directory) {
   }
   out.last = lines.back();
   return out;
+}
+
+double StudyRecord::seconds_left() const {
+  double seconds = 0, cost = 0;
+  std::int64_t finished = 0;
+  const auto cost_of = [this](std::int64_t index) {
+    const auto found = costs.find(index);
+    return found == costs.end() ? 0 : found->second;
+  };
+  std::vector<double> left;
+  for (const auto& [index, foreseen] : costs) {
+    const auto trial = trials.find(index);
+    if (trial == trials.end() || !trial->second.finished()) left.push_back(foreseen);
+  }
+  for (const auto& [index, trial] : trials) {
+    if (!trial.finished()) continue;
+    ++finished;
+    seconds += trial.seconds;
+    cost += cost_of(index);
+  }
+  if (finished == 0) return std::nan("");
+  if (!(cost > 0)) {  // all are the same to who knows nothing of them
+    left.assign(static_cast<std::size_t>(std::max<std::int64_t>(known - finished, 0)), 1);
+    cost = static_cast<double>(finished);
+  }
+  std::sort(left.begin(), left.end(), std::greater<>());
+  std::vector<double> loads(static_cast<std::size_t>(groups));
+  for (const double trial : left) *std::min_element(loads.begin(), loads.end()) += trial;
+  return seconds / cost * *std::max_element(loads.begin(), loads.end());
 }
 
 StudyDirectory::StudyDirectory(fs::path directory, const std::string& study_text,

@@ -43,6 +43,12 @@ struct StudyRecord {
   std::vector<std::string> versions;            ///< of the code that ran parts of it
   runner::Json last;                            ///< the journal's last line
   std::int64_t known = 0;                       ///< trials, as the last run knew them
+  std::map<std::int64_t, double> costs;         ///< foreseen, of trials that are or were due
+  std::int64_t groups = 1;                      ///< of the last run
+
+  /// Seconds until all that is known has ended, longest first on the groups of the last run:
+  /// foreseen costs, at the seconds per cost of those that ended. NaN: none has.
+  [[nodiscard]] double seconds_left() const;
 };
 /// @throws ConfigError  there is no study.
 [[nodiscard]] StudyRecord read_study_record(const std::filesystem::path& directory);

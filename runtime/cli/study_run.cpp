@@ -85,6 +85,7 @@ class Scheduler {
         campaign_(expansion),
         time_limit_s_(time_limit_s),
         quiet_(quiet) {
+    costs_ = directory.before().costs;
     for (const auto& [index, trial] : directory.before().trials) {
       attempts_[index] = trial.attempts;
       if (!trial.record.is_null()) kept_[index] = trial.record;
@@ -108,6 +109,7 @@ class Scheduler {
     leaders_ = ground.leaders;
     groups_.clear();
     const int groups = leaders_ == nullptr ? 1 : leaders_->size();
+    write({{"t", "phase"}, {"ranks", ranks_}, {"groups", groups - (ground.own ? 0 : 1)}});
     for (int g = 1; g < groups; ++g) {
       groups_.push_back({g, std::make_unique<Inbox>(*leaders_, g), Group::State::starting, {}});
     }
@@ -287,6 +289,18 @@ class Scheduler {
       directory_.append_result(record);
     }
     due_ = campaign_.due();
+    foretell();
+  }
+
+  /// Writes down what the trials that are due will cost, once.
+  void foretell() {
+    Json news = Json::array();
+    for (const Trial* const trial : due_) {
+      const auto [at, first] = costs_.try_emplace(trial->index, trial->cost());
+      if (!first && std::exchange(at->second, trial->cost()) == trial->cost()) continue;
+      news.push_back({trial->index, trial->cost()});
+    }
+    if (!news.empty()) write({{"t", "due"}, {"costs", std::move(news)}});
   }
 
   void decided(int cell) {
@@ -352,7 +366,8 @@ class Scheduler {
   std::vector<Group> groups_;
   std::set<std::int64_t> running_;
   std::map<std::int64_t, int> attempts_, failures_;
-  std::map<std::int64_t, Json> kept_;  // results, needed or not
+  std::map<std::int64_t, Json> kept_;     // results, needed or not
+  std::map<std::int64_t, double> costs_;  // as the journal has them
 };
 
 // ---- groups -------------------------------------------------------------------------------------

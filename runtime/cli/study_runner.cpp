@@ -16,6 +16,7 @@
 
 #include "runtime/agree.hpp"
 #include "runtime/cli/shared_config.hpp"
+#include "runtime/cli/study_analysis.hpp"
 #include "runtime/cli/study_directory.hpp"
 #include "runtime/cli/study_presets.hpp"
 #include "runtime/cli/study_run.hpp"
@@ -76,9 +77,7 @@ int status(const Given& given, Context& context) {
   }
   const std::int64_t known = std::max(study.known, std::ssize(study.trials));
   states["waiting"] += known - std::ssize(study.trials);
-  const double rest =
-      finished > 0 ? seconds / static_cast<double>(finished) * static_cast<double>(known - finished)
-                   : std::nan("");
+  const double rest = study.seconds_left();
   const bool ended = study.last.value("t", "") == "end";
   Json out{{"schema", 1},
            {"study", study.resolved.value("name", "")},
@@ -88,7 +87,8 @@ int status(const Given& given, Context& context) {
            {"finished", finished},
            {"states", states},
            {"trial_seconds", seconds},
-           {"trial_seconds_left", runner::number(rest)},
+           {"groups", study.groups},
+           {"seconds_left", std::isnan(rest) ? Json(nullptr) : Json(rest)},
            {"tuned", study.choices}};
   if (context.json) {
     print(out);
@@ -100,8 +100,8 @@ int status(const Given& given, Context& context) {
     if (count > 0) fmt::print("  {:<9} {}\n", state, count);
   }
   if (finished < known && finished > 0) {
-    fmt::print("about {} of trials left, at the mean of those that ended\n",
-               runtime::format_seconds(rest));
+    fmt::print("about {} left on {} group{}, longest first, at the pace of the trials that ended\n",
+               runtime::format_seconds(rest), study.groups, study.groups == 1 ? "" : "s");
   }
   for (const Json& choice : study.choices) {
     std::string point;
@@ -243,7 +243,11 @@ int check(const Given& given, Context& context) {
   const fs::path directory = given.directory;
   const StudyRecord study = read_study_record(directory);
   static_cast<void>(runner::load_study((directory / "study.yaml").string()));
-  const std::vector<std::string> lines = findings(study);
+  std::vector<std::string> lines = findings(study);
+  if (fs::exists(directory / "results.jsonl")) {
+    for (const StudyWarning& missing : missing_cells(read_study(directory)))
+      lines.push_back(missing.text);
+  }
   if (context.json) {
     print({{"schema", 1}, {"study", study.resolved.value("name", "")}, {"findings", lines}});
     return 0;

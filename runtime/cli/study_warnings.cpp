@@ -85,7 +85,8 @@ void Warnings::batches(const char* kind, const std::vector<Cell>& cells, const s
   add(kind, fmt::format("{}, batch {}: {}", cells.front().series, numbers_text(found), what));
 }
 
-void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, Warnings& warn) {
+void warn_of_missing_cells(const StudyResults& study, const StudyAnalysis& analysis,
+                           Warnings& warn) {
   std::set<double> batches;
   for (const Cell& cell : analysis.cells) batches.insert(cell.batch);
   for (const std::string& value : listed_values(study.setting("search.parameters.batch_size"))) {
@@ -113,6 +114,13 @@ void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, War
       warn.add("missing_cells",
                fmt::format("{}: no finished trial at batch {}", series, numbers_text(missing)));
     }
+  }
+}
+
+void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, Warnings& warn) {
+  warn_of_missing_cells(study, analysis, warn);
+  for (const std::string& series : analysis.series) {
+    const std::vector<Cell> cells = analysis.of(series);
     for (const studies::GridEdge edge : {studies::GridEdge::low, studies::GridEdge::high}) {
       warn.batches("edge_optimum", cells,
                    fmt::format("the best learning rate is the {} one tried: the optimum may lie "

@@ -31,6 +31,9 @@ class Warnings {
 /// Ends a factor of four apart or more: nothing was measured.
 [[nodiscard]] bool wide(const studies::Interval& interval);
 
+/// Optimizers and batch sizes of the file that no trial has finished at.
+void warn_of_missing_cells(const StudyResults& study, const StudyAnalysis& analysis,
+                           Warnings& warn);
 void warn_of_cells(const StudyResults& study, const StudyAnalysis& analysis, Warnings& warn);
 /// What only lines of results say. @param keys  as series_keys gives them
 void warn_of_trials(const StudyResults& study, const StudyAnalysis& analysis,
