@@ -192,6 +192,42 @@ TEST(TheRate, OfOtherGroupsOfTheRuleKeepsItsRatio) {
   EXPECT_DOUBLE_EQ(std::get<double>(config.groups[2].rule.values.at("lr")), 0.02);
 }
 
+/// The lines of README.md: what is to stay as it is when batch and rate move.
+TEST(Derived, ParametersKeepTimescalesFromBatchToBatch) {
+  const auto configs = [](const std::string& weight_decay) {
+    const Study study = parse_study(
+        "orthrus_study: 1\nname: s\nbudget: {max_examples: 6400}\nsearch:\n"
+        "  parameters: {batch_size: {values: [16, 64, 256]}, lr: {values: [0.01, 0.02]}}\n"
+        "  derive:\n"
+        "    groups.0.rule.betas.1: \"0.95^(batch_size/64)\"\n"
+        "    weight_decay: \"" +
+            weight_decay + "\"\n",
+        "s.yaml");
+    const Config base = parse_config(
+        "schema: 1\ngroups:\n"
+        "  - {match: \"*\", rule: {name: adamw, lr: 0.01, betas: [0.9, 0.95]}}\n");
+    const Expansion e(study, {{"", base}});
+    std::vector<Config> out;
+    for (const Trial& trial : e.initial()) out.push_back(trial_config(base, trial));
+    return out;
+  };
+  const auto rule = [](const Config& c, const char* key) { return c.groups[0].rule.number(key); };
+  const std::vector<Config> timescale = configs("batch_size/(lr*0.2*max_examples)");
+  ASSERT_EQ(timescale.size(), 6U);
+  for (const Config& c : timescale) {
+    const auto batch = static_cast<double>(c.train.batch);
+    // τ = B/(ηλD), the share of the data that a weight remembers.
+    EXPECT_NEAR(batch / (rule(c, "lr") * rule(c, "weight_decay") * 6400), 0.2, 1e-12);
+    // β₂ forgets half within as many examples as 0.95 does at batch 64.
+    const auto betas = std::get<std::vector<double>>(c.groups[0].rule.values.at("betas"));
+    EXPECT_EQ(betas[0], 0.9);
+    EXPECT_NEAR(batch / std::log(betas[1]), 64 / std::log(0.95), 1e-9);
+  }
+  for (const Config& c : configs("0.1*0.01/lr")) {
+    EXPECT_NEAR(rule(c, "lr") * rule(c, "weight_decay"), 0.1 * 0.01, 1e-15);
+  }
+}
+
 // ---- rates ------------------------------------------------------------------------------------
 
 /// Steps to the target that are least at the rate `best`, in octaves; above `cliff` it diverges.
