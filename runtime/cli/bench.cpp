@@ -128,6 +128,11 @@ Run add_bench(CLI::App& app) {
   app.add_option("--sizes", options->sizes, "comm: bytes of a message, several by commas")
       ->delimiter(',')
       ->transform(CLI::AsSizeValue(false));
+  app.add_option("--collective", options->collective, "comm: this one alone")
+      ->check(CLI::IsMember({"reduce_scatter", "all_gather", "all_to_all", "all_reduce"}));
+  app.add_option(
+      "--metrics", options->metrics,
+      "comm: append the seconds of one collective at one size to this file, for a study");
   app.add_option("--shape", options->shape, "accuracy: MxN, M <= N");
   app.add_option("--tables", options->tables, "accuracy: these coefficients only, by commas")
       ->delimiter(',');

@@ -28,6 +28,8 @@ struct BenchOptions {
   bool matrices_only = false;
   // comm
   std::vector<std::int64_t> sizes;
+  std::string collective;  ///< empty: all
+  std::string metrics;     ///< file for a line that a study reads; empty: none
   // accuracy
   std::string shape = "256x1024";
   std::vector<std::string> tables;

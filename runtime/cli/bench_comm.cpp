@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/cli/bench.hpp"
+#include "runtime/cli/run_directory.hpp"
 
 namespace orthrus::cli {
 namespace {
@@ -29,6 +30,8 @@ void bench_comm(const BenchOptions& options, BenchPrinter& out, Communicator& wo
       throw ConfigError(fmt::format("--sizes {}: 1 byte to 1 TiB", bytes));
     }
   }
+  if (!options.metrics.empty() && (options.collective.empty() || sizes.size() != 1))
+    throw ConfigError("--metrics: of one --collective at one of --sizes", ExitCode::usage);
   const auto ranks = static_cast<std::size_t>(world.size());
   const auto me = static_cast<std::size_t>(world.rank());
   const Index most = *std::max_element(sizes.begin(), sizes.end());
@@ -56,6 +59,7 @@ void bench_comm(const BenchOptions& options, BenchPrinter& out, Communicator& wo
       {"all_reduce", [&](Index n) { world.all_reduce(span(whole, n), ReduceOp::sum); }},
   };
   for (const Call& call : calls) {
+    if (!options.collective.empty() && options.collective != call.name) continue;
     const auto time_of = [&](Index n) {
       for (std::size_t r = 0; r < ranks; ++r) {
         counts[r] = n / std::ssize(counts) + (std::cmp_less(r, n % std::ssize(counts)) ? 1 : 0);
@@ -77,6 +81,15 @@ void bench_comm(const BenchOptions& options, BenchPrinter& out, Communicator& wo
       Measured m{call.name, bytes_text(n * static_cast<Index>(sizeof(float))), "f32", time, sent};
       m.more["latency_us"] = latency_s * 1e6;
       out.row(m);
+      if (options.metrics.empty() || world.rank() != 0) continue;
+      LineFile file;
+      file.open(options.metrics, /*append=*/true);
+      nlohmann::ordered_json line;
+      line["t"] = "eval";
+      line["step"] = 1;
+      line["seconds"] = time.median_s;
+      line["spread"] = time.spread;
+      file.line(line.dump());
     }
   }
 }

@@ -281,7 +281,8 @@ std::string lr_transfer(const std::vector<PresetBase>& bases, const PresetOption
   return fmt::format(
       R"(# Does the best rate stay where it is when the model becomes two and four times as wide? `study status` has
 # the rate of each width (fitted_lr): it passes with half an octave at most between the ends. The rule under
-# test is lmo.scale of the base; activations are not checked, and rates of other groups stay.
+# test is lmo.scale of the base; rates of other groups stay. `study check` says whether pre-activations are as
+# large in all widths, after a few steps: ln rms over ln width within 0.1.
 orthrus_study: 1
 name: {}
 base: {}
@@ -296,9 +297,10 @@ search:
   zip: [{}]
 budget: {{max_steps: {}}}
 eval: {{every_frac: 0.1}}
+probes: {{coordinates: {{over: {}, steps: [1, 2, 5, 10]}}}}
 )",
       options.name, bases[0].file, parameters, shortest(base_rate(c)), list(together),
-      options.steps > 0 ? options.steps : c.train.steps);
+      options.steps > 0 ? options.steps : c.train.steps, together.front());
 }
 
 std::string weak_scaling(const PresetBase& base, const PresetOptions& options,
@@ -401,27 +403,34 @@ eval: {{every_frac: 0.1}}
 }
 
 std::string imbalance(const std::vector<PresetBase>& /*none*/, const PresetOptions& options) {
+  std::string points;
+  for (const auto& [of, rate] :
+       {std::pair("optimizer: sgd", 0.4),
+        std::pair("optimizer: muon, groups.0.lmo.norm: spectral", 0.04),
+        std::pair("optimizer: muon, groups.0.lmo.norm: frobenius", 0.04)}) {
+    for (const double factor : {0.5, 1.0, 2.0})
+      points += fmt::format("    - {{{}, lr: {}}}\n", of, shortest(factor * rate));
+  }
   return fmt::format(
       R"(# Which classes are learnt first: ten, the first 20 times as frequent as the last, whole batch. Evaluations
-# have majority_learnt, minority_learnt and rare_accuracy; val_loss weighs all classes alike. Rates are
-# those of slow, steady descent: with larger ones a step or two fit everything.
+# have majority_learnt, minority_learnt and rare_accuracy; val_loss weighs all classes alike. Beside sgd and
+# muon the descent whose steps are as long, but along the gradient (norm frobenius). Rates are those of
+# slow, steady descent: with larger ones a step or two fit everything.
 orthrus_study: 1
 name: {}
 task: {{builtin: imbalanced_mixture, classes: 10, inputs: 64, noise: 0.2, imbalance: 20, samples: 2000}}
 search:
+  method: list
   metric: {{name: val_loss}}
-  parameters:
-    optimizer: {{values: [sgd, muon]}}
+  points:
+{}  parameters:
     momentum: 0
     batch_size: 2000
-    lr:
-      center: {{per: optimizer, value: {{sgd: 0.4, muon: 0.02}}}}
-      multipliers: {{log2: [-1, 1]}}
     seed: {{values: [0, 1, 2]}}
 budget: {{max_steps: {}}}
 eval: {{every_frac: 0.02}}
 )",
-      options.name, options.steps > 0 ? options.steps : 100);
+      options.name, points, options.steps > 0 ? options.steps : 100);
 }
 
 std::string noisy_quadratic(const std::vector<PresetBase>& /*none*/, const PresetOptions& options) {
@@ -451,9 +460,27 @@ analysis:
       options.name, options.steps > 0 ? 16 * options.steps : 12800);
 }
 
-/// Of the contract, and to come; with what is in the way.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 1> not_there{
-    {{"collectives", "trials train; `orthrus bench comm` measures collectives"}}};
+std::string collectives(const std::vector<PresetBase>& /*none*/, const PresetOptions& options) {
+  return fmt::format(
+      R"(# What a message costs: every trial is a job that times one collective at one size. Latency and bandwidth of
+# a ring, for each collective and number of ranks:
+#   grep '"ranks":2,"collective":"all_reduce"' studies/{0}/results.jsonl > cells.jsonl
+#   orthrus study fit cells.jsonl --law alpha_beta --x params.bytes --y final_val --collective all_reduce --ranks 2
+orthrus_study: 1
+name: {0}
+task:
+  command: [mpirun, -np, "{{ranks}}", orthrus, bench, comm, --collective, "{{collective}}", --sizes, "{{bytes}}",
+            --metrics, "{{metrics}}"]
+search:
+  metric: {{name: seconds}}
+  parameters:
+    ranks: {{values: {1}}}
+    collective: {{values: [reduce_scatter, all_gather, all_to_all, all_reduce]}}
+    bytes: {{log2: [4, 26, 2]}}          # of the whole buffer
+execution: {{mode: subprocess, exclusive: true, order: by_index}}
+)",
+      options.name, list(options.ranks));
+}
 
 }  // namespace
 
@@ -475,6 +502,7 @@ const std::vector<Preset>& presets() {
       {"matrix-sensing", "nuclear norms of what fits the measurements", 0, matrix_sensing},
       {"imbalance", "which classes are learnt first", 0, imbalance},
       {"nqm", "critical batch sizes on a noisy quadratic model", 0, noisy_quadratic},
+      {"collectives", "what a message costs, by size and ranks", 0, collectives},
   };
   return table;
 }
@@ -484,10 +512,6 @@ const Preset& find_preset(const std::string& name) {
   for (const Preset& preset : presets()) {
     if (name == preset.name) return preset;
     known.emplace_back(preset.name);
-  }
-  for (const auto& [to_come, why] : not_there) {
-    if (name == to_come)
-      throw ConfigError(fmt::format("study init {}: not there yet: {}", name, why));
   }
   throw ConfigError(fmt::format("study init {}: no such preset; there are: {}{}", name,
                                 fmt::join(known, ", "), runtime::nearest_hint(name, known)));

@@ -31,7 +31,7 @@ struct Preset {
 };
 /// Those that are there.
 [[nodiscard]] const std::vector<Preset>& presets();
-/// @throws ConfigError  no such preset, or one of the contract that is not there yet.
+/// @throws ConfigError  no such preset.
 [[nodiscard]] const Preset& find_preset(const std::string& name);
 /// The rate that the parameter `lr` replaces.
 [[nodiscard]] double base_rate(const Config& config);

@@ -17,6 +17,7 @@
 #include "runtime/agree.hpp"
 #include "runtime/cli/shared_config.hpp"
 #include "runtime/cli/study_analysis.hpp"
+#include "runtime/cli/study_coordinates.hpp"
 #include "runtime/cli/study_directory.hpp"
 #include "runtime/cli/study_presets.hpp"
 #include "runtime/cli/study_run.hpp"
@@ -239,6 +240,18 @@ std::vector<std::string> findings(const StudyRecord& study) {
   return out;
 }
 
+/// The steepest of each rate.
+std::vector<const CoordinateSlope*> steepest_of(const std::vector<CoordinateSlope>& slopes) {
+  std::map<double, const CoordinateSlope*> steepest;
+  for (const CoordinateSlope& s : slopes) {
+    const CoordinateSlope*& most = steepest[s.lr];
+    if (most == nullptr || std::abs(s.slope) > std::abs(most->slope)) most = &s;
+  }
+  std::vector<const CoordinateSlope*> out;
+  for (const auto& [lr, s] : steepest) out.push_back(s);
+  return out;
+}
+
 int check(const Given& given, Context& context) {
   const fs::path directory = given.directory;
   const StudyRecord study = read_study_record(directory);
@@ -248,9 +261,32 @@ int check(const Given& given, Context& context) {
     for (const StudyWarning& missing : missing_cells(read_study(directory)))
       lines.push_back(missing.text);
   }
+  const std::vector<CoordinateSlope> slopes = coordinate_slopes(study, directory);
+  for (const CoordinateSlope* const s : steepest_of(slopes)) {
+    if (std::abs(s->slope) <= most_coordinate_slope) continue;
+    lines.push_back(
+        fmt::format("coordinate check: lr {:g}: pre-activations go with size^{:.2f} ({} after {} "
+                    "steps): its effect hangs on the size",
+                    s->lr, s->slope, s->parameter, s->step));
+  }
   if (context.json) {
-    print({{"schema", 1}, {"study", study.resolved.value("name", "")}, {"findings", lines}});
+    Json coordinates = Json::array();
+    for (const CoordinateSlope& s : slopes) {
+      coordinates.push_back({{"lr", s.lr},
+                             {"parameter", s.parameter},
+                             {"step", s.step},
+                             {"slope", runner::number(s.slope)},
+                             {"sizes", s.sizes}});
+    }
+    print({{"schema", 1},
+           {"study", study.resolved.value("name", "")},
+           {"findings", lines},
+           {"coordinates", std::move(coordinates)}});
     return 0;
+  }
+  for (const CoordinateSlope* const s : steepest_of(slopes)) {
+    if (std::abs(s->slope) > most_coordinate_slope) continue;
+    fmt::print("coordinate check: lr {:g}: passed; at most size^{:+.3f}\n", s->lr, s->slope);
   }
   for (const std::string& line : lines) fmt::print("warning: {}\n", line);
   if (lines.empty()) fmt::print("nothing to warn of\n");
@@ -322,6 +358,7 @@ int init(Given& given) {
   if (fs::exists(out)) throw ConfigError(out.string() + ": exists; give another --out");
   if (given.preset.name.empty()) given.preset.name = out.stem().string();
   if (!std::isnan(given.target)) given.preset.target = given.target;
+  if (given.preset.ranks.empty() && preset.bases == 0) given.preset.ranks = {2, 4};
   if (given.preset.ranks.empty()) given.preset.ranks = {1, 2, 4};
   make_directories(out.parent_path());
   runtime::write_file_atomically(

@@ -228,9 +228,11 @@ void Training::compute_gradients() {
   const std::int64_t index = optimizer_->steps();
   const auto ready = [this](int id) { optimizer_->gradient_ready(id); };
   const bool watches = optimizer_->wants_activations();
-  if (watches) {
-    workload_->watch(
-        [this](int id, ConstMatrixView inputs) { optimizer_->observe_activation(id, inputs); });
+  if (watches || looks_) {
+    workload_->watch([this, watches](int id, ConstMatrixView inputs) {
+      if (watches) optimizer_->observe_activation(id, inputs);
+      if (looks_) add_preactivations(id, inputs);
+    });
   }
   for (std::size_t k = 0; k < deal_.parts.size(); ++k) {
     if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
@@ -238,7 +240,32 @@ void Training::compute_gradients() {
     }
     losses_.push_back(workload_->gradient(slice(index, k), ready));
   }
-  if (watches) workload_->watch({});
+  if (watches || looks_) workload_->watch({});
+}
+
+void Training::look_at_preactivations() {
+  require_host_weights("pre-activations");
+  looks_ = true;
+  squares_.assign(parameters_.size(), 0);
+  counts_.assign(parameters_.size(), 0);
+}
+
+void Training::add_preactivations(int id, ConstMatrixView inputs) {
+  const auto p = static_cast<std::size_t>(id);
+  const std::vector<Index>& shape = parameters_[p].shape;
+  if (shape.size() != 2 || shape[1] != inputs.cols) return;
+  const std::span<const float> w = weights(id);
+  const auto* const x = static_cast<const float*>(inputs.data);
+  for (Index token = 0; token < inputs.rows; ++token) {
+    for (Index out = 0; out < shape[0]; ++out) {
+      double sum = 0;
+      for (Index k = 0; k < shape[1]; ++k)
+        sum += static_cast<double>(w[static_cast<std::size_t>(out * shape[1] + k)]) *
+               x[token * inputs.ld + k];
+      squares_[p] += sum * sum;
+    }
+  }
+  counts_[p] += static_cast<double>(inputs.rows * shape[0]);
 }
 
 Training::Step Training::step(const std::function<Word()>& word) {
@@ -252,6 +279,15 @@ Training::Step Training::step(const std::function<Word()>& word) {
   }
   const Clock::time_point computed = Clock::now();
   Step step;
+  if (looks_) {
+    control_.all_reduce(std::span<double>(squares_));
+    control_.all_reduce(std::span<double>(counts_));
+    for (const int id : ids_) {
+      const auto p = static_cast<std::size_t>(id);
+      if (counts_[p] > 0) step.preactivations.emplace_back(id, std::sqrt(squares_[p] / counts_[p]));
+    }
+    looks_ = false;
+  }
   step.report = optimizer_->step();
   share(word(), step);
   step.gradient_ms = ms_between(begin, computed);
@@ -317,13 +353,17 @@ std::span<float> Training::weights(int id) const {
           static_cast<std::size_t>(elements_of(parameters_[static_cast<std::size_t>(id)]))};
 }
 
-void Training::keep_average(double halflife_examples) {
+void Training::require_host_weights(const char* what) const {
   for (const Parameter& p : parameters_) {
     if (place_ || p.dtype != DType::f32 || !p.strides.empty() || p.weights == nullptr) {
-      throw ConfigError("averaged weights: of f32 weights on the host; '" + p.name +
+      throw ConfigError(std::string(what) + ": of f32 weights on the host; '" + p.name +
                         (place_ ? "' is on a device" : "' is held otherwise"));
     }
   }
+}
+
+void Training::keep_average(double halflife_examples) {
+  require_host_weights("averaged weights");
   forgotten_ = static_cast<float>(
       -std::expm1(-std::log(2.0) * static_cast<double>(config_.train.batch) / halflife_examples));
   optimizer_->gather(ids_);

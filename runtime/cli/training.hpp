@@ -14,6 +14,7 @@
 #include <orthrus/sharded_optimizer.hpp>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/workloads/workload.hpp"
@@ -53,9 +54,16 @@ class Training {
     double own_loss = 0;  ///< of this rank's parts
     double bytes = 0, bytes_max = 0, messages = 0, exceptional = 0, matrices = 0;  ///< of all ranks
     double gradient_ms = 0, step_ms = 0;
+    /// Of each linear layer that was looked at: its parameter, and the root mean square of W x over
+    /// the batch.
+    std::vector<std::pair<int, double>> preactivations;
   };
   /// Gradients, then the optimizer's step. Collective. @param word  asked when both are done.
   Step step(const std::function<Word()>& word);
+  /// The next step measures pre-activations, of workloads that show what their layers multiply. On
+  /// all ranks.
+  /// @throws ConfigError  the weights are not f32 on the host.
+  void look_at_preactivations();
   /// Means over the held-out data of all ranks. Collective.
   std::map<std::string, double> evaluate();
   /// From now on an exponential average of the weights follows every step, whole on every rank;
@@ -95,6 +103,8 @@ class Training {
   [[nodiscard]] workloads::Slice slice(std::int64_t step, std::size_t part) const;
   void compute_gradients();
   [[nodiscard]] std::span<float> weights(int id) const;  ///< while they are gathered
+  void require_host_weights(const char* what) const;
+  void add_preactivations(int id, ConstMatrixView inputs);
   void follow();
   std::map<std::string, double> means(const workloads::Workload::Evaluation& mine);
   void exchange_average();
@@ -115,6 +125,8 @@ class Training {
   std::vector<double> losses_;               // of this rank's parts, in the step last taken
   std::vector<std::vector<float>> average_;  // of each parameter; empty: none is kept
   float forgotten_ = 0;                      // by a step: the weight of what is new
+  bool looks_ = false;                       // at pre-activations, in the next step
+  std::vector<double> squares_, counts_;     // of them, by parameter
 };
 
 /// What a step measured of gradient noise (`diagnostics.every_steps`): an object per group, by its

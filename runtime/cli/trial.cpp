@@ -130,6 +130,10 @@ class TrialRun {
     const Config& config = training_.config();
     while (steps() < config.train.steps) {
       Training::Step step;
+      const std::vector<std::int64_t>& looks = study_.coordinate_steps;
+      const std::int64_t done = steps();
+      if (std::find(looks.begin(), looks.end(), done) != looks.end())
+        training_.look_at_preactivations();
       try {
         step = training_.step([this]() -> Training::Word {
           return {stop_() || out_of_time(), false, problem_ != nullptr};
@@ -150,6 +154,15 @@ class TrialRun {
         timing_.add(step.step_ms, step.report.ms, static_cast<double>(step.bytes_max));
       }
       probe(step.report);
+      for (const auto& [id, rms] : step.preactivations) {
+        if (training_.rank() != 0) break;
+        write({{"t", "probe"},
+               {"trial", trial_.id},
+               {"step", done},
+               {"examples", done * trial_.batch},
+               {"parameter", training_.parameters()[static_cast<std::size_t>(id)].name},
+               {"preactivation_rms", runner::number(rms)}});
+      }
       if (holds(diverged_, loss_, first_loss_, at))
         return finish("diverged", "stop.diverged: " + study_.diverged);
       if (step.any.stop) return stopped();

@@ -771,6 +771,13 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
   // A name with dots may have said these, too.
   trial.batch = config.train.batch;
   trial.steps = config.train.steps;
+  for (const std::int64_t step : study_.coordinate_steps) {
+    if (step < trial.steps) continue;
+    throw ConfigError(
+        fmt::format("probes.coordinates.steps: after {} steps: measured in the step that follows, "
+                    "and there are {}",
+                    step, trial.steps));
+  }
   if (study_.halves()) {
     for (std::int64_t examples = study_.first_rung; examples / trial.batch < trial.steps;
          examples *= study_.eta) {

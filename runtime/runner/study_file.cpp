@@ -27,8 +27,9 @@ using Words = std::vector<std::string_view>;
 
 // ---- the table of keys --------------------------------------------------------------------------
 
-using Slot = std::variant<bool Study::*, std::int64_t Study::*, double Study::*,
-                          std::string Study::*, std::vector<std::string> Study::*>;
+using Slot =
+    std::variant<bool Study::*, std::int64_t Study::*, double Study::*, std::string Study::*,
+                 std::vector<std::string> Study::*, std::vector<std::int64_t> Study::*>;
 
 struct Row {
   std::string_view path;
@@ -153,6 +154,14 @@ const std::vector<Row>& rows() {
        .slot = &Study::advisor,
        .doc = "which norm fits which matrix",
        .words = {"off", "report"}},
+      {.path = "probes.coordinates.steps",
+       .slot = &Study::coordinate_steps,
+       .doc = "after so many steps: the root mean square of what each linear layer makes of its "
+              "inputs, in the step that follows",
+       .max = 1e12},
+      {.path = "probes.coordinates.over",
+       .slot = &Study::coordinates_over,
+       .doc = "a size; `study check` says how those grow with it"},
       {.path = "probes.budget_frac",
        .slot = &Study::probe_budget_frac,
        .doc = "part of the time that probes may take (diagnostics.budget_frac)",
@@ -371,6 +380,14 @@ class Reader {
                    [&](std::string Study::*text) {
                      if (expect(node, Kind::scalar, path, "a text") && check_word(row, node))
                        study_.*text = node.text;
+                   },
+                   [&](std::vector<std::int64_t> Study::*list) {
+                     if (!expect(node, Kind::list, path, "a list")) return;
+                     (study_.*list).clear();
+                     for (const YamlNode& item : node.items) {
+                       if (const auto x = read_number(item, path, row.min, row.max, true))
+                         (study_.*list).push_back(static_cast<std::int64_t>(*x));
+                     }
                    },
                    [&](std::vector<std::string> Study::*list) {
                      if (!expect(node, Kind::list, path, "a list")) return;
@@ -775,6 +792,10 @@ class Reader {
         error(runtime::config_file::origin_of(root_, path), path,
               "is looked at every probes.gns.every steps: say how often");
     }
+    if (study_.coordinate_steps.empty() != study_.coordinates_over.empty() ||
+        (!study_.coordinates_over.empty() && study_.find(study_.coordinates_over) == nullptr))
+      error(key("probes.coordinates"), "probes.coordinates",
+            "steps, and over: the parameter that is the size, come together");
     if (study_.tunes() && study_.find("lr") == nullptr)
       error(study_.find("seed")->origin, "search.parameters.seed",
             "tune chooses among rates: the parameter lr is missing");
@@ -845,6 +866,8 @@ class Reader {
     if (study_.averages())
       refuse("eval.on", "a program writes what it evaluates; search.metric.name says which counts");
     if (study_.gns_every > 0) refuse("probes.gns.every", "a program measures its own noise");
+    if (!study_.coordinate_steps.empty())
+      refuse("probes.coordinates", "a program measures its own activations");
   }
 
   const YamlNode& root_;
@@ -1031,6 +1054,7 @@ std::vector<StudyKey> study_keys() {
                                    [](std::int64_t Study::*) { return "whole number"; },
                                    [](double Study::*) { return "number"; },
                                    [](std::string Study::*) { return "text"; },
+                                   [](std::vector<std::int64_t> Study::*) { return "list"; },
                                    [](std::vector<std::string> Study::*) { return "list"; }},
                         row.slot);
     }

@@ -85,6 +85,9 @@ struct Study {
   std::vector<std::string> gns_geometry{"l2"};
   std::string advisor = "off";
   double probe_budget_frac = 0.01;
+  /// Steps after which pre-activations are measured, and the size that they must not depend on.
+  std::vector<std::int64_t> coordinate_steps;
+  std::string coordinates_over;
   /// Noise in the norms dual to those of sign and spectral steps?
   [[nodiscard]] bool asks_dual_noise() const {
     return gns_geometry != std::vector<std::string>{"l2"};

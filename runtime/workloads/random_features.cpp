@@ -42,8 +42,11 @@ class RandomFeatures final : public OneMatrix {
     const std::int64_t inputs = options.integer("inputs", 50, 1, 1024);
     samples_ = options.integer("samples", 400, 1, 1 << 16);
     relu_ = options.word("activation", "relu", {"relu", "gated_silu"}) == "relu";
+    const bool teacher = options.word("target", "features", {"features", "teacher"}) == "teacher";
     options.done();
     Options(config, "data", config.data).done();
+    if (teacher && !relu_)
+      options.refuse("target", "a teacher has ReLU features: activation: relu");
     shape(outputs, features);
     pick_ = Pick(config, samples_);
     target_ = gaussian(Draws(seed(), Purpose::target), outputs, features,
@@ -57,6 +60,7 @@ class RandomFeatures final : public OneMatrix {
     const std::vector<double> x =
         gaussian(Draws(seed(), Purpose::measurements), samples_, inputs, 1);
     activations_ = products(x, v, inputs);
+    if (teacher) teach(x, projection(2), inputs);
     if (relu_) {
       for (double& a : activations_) a = std::max(a, 0.0);
       const std::vector<double> gram = products(v, v, inputs);
@@ -76,8 +80,7 @@ class RandomFeatures final : public OneMatrix {
     }
     for (std::int64_t m = 0; m < samples_; ++m) {
       for (std::int64_t i = 0; i < outputs; ++i) {
-        double y = 0;
-        for (std::int64_t j = 0; j < features; ++j) y += target(i, j) * sample(m)[j];
+        const double y = -residual(i, m);  // W = 0
         start_ += 0.5 * y * y / static_cast<double>(samples_);
       }
     }
@@ -86,12 +89,21 @@ class RandomFeatures final : public OneMatrix {
   [[nodiscard]] std::int64_t training_units() const override { return samples_; }
 
  private:
+  /// Answers of a network with other features, which no readout of these has exactly.
+  void teach(const std::vector<double>& x, const std::vector<double>& v, std::int64_t inputs) {
+    std::vector<double> hidden = products(x, v, inputs);
+    for (double& a : hidden) a = std::max(a, 0.0);
+    answers_ = products(hidden, target_, cols());
+    target_.assign(target_.size(), 0);
+  }
+
   double add_unit(std::int64_t step, std::int64_t unit, std::span<double> sum) override {
-    const double* const a = sample(pick_(step, unit));
+    const std::int64_t m = pick_(step, unit);
+    const double* const a = sample(m);
     double loss = 0;
     double* g = sum.data();
     for (std::int64_t i = 0; i < rows(); ++i, g += cols()) {
-      const double r = residual(i, a);
+      const double r = residual(i, m);
       for (std::int64_t j = 0; j < cols(); ++j) g[j] += r * a[j];
       loss += 0.5 * r * r;
     }
@@ -102,18 +114,17 @@ class RandomFeatures final : public OneMatrix {
     double loss = 0;
     for (std::int64_t m = 0; m < samples_; ++m) {
       for (std::int64_t i = 0; i < rows(); ++i) {
-        const double r = residual(i, sample(m));
+        const double r = residual(i, m);
         loss += 0.5 * r * r / static_cast<double>(samples_);
       }
     }
     std::map<std::string, double> all{{"val_loss", loss},
                                       {"relative_loss", start_ > 0 ? loss / start_ : 0}};
-    if (relu_) {
+    if (relu_ && answers_.empty()) {
       double population = 0;
       for (std::int64_t i = 0; i < rows(); ++i) {
         for (std::int64_t j = 0; j < cols(); ++j) {
-          population +=
-              0.5 * off(i, j) * residual(i, &moment_[static_cast<std::size_t>(j * cols())]);
+          population += 0.5 * off(i, j) * off(i, &moment_[static_cast<std::size_t>(j * cols())]);
         }
       }
       all["population_loss"] = population;
@@ -128,8 +139,13 @@ class RandomFeatures final : public OneMatrix {
     return target_[static_cast<std::size_t>(i * cols() + j)];
   }
   [[nodiscard]] double off(std::int64_t i, std::int64_t j) const { return at(i, j) - target(i, j); }
+  /// Entry i of what W makes of sample m, beyond the answer.
+  [[nodiscard]] double residual(std::int64_t i, std::int64_t m) const {
+    const double answer = answers_.empty() ? 0 : answers_[static_cast<std::size_t>(m * rows() + i)];
+    return off(i, sample(m)) - answer;
+  }
   /// Entry i of (W − W♯)a.
-  [[nodiscard]] double residual(std::int64_t i, const double* a) const {
+  [[nodiscard]] double off(std::int64_t i, const double* a) const {
     double r = 0;
     for (std::int64_t j = 0; j < cols(); ++j) r += off(i, j) * a[j];
     return r;
@@ -139,7 +155,8 @@ class RandomFeatures final : public OneMatrix {
   bool relu_ = true;
   Pick pick_;
   double start_ = 0;
-  std::vector<double> target_;
+  std::vector<double> target_;       // W♯; of a teacher 0, as its answers are known
+  std::vector<double> answers_;      // of a teacher, a sample per row
   std::vector<double> activations_;  // a sample per row
   std::vector<double> moment_;       // E aaᵀ, of ReLU
 };
