@@ -581,10 +581,11 @@ std::optional<Trial> Expansion::telescoped(int cell, std::size_t level,
 std::optional<Trial> Expansion::with_seed(const Trial& of, std::int64_t seed,
                                           const std::string& role, std::int64_t index) const {
   Point point;
-  for (const auto& [name, value] : of.params.items()) {
+  for (const auto& entry : of.params.items()) {
+    const std::string& name = entry.key();
     const bool derived = std::any_of(study_.derive.begin(), study_.derive.end(),
                                      [&](const auto& d) { return d.first == name; });
-    if (!derived) point.emplace_back(name, name == "seed" ? Json(seed) : value);
+    if (!derived) point.emplace_back(name, name == "seed" ? Json(seed) : entry.value());
   }
   if (is_excluded(point)) return {};
   Trial trial = make_trial(point, index);
@@ -755,8 +756,8 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
   o.push_back(fmt::format("train.batch={}", trial.batch));
   o.push_back(fmt::format("train.steps={}", trial.steps));
   o.push_back(fmt::format("train.eval_every={:.0f}", std::max(1.0, every)));
-  o.push_back("train.save_every=0");
-  o.push_back("telemetry.path=");
+  o.emplace_back("train.save_every=0");
+  o.emplace_back("telemetry.path=");
   if (study_.gns_every > 0) {
     o.push_back(fmt::format("diagnostics.every_steps={}", study_.gns_every));
     o.push_back("diagnostics.budget_frac=" + shortest(study_.probe_budget_frac));
