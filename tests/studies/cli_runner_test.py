@@ -944,7 +944,7 @@ class Presets(Case):
             self.assertTrue(t["optimizer_ms_lo"] <= t["optimizer_ms"] <= t["optimizer_ms_hi"] <= t["step_ms_hi"])
             self.assertEqual(t["bytes_per_step_max"], t["predicted_bytes_per_step_max"])
         # Efficiencies are left out where, and only where, ranks share processors.
-        out = self.study("scaling", "q.yaml", "--dir", "four", ranks=4).stdout
+        out = self.study("scaling", "q.yaml", "--name", "four", ranks=4).stdout
         self.assertEqual("oversubscribed" in out, os.cpu_count() < 4)
 
     def test_are_written_as_files_that_run(self):
