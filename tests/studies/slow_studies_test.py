@@ -94,7 +94,8 @@ def lines_of_json(path):
 def without_times(study):
     rows = lines(study / "results.jsonl")
     for row in rows:
-        row.pop("attempt")
+        for key in ("attempt", "wall_s"):
+            row.pop(key)
     return rows
 
 
