@@ -5,7 +5,7 @@
 namespace orthrus::studies {
 
 std::span<const Experiment> experiments() {
-  static constexpr std::array<Experiment, 19> all{{
+  static constexpr std::array<Experiment, 21> all{{
       {"closed-forms", "bounds of steepest descent under a norm, and what minimizes them",
        "steepest-descent-lean (github.com/leloykun), figures 1 and weight decay; closed forms",
        closed_forms},
@@ -15,6 +15,8 @@ std::span<const Experiment> experiments() {
       {"fit-recovery", "fits find the laws that made the data", "simulated", fit_recovery},
       {"message-cost", "latency, bandwidth and breakpoint of message times", "simulated",
        message_cost},
+      {"study-statistics", "from trials of a known law to intervals of its critical batch",
+       "simulated", study_statistics},
       {"noisy-quadratic", "critical batch size of a noisy quadratic, without noise of its own",
        "model of G. Zhang et al., NeurIPS 2019; exact second moments", noisy_quadratic},
       {"matrix-least-squares", "SGD and Muon on online matrix least squares", "simulated",
@@ -42,6 +44,8 @@ std::span<const Experiment> experiments() {
        polar_noise},
       {"stable-rank-constants", "stable rank of activations at initialization",
        "arXiv 2512.04299, figure 12", stable_rank_constants},
+      {"metric-inequalities", "ranks and entropies of spectra, whole and from shards",
+       "Renyi entropies; closed forms", metric_inequalities},
       {"sparse-regression", "a product of three inputs, learnt by four layers of 256",
        "arXiv 2512.04299, figures 1 and 4, at half the size", sparse_regression_small, true},
       {"sparse-regression-full", "the same by four layers of 512, as published",

@@ -65,6 +65,7 @@ std::vector<Row> closed_forms();
 std::vector<Row> published_critical_batches();
 std::vector<Row> fit_recovery();
 std::vector<Row> message_cost();
+std::vector<Row> study_statistics();
 // reproduce_noise.cpp
 std::vector<Row> noisy_quadratic();
 std::vector<Row> matrix_least_squares();
@@ -80,6 +81,7 @@ std::vector<Row> self_polar_flow();
 std::vector<Row> imbalanced_mixture();
 std::vector<Row> polar_noise();
 std::vector<Row> stable_rank_constants();
+std::vector<Row> metric_inequalities();
 // reproduce_training.cpp
 std::vector<Row> sparse_regression_small();
 std::vector<Row> sparse_regression_full();

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <orthrus/studies/cells.hpp>
 #include <orthrus/studies/fit.hpp>
 #include <orthrus/studies/theory.hpp>
 #include <string>
@@ -8,6 +9,7 @@
 #include "runtime/studies/minimize.hpp"
 #include "runtime/studies/random.hpp"
 #include "runtime/studies/reproduce.hpp"
+#include "runtime/studies/simulated_study.hpp"
 
 namespace orthrus::studies {
 namespace {
@@ -22,6 +24,27 @@ void report(std::vector<Row>& rows, const std::string& what, const std::vector<d
   rows.push_back({what + ", 2.5 %", middle.lo, lo, slack});
   rows.push_back({what + ", 97.5 %", middle.hi, hi, slack});
 }
+
+/// What simulated studies say: how many of their intervals hold the critical batch, and ln of their
+/// least steps over the true ones, on average.
+struct Chain {
+  double covered = 0, bias = 0;
+
+  Chain(const Protocol& protocol, int studies, int resamples) {
+    for (int i = 0; i < studies; ++i) {
+      Random random(100 + static_cast<std::uint64_t>(i));
+      StepsQuestion question;
+      question.definitions = {CbsDefinition::mccandlish};
+      question.bootstrap.resamples = resamples;
+      question.bootstrap.seed = static_cast<std::uint64_t>(i);
+      const StepsStudy study =
+          study_steps(cells_of(simulate(protocol, random), RateMetric::steps_to_target), question);
+      const Interval interval = study.critical[0].interval;
+      covered += interval.lo <= critical && critical <= interval.hi ? 1.0 / studies : 0;
+      bias += std::log(study.fit.parameters[0] / least_steps) / studies;
+    }
+  }
+};
 
 }  // namespace
 
@@ -303,6 +326,26 @@ std::vector<Row> message_cost() {
   rows.push_back(relative("latency below, us", 1e6 * two.pieces[0].latency_s, 2, 0.1));
   rows.push_back(
       relative("bandwidth above, GB/s", 1e-9 * two.pieces.back().bytes_per_s(), 10, 0.1));
+  return rows;
+}
+
+// Of 200 studies of nine batches, five rates, 10 % of noise: the standard error of a coverage is
+// 1.6 %, of a mean bias 0.4 %.
+std::vector<Row> study_statistics() {
+  Protocol protocol;
+  protocol.noise = 0.1;
+  std::vector<Row> rows;
+  // Of 400 such studies 94.5 % did.
+  rows.push_back(within("share of 95 % intervals that hold the critical batch",
+                        Chain(protocol, 200, 400).covered, 0.90, 0.98));
+  // Seeds that both choose and report say 2.4 % too few steps; fresh ones 2.4 % too many, which is
+  // what it costs to choose by noisy seeds.
+  protocol.reporting_seeds = 2;
+  rows.push_back(at_least("ln of steps over the true ones, reported by fresh seeds",
+                          Chain(protocol, 200, 1).bias, 0.01));
+  protocol.fresh = false;
+  rows.push_back(at_most("same, by the seeds that chose: the winner's curse",
+                         Chain(protocol, 200, 1).bias, -0.01));
   return rows;
 }
 

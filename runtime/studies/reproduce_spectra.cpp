@@ -743,4 +743,74 @@ std::vector<Row> stable_rank_constants() {
   return rows;
 }
 
+std::vector<Row> metric_inequalities() {
+  std::vector<Row> rows;
+  Random random(31);
+  int broken = 0;
+  for (int k = 0; k < 200; ++k) {
+    Matrix a = gaussian(static_cast<Index>(1 + random.below(20)),
+                        static_cast<Index>(1 + random.below(20)), 1, random);
+    // Heavy tails: spectra from flat to steep.
+    const double power = 1 + 3 * random.uniform();
+    for (double& x : a.values) x = std::copysign(std::pow(std::abs(x), power), x);
+    const Spectrum s = spectrum_of(a.view());
+    const std::array<double, 6> chain{1,        s.stable_rank,  s.participation,
+                                      s.erank2, s.nuclear_rank, static_cast<double>(s.rank)};
+    for (std::size_t i = 1; i < chain.size(); ++i) {
+      broken += chain[i - 1] > chain[i] * (1 + 1e-12) ? 1 : 0;
+    }
+  }
+  rows.push_back(never("1 <= st <= participation <= erank2 <= nr <= rank broken", broken));
+
+  const auto farthest = [](const Spectrum& s, double r) {
+    double off = 0;
+    for (const double x : {s.stable_rank, s.participation, s.erank1, s.erank2, s.nuclear_rank,
+                           static_cast<double>(s.rank)}) {
+      off = std::max(off, std::abs(x - r));
+    }
+    return off;
+  };
+  const Matrix one = product(gaussian(7, 1, 1, random), gaussian(1, 9, 1, random));
+  rows.push_back(
+      {"rank one: farthest metric from 1", farthest(spectrum_of(one.view()), 1), 0, 1e-12});
+  const Matrix flat = polar(gaussian(6, 11, 1, random));
+  rows.push_back({"orthonormal rows: farthest metric from their number",
+                  farthest(spectrum_of(flat.view()), 6), 0, 1e-11});
+
+  // Ranks hold columns, and sum their Gram matrices: in double, and in f32.
+  constexpr Index m = 12, n = 24;
+  const Matrix a = gaussian(m, n, 1, random);
+  const Spectrum whole = spectrum_of(a.view());
+  for (const Index ranks : {1, 2, 4}) {
+    Matrix wide(m, m), narrow(m, m);
+    for (Index r = 0; r < ranks; ++r) {
+      Matrix shard(m, n / ranks);
+      for (Index i = 0; i < m; ++i) {
+        for (Index j = 0; j < shard.cols; ++j) shard(i, j) = a(i, r * shard.cols + j);
+      }
+      const Matrix part = product(shard, shard, Op::none, Op::transpose);
+      add(wide, 1, part);
+      for (std::size_t e = 0; e < part.values.size(); ++e) {
+        narrow.values[e] =
+            static_cast<float>(narrow.values[e]) + static_cast<float>(part.values[e]);
+      }
+    }
+    const auto worst = [&](const Matrix& gram) {
+      const Spectrum s = spectrum_of_gram(eigen(gram).values);
+      double off = 0;
+      for (const auto& [x, y] :
+           {std::pair{s.stable_rank, whole.stable_rank}, std::pair{s.erank1, whole.erank1},
+            std::pair{s.erank2, whole.erank2}, std::pair{s.nuclear_rank, whole.nuclear_rank},
+            std::pair{s.participation, whole.participation}}) {
+        off = std::max(off, std::abs(x / y - 1));
+      }
+      return off;
+    };
+    const std::string at = ", " + std::to_string(ranks) + " ranks";
+    rows.push_back({"worst metric from summed Grams of double" + at, worst(wide), 0, 1e-12});
+    rows.push_back({"same, of f32" + at, worst(narrow), 0, 1e-4});
+  }
+  return rows;
+}
+
 }  // namespace orthrus::studies

@@ -8,57 +8,12 @@
 #include <string>
 
 #include "runtime/studies/random.hpp"
+#include "runtime/studies/simulated_study.hpp"
 
 namespace orthrus::studies {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr double least_steps = 100, critical = 64;
-
-/// S(B, η) = 100(1 + 64/B)·exp(½(ln η/η*(B))²), η* = 0.01·√B, and log-normal noise.
-double steps_at(double batch, double lr) {
-  const double off = std::log(lr / (0.01 * std::sqrt(batch)));
-  return least_steps * (1 + critical / batch) * std::exp(0.5 * off * off);
-}
-
-struct Protocol {
-  double noise = 0;
-  int tuning_seeds = 2, reporting_seeds = 3;
-  bool fresh = true;        ///< false: one list of seeds, for both
-  bool report_all = false;  ///< fresh seeds at every rate, and not at the chosen one alone
-};
-
-/// Trials of batches 4 … 1024 at five rates √2 apart around η*; with fresh seeds at the rate that
-/// the others chose, as a study runs them.
-std::vector<TrialOutcome> simulate(const Protocol& protocol, Random& random,
-                                   const std::string& series = "sgd", double factor = 1) {
-  std::vector<TrialOutcome> trials;
-  for (double batch = 4; batch <= 1024; batch *= 2) {
-    const auto add = [&](double lr, std::int64_t seed, SeedRole role) {
-      const double value =
-          factor * steps_at(batch, lr) * std::exp(protocol.noise * random.normal());
-      trials.push_back({series, batch, lr, seed, role, value});
-    };
-    const auto rate = [&](int k) { return 0.01 * std::sqrt(batch) * std::pow(2.0, k / 2.0); };
-    const std::size_t first = trials.size();
-    for (int k = -2; k <= 2; ++k) {
-      for (int seed = 0; seed < protocol.tuning_seeds; ++seed) {
-        add(rate(k), seed, protocol.fresh ? SeedRole::tune : SeedRole::only);
-      }
-      for (int seed = 0; protocol.report_all && seed < protocol.reporting_seeds; ++seed) {
-        add(rate(k), 10 + seed, SeedRole::report);
-      }
-    }
-    if (!protocol.fresh || protocol.report_all) continue;
-    const double chosen =
-        cells_of(std::span(trials).subspan(first), RateMetric::steps_to_target)[0].choice.lr;
-    for (int seed = 0; seed < protocol.reporting_seeds; ++seed) {
-      add(chosen, 10 + seed, SeedRole::report);
-    }
-  }
-  return trials;
-}
-
 std::vector<Cell> exact_cells() {
   Random random(1);
   return cells_of(simulate({}, random), RateMetric::steps_to_target);
@@ -205,50 +160,6 @@ TEST(TokenRatios, PairSeedsAndSayWhatTheyCanClaim) {
   const TokenRatio one = token_ratios(std::span(single).first(1), std::span(single).last(1))[0];
   EXPECT_EQ(one.interval.lo, 0);
   EXPECT_FALSE(one.conclusive());
-}
-
-/// What `studies` simulated studies say: how often the interval holds B_crit, and ln of the least
-/// steps over the true ones.
-struct Verdict {
-  int covered = 0;
-  double bias = 0;
-};
-Verdict repeat(const Protocol& protocol, int studies, int resamples) {
-  Verdict verdict;
-  for (int i = 0; i < studies; ++i) {
-    Random random(100 + static_cast<std::uint64_t>(i));
-    StepsQuestion question;
-    question.definitions = {CbsDefinition::mccandlish};
-    question.bootstrap.resamples = resamples;
-    question.bootstrap.seed = static_cast<std::uint64_t>(i);
-    const StepsStudy study =
-        study_steps(cells_of(simulate(protocol, random), RateMetric::steps_to_target), question);
-    const Interval interval = study.critical[0].interval;
-    verdict.covered += interval.lo <= critical && critical <= interval.hi ? 1 : 0;
-    verdict.bias += std::log(study.fit.parameters[0] / least_steps) / studies;
-  }
-  return verdict;
-}
-
-// 200 studies of nine batches, 10 % of noise, two seeds to choose and three to report: 90 to 98 %
-// of the intervals hold the truth. Of 400 studies 94.5 % did; the standard error of 200 is 1.6 %.
-TEST(Chain, IntervalsHoldTheTruthAsOftenAsTheySay) {
-  Protocol protocol;
-  protocol.noise = 0.1;
-  const Verdict verdict = repeat(protocol, 200, 400);
-  EXPECT_GE(verdict.covered, 180);
-  EXPECT_LE(verdict.covered, 196);
-}
-
-// Seeds that both choose and report say 2.4 % too few steps; fresh ones 2.4 % too many, which is
-// what it costs to choose by noisy seeds. The standard error of the mean of 200 is 0.4 %.
-TEST(Chain, SeedsThatChoseReportTooLittle) {
-  Protocol protocol;
-  protocol.noise = 0.1;
-  protocol.reporting_seeds = 2;
-  EXPECT_GT(repeat(protocol, 200, 1).bias, 0.01);
-  protocol.fresh = false;
-  EXPECT_LT(repeat(protocol, 200, 1).bias, -0.01);
 }
 
 TEST(ALocalCriticalBatch, IsTheLargestThatLosesNothing) {
