@@ -16,6 +16,7 @@
 
 #include "runtime/cli/command.hpp"
 #include "runtime/cli/run_directory.hpp"
+#include "runtime/cli/runner_experiments.hpp"
 #include "runtime/cli/study_analysis.hpp"
 #include "runtime/cli/study_export.hpp"
 #include "runtime/cli/study_fit.hpp"
@@ -186,7 +187,12 @@ Run add_study(CLI::App& app) {
   const auto given = std::make_shared<Given>();
   CLI::App* known = app.add_subcommand(
       "reproduce", "Known results beside what comes out here (exit 70 when one is not met)");
-  static const std::span<const studies::Experiment> experiments = studies::experiments();
+  static const std::vector<studies::Experiment> experiments = [] {
+    std::vector<studies::Experiment> all;
+    for (const auto& some : {studies::experiments(), runner_experiments()})
+      all.insert(all.end(), some.begin(), some.end());
+    return all;
+  }();
   known->add_option("NAME", given->reproduce.names, "Experiments; all quick ones unless named")
       ->check(known_in(experiments, "an experiment"));
   known->add_flag("--slow", given->reproduce.slow, "All: those of minutes, too");

@@ -617,9 +617,13 @@ double duration_s(const std::string& text) {
 
 StudyEnd run_study(const StudyRunOptions& options, Context& context) {
   const SignalScope signals;
+  return run_study(options, context.world(60), context.json, [&] { context.settle_error(); });
+}
+
+StudyEnd run_study(const StudyRunOptions& options, Communicator world, bool quiet,
+                   const std::function<void()>& settle) {
   const Clock::time_point start = Clock::now();
   const double limit = options.time_limit.empty() ? 0 : duration_s(options.time_limit);
-  Communicator world = context.world(60);
   std::string text;
   std::optional<runner::Expansion> expansion;  // on rank 0
   const Shared shared = shared_study(options, world, text, expansion);
@@ -639,7 +643,7 @@ StudyEnd run_study(const StudyRunOptions& options, Context& context) {
   out.directory = shared.directory;
   if (options.dry_run) {
     out.document = dry_run(shared.study, shared.bases, world.rank() == 0 ? &*expansion : nullptr,
-                           world, context.json);
+                           world, quiet);
     out.complete = true;
     return out;
   }
@@ -649,8 +653,8 @@ StudyEnd run_study(const StudyRunOptions& options, Context& context) {
     if (world.rank() != 0) return;
     directory.emplace(shared.directory, text, *expansion,
                       StudyDirectory::Terms{options.resume, options.allow_version_mix});
-    if (!context.json) fmt::print("{}\n", describe_size(*expansion));
-    scheduler.emplace(*expansion, *directory, limit, context.json);
+    if (!quiet) fmt::print("{}\n", describe_size(*expansion));
+    scheduler.emplace(*expansion, *directory, limit, quiet);
   });
   try {
     double stopping = 0;
@@ -666,7 +670,7 @@ StudyEnd run_study(const StudyRunOptions& options, Context& context) {
       if (stopping != 0) break;
     }
   } catch (...) {
-    context.settle_error();
+    settle();
     throw;
   }
   double complete = 0;

@@ -41,5 +41,11 @@ struct StudyEnd {
 };
 /// Collective over all ranks. @return on rank 0 how it ended; elsewhere whether it is complete.
 [[nodiscard]] StudyEnd run_study(const StudyRunOptions& options, Context& context);
+/// The same on any ranks, those that are threads included; signals are not listened to.
+/// @param quiet   rank 0 prints nothing
+/// @param settle  called where a rank fails while others may wait for it, before it unwinds
+[[nodiscard]] StudyEnd run_study(
+    const StudyRunOptions& options, Communicator world, bool quiet,
+    const std::function<void()>& settle = [] {});
 
 }  // namespace orthrus::cli

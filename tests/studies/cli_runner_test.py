@@ -569,15 +569,6 @@ class Programs(Case):
 
 
 class Scheduling(Case):
-    def test_of_a_thousand_trials_costs_little(self):
-        """AT-R5: on 2 quiet cores 3 s, of which the launch is 0.5; the limit is that of a busy machine."""
-        self.write("n.yaml", "orthrus_study: 1\nname: n\nbase: q.yaml\nsearch: {parameters: {"
-                             "seed: {range: [1, 1000]}}}\nbudget: {max_steps: 1}\n")
-        said = json.loads(self.study("run", "n.yaml", "--json", ranks=4).stdout)
-        self.assertEqual((said["finished"], said["states"]), (1000, {"complete": 1000}))
-        self.assertLess(said["seconds"], 60)
-        self.assertLess((self.dir / "studies/n/journal.jsonl").stat().st_size, 1000 * 1000)
-
     def test_is_foretold(self):
         """Ten of cost in five seconds; left are 8, 7, 6, 5 and 4, of which longest first makes 8 + 5 + 4 and 7 + 6."""
         self.study("run", "s.yaml", "--time-limit", "0.001s", code=75)

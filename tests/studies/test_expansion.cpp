@@ -10,8 +10,8 @@
 #include <random>
 #include <set>
 
+#include "runtime/runner/example_study.hpp"
 #include "runtime/runner/expansion.hpp"
-#include "studies/study_example.hpp"
 
 namespace orthrus::runner {
 namespace {

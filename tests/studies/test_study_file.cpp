@@ -8,10 +8,10 @@
 #include <orthrus/error.hpp>
 #include <stdexcept>
 
+#include "runtime/runner/example_study.hpp"
 #include "runtime/runner/expression.hpp"
 #include "runtime/runner/journal.hpp"
 #include "runtime/runner/study_file.hpp"
-#include "studies/study_example.hpp"
 
 namespace orthrus::runner {
 namespace {
