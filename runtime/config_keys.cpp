@@ -466,6 +466,19 @@ std::span<const Row<GroupConfig>> group_rows() {
        .doc = "raw gradients of the group are scaled to at most this Frobenius norm; 0: off",
        .min = 0,
        .max = 1e30},
+      {.path = "layer_mass",
+       .kind = Kind::real,
+       .at = [](GroupConfig& g) -> Slot { return &g.layer_mass; },
+       .doc = "the layers' share of a step in the modular norm: the rate is lr * layer_mass / "
+              "layer_sensitivity",
+       .min = 0,
+       .max = 1e6},
+      {.path = "layer_sensitivity",
+       .kind = Kind::real,
+       .at = [](GroupConfig& g) -> Slot { return &g.layer_sensitivity; },
+       .doc = "bound on how much what follows these layers enlarges a change of their output",
+       .min = 1e-6,
+       .max = 1e6},
   };
   return rows;
 }

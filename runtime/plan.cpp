@@ -256,8 +256,7 @@ Group make_group(const GroupConfig& config, std::size_t index, bool on_host, int
       if (!why.empty()) throw ConfigError(scope + why);
     }
     // Decay may not take more of W in a step than of M, or nothing comes back to what is left.
-    const RuleConfig rule = optim::with_defaults(config.rule);
-    const double rho = 1 - rule.number("lr") * rule.number("weight_decay");
+    const double rho = 1 - g.lr() * optim::with_defaults(config.rule).number("weight_decay");
     const double decay = g.rule->gain()->decay;
     if (rho <= decay) {
       throw ConfigError(scope + "lr * weight_decay takes " + std::to_string(1 - rho) +
@@ -520,6 +519,11 @@ bool complete_plan(const MachineProfile& profile, Preference preference, Plan& p
 }
 
 }  // namespace
+
+double Group::lr() const {
+  return optim::with_defaults(config->rule).number("lr") * config->layer_mass /
+         config->layer_sensitivity;
+}
 
 Index ParameterShape::size() const {
   Index n = 1;

@@ -88,6 +88,8 @@ struct Group {
   [[nodiscard]] const optim::Direction& direction() const { return matrix_rule().direction(); }
   /// s of a matrix's direction.
   [[nodiscard]] double scale(const MatrixPlan& m) const;
+  /// η before schedule and multiplier.
+  [[nodiscard]] double lr() const;
   /// Steepest descent in the spectral norm, and nothing else: muon.
   [[nodiscard]] bool is_spectral_descent() const {
     return config->rule.name == "muon" && config->lmo.norm == "spectral";

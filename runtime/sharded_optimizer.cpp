@@ -622,9 +622,8 @@ void ShardedOptimizer::Impl::allocate() {
   prepare_to_look();
   report_.skip_reason.reserve(256);
   for (const runtime::Group& g : plan_.groups) {
-    const RuleConfig rule = optim::with_defaults(g.config->rule);
-    lr_.push_back(rule.number("lr"));
-    weight_decay_.push_back(rule.number("weight_decay"));
+    lr_.push_back(g.lr());
+    weight_decay_.push_back(optim::with_defaults(g.config->rule).number("weight_decay"));
   }
   kappa_.assign(groups, 0);
   report_.rounding.assign(groups, {});

@@ -83,6 +83,8 @@ groups:
     schedule: {kind: wsd, warmup_steps: 7, decay_steps: 9, final: 0.25}
     split: {rows: [1, 2, 3]}
     clip_norm: 1.5
+    layer_mass: 2
+    layer_sensitivity: 0.25
   - {match: experts, rule: {name: muon}, split: {stack: true}}
   - {match: qkv, rule: {name: muon}, split: {cols: 3}}
   - {match: "*", rule: {name: adamw, betas: [0.8, 0.99], eps_placement: moonlight}, weights: {format: bf16, rounding: stochastic}}
@@ -132,6 +134,8 @@ TEST(Config, HasEveryKeyWhereTheHeaderSays) {
   EXPECT_EQ(g.schedule, (ScheduleConfig{"wsd", 7, 9, 0.25}));
   EXPECT_EQ(g.split, (SplitConfig{{1, 2, 3}, {}, false}));
   EXPECT_EQ(g.clip_norm, 1.5);
+  EXPECT_EQ(g.layer_mass, 2);
+  EXPECT_EQ(g.layer_sensitivity, 0.25);
   EXPECT_EQ(c.groups[1].split, (SplitConfig{{}, {}, true}));
   EXPECT_EQ(c.groups[2].split, (SplitConfig{{}, {3}, false}));
   EXPECT_EQ(c.groups[3].rule.numbers("betas"), (std::vector<double>{0.8, 0.99}));
@@ -246,11 +250,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"key_in_the_wrong_place", group("iterations: 3"),
                 "a.yaml:5:5: groups[0].iterations: unknown key; known: match, rule, lmo, matrix, "
                 "weights, state, schedule, "
-                "split, clip_norm (did you mean 'lmo.iterations'?)"},
+                "split, clip_norm, layer_mass, layer_sensitivity (did you mean 'lmo.iterations'?)"},
         Refused{"rule_key_in_the_group", group("nesterov: true"),
                 "a.yaml:5:5: groups[0].nesterov: unknown key; known: match, rule, lmo, matrix, "
                 "weights, state, schedule, "
-                "split, clip_norm (did you mean 'rule.nesterov'?)"},
+                "split, clip_norm, layer_mass, layer_sensitivity (did you mean 'rule.nesterov'?)"},
         Refused{"duplicate_key",
                 "schema: 1\ncomm:\n  blocking: true\n  timeout_s: 1\n  blocking: false\n",
                 "a.yaml:5:3: comm.blocking: duplicate key; first given at line 3, column 3"},
@@ -373,6 +377,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "a.yaml:4:39: groups[0].rule.momentum_form: 'emu' is not a value of it; known: "
                 "ema, heavy_ball (did "
                 "you mean 'ema'?)"},
+        Refused{"sensitivity", group("layer_sensitivity: 0"),
+                "a.yaml:5:24: groups[0].layer_sensitivity: 0 is out of range: 1e-06 to 1e+06"},
         Refused{"clip", group("clip_norm: -0.5"),
                 "a.yaml:5:16: groups[0].clip_norm: -0.5 is out of range: 0 to 1e+30"},
         Refused{

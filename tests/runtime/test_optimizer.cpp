@@ -86,6 +86,16 @@ TEST_P(OnRanks, ClippedReproducibleRunsHaveTheBitsOfOneRank) {
   EXPECT_NE(train(reproducible(), 1, 3), one) << "clipping did nothing";
 }
 
+// η = lr·mass/sensitivity, decay included: 0.02·3/2 is 0.03 in double, too.
+TEST_P(OnRanks, LayersOfMoreMassAndLessSensitivityTakeLongerSteps) {
+  Config config = reproducible(), longer = reproducible();
+  config.groups[0].layer_mass = 3;
+  config.groups[0].layer_sensitivity = 2;
+  longer.groups[0].rule.values["lr"] = 0.03;
+  EXPECT_EQ(train(config, GetParam(), 3), train(longer, 1, 3));
+  EXPECT_NE(train(config, GetParam(), 3), train(reproducible(), 1, 3));
+}
+
 TEST_P(OnRanks, StochasticRoundingHasTheBitsOfOneRank) {
   Config config = reproducible();
   for (GroupConfig& g : config.groups) {

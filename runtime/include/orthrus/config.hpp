@@ -67,6 +67,9 @@ struct GroupConfig {
   SplitConfig split;
   double clip_norm =
       0;  ///< 0: off. Raw gradients of the group are scaled to at most this Frobenius norm
+  /// Of the modular norm (T. Large et al., arXiv:2405.14813): the layers' share of a step, and how
+  /// much what follows them may enlarge a change of their output. η = lr·mass/sensitivity.
+  double layer_mass = 1, layer_sensitivity = 1;
   friend bool operator==(const GroupConfig&, const GroupConfig&) = default;
 };
 
