@@ -223,36 +223,112 @@ void measure_noise(StudyAnalysis& analysis, const StudyResults& study,
   }
 }
 
-void compare(StudyAnalysis& analysis, const std::vector<SeriesName>& names,
-             const AnalysisItem& item, double level, Warnings& warn) {
-  bool found = false;
+/// The pairs of series that an item compares: of one name each, where it has names, else the first
+/// one over each of the others.
+std::vector<std::pair<std::string, std::string>> pairs_of(const std::vector<SeriesName>& names,
+                                                          const AnalysisItem& item,
+                                                          Warnings& warn) {
+  std::vector<std::pair<std::string, std::string>> pairs;
   for (const SeriesName& above : names) {
     for (const SeriesName& under : names) {
       if (above.rest != under.rest || above.optimizer == under.optimizer) continue;
-      // Without names: the first one over each of the others.
       const bool asked = item.numerator.empty() ? above.optimizer == names.front().optimizer
                                                 : above.optimizer == item.numerator &&
                                                       under.optimizer == item.denominator;
-      if (!asked) continue;
-      found = true;
-      SeriesRatios ratios{above.label(), under.label(), {}};
-      ratios.ratios =
-          token_ratios(analysis.of(ratios.numerator), analysis.of(ratios.denominator), level);
-      std::vector<double> open;
-      for (const studies::TokenRatio& ratio : ratios.ratios) {
-        if (!ratio.conclusive()) open.push_back(ratio.batch);
-      }
-      if (!open.empty()) {
-        warn.add("inconclusive",
-                 fmt::format("{} over {}, batch {}: which needs fewer examples is not decided",
-                             ratios.numerator, ratios.denominator, numbers_text(open)));
-      }
-      analysis.ratios.push_back(std::move(ratios));
+      if (asked) pairs.emplace_back(above.label(), under.label());
     }
   }
-  if (!found && !item.numerator.empty()) {
-    warn.add("missing_cells", fmt::format("token ratio of {} over {}: one of them has no trials",
-                                          item.numerator, item.denominator));
+  if (pairs.empty() && !item.numerator.empty()) {
+    warn.add("missing_cells", fmt::format("{} of {} over {}: one of them has no trials",
+                                          item.compare, item.numerator, item.denominator));
+  }
+  return pairs;
+}
+
+void undecided(const std::string& above, const std::string& under, const std::vector<double>& open,
+               Warnings& warn) {
+  if (open.empty()) return;
+  warn.add("inconclusive",
+           fmt::format("{} over {}, batch {}: which needs fewer examples is not decided", above,
+                       under, numbers_text(open)));
+}
+
+void compare(StudyAnalysis& analysis, const std::vector<SeriesName>& names,
+             const AnalysisItem& item, double level, Warnings& warn) {
+  for (const auto& [above, under] : pairs_of(names, item, warn)) {
+    SeriesRatios ratios{above, under, {}};
+    ratios.ratios = token_ratios(analysis.of(above), analysis.of(under), level);
+    std::vector<double> open;
+    for (const studies::TokenRatio& ratio : ratios.ratios) {
+      if (!ratio.conclusive()) open.push_back(ratio.batch);
+    }
+    undecided(above, under, open, warn);
+    analysis.ratios.push_back(std::move(ratios));
+  }
+}
+
+void compare_efficiency(StudyAnalysis& analysis, const StudyResults& study,
+                        const std::vector<SeriesName>& names, const std::vector<std::string>& keys,
+                        const AnalysisItem& item, const studies::Bootstrap& bootstrap,
+                        Warnings& warn) {
+  const auto runs_of = [&](const Cell& cell) {
+    std::vector<LawRun> runs;
+    for (const StudyTrial* const trial : reporting(study, keys, cell))
+      runs.push_back(law_run(study, *trial, analysis.metric_name));
+    return runs;
+  };
+  for (const auto& [above, under] : pairs_of(names, item, warn)) {
+    std::vector<double> open, few;
+    for (const Cell& first : analysis.of(above)) {
+      for (const Cell& second : analysis.of(under)) {
+        if (first.batch != second.batch) continue;
+        auto fit = fit_efficiency(runs_of(first), runs_of(second),
+                                  std::min(bootstrap.resamples, 100), bootstrap.level);
+        if (!fit) {
+          few.push_back(first.batch);
+          continue;
+        }
+        fit->numerator = above;
+        fit->denominator = under;
+        if (!fit->conclusive()) open.push_back(fit->batch);
+        if (fit->law.rms_log > SeriesLaw::misses) {
+          warn.add("rms_log",
+                   fmt::format("{} over {}, batch {}: the law of their data efficiency misses by "
+                               "{:.2g} (RMS of ln L): it holds at constant rates, after warm-up",
+                               above, under, format_number(fit->batch), fit->law.rms_log));
+        }
+        analysis.efficiencies.push_back(std::move(*fit));
+      }
+    }
+    if (!few.empty()) {
+      warn.add("too_few_points",
+               fmt::format("{} over {}, batch {}: data efficiency needs five evaluations of each",
+                           above, under, numbers_text(few)));
+    }
+    undecided(above, under, open, warn);
+  }
+}
+
+/// @param reference  an optimizer; empty: the first
+void converge(StudyAnalysis& analysis, const std::vector<SeriesName>& names,
+              const AnalysisItem& item, Warnings& warn) {
+  const std::string optimizer =
+      item.reference.empty() && !names.empty() ? names.front().optimizer : item.reference;
+  bool found = false;
+  for (const SeriesName& name : names) {
+    std::vector<Cell> reference;
+    for (const SeriesName& other : names) {
+      if (other.rest == name.rest && other.optimizer == optimizer)
+        reference = analysis.of(other.label());
+    }
+    found = found || !reference.empty();
+    if (name.optimizer == optimizer) reference.clear();
+    analysis.convergence.push_back(
+        convergence_of(name.label(), analysis.of(name.label()), reference));
+  }
+  if (!found && !item.reference.empty()) {
+    warn.add("missing_cells",
+             fmt::format("convergence points: the reference {} has no trials", item.reference));
   }
 }
 
@@ -332,8 +408,12 @@ StudyAnalysis analyse(const StudyResults& study) {
       fit_laws(analysis, study, keys, bootstrap, warn);
     } else if (item.fit == "lr_exponent") {
       fit_rates(analysis, bootstrap, warn);
+    } else if (item.compare == "data_efficiency") {
+      compare_efficiency(analysis, study, names, keys, item, bootstrap, warn);
     } else if (!steps) {
       continue;  // said by `no_target`
+    } else if (item.fit == "convergence_points") {
+      converge(analysis, names, item, warn);
     } else if (item.fit.empty()) {
       compare(analysis, names, item, bootstrap.level, warn);
     } else {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/cli/study_horizon.hpp"
 #include "runtime/cli/study_loss_law.hpp"
 #include "runtime/cli/study_noise.hpp"
 #include "runtime/cli/study_results.hpp"
@@ -58,6 +59,8 @@ struct StudyAnalysis {
   std::vector<SeriesRatios> ratios;
   std::vector<SeriesBranches> branches;
   std::vector<SeriesLaw> laws;
+  std::vector<SeriesEfficiency> efficiencies;
+  std::vector<SeriesConvergence> convergence;
   std::vector<SeriesNoise> noise;
   studies::SeedSpread spread;
   std::vector<StudyWarning> warnings;

@@ -64,26 +64,31 @@ void add_definition(AnalysisItem& item, const std::string& name,
 bool is_branched(const StudyResults& study) { return number_of(study.setting("branch.steps")) > 0; }
 
 std::vector<AnalysisItem> items_of(const StudyResults& study, std::vector<StudyWarning>& warnings) {
-  static constexpr std::array<std::string_view, 8> fits{
-      "hyper", "hyper_alpha", "three_term_inv", "three_term",
-      "auto",  "lr_exponent", "local_cbs",      "loss_law"};
+  static constexpr std::array<std::string_view, 9> fits{
+      "hyper",       "hyper_alpha", "three_term_inv", "three_term",        "auto",
+      "lr_exponent", "local_cbs",   "loss_law",       "convergence_points"};
+  static constexpr std::array<std::string_view, 2> comparisons{"token_ratio", "data_efficiency"};
   const ordered_json& listed = study.setting("analysis.items");
   std::vector<AnalysisItem> items;
   for (const ordered_json& entry : listed) {
     if (!entry.is_object()) refuse(study, "analysis.items: not a list of objects");
     AnalysisItem item;
     item.fit = text_of(entry, "fit");
-    if (const std::string compare = text_of(entry, "compare"); !compare.empty()) {
-      if (compare != "token_ratio") {
-        refuse(study, fmt::format("analysis.items: compare: {} is not known; known: token_ratio",
-                                  runtime::quoted_for_message(compare)));
+    item.compare = text_of(entry, "compare");
+    if (!item.compare.empty()) {
+      if (std::find(comparisons.begin(), comparisons.end(), item.compare) == comparisons.end()) {
+        refuse(study, fmt::format("analysis.items: compare: {} is not known; known: {}",
+                                  runtime::quoted_for_message(item.compare),
+                                  fmt::join(comparisons, ", ")));
       }
+      item.fit.clear();
       item.numerator = text_of(entry, "numerator");
       item.denominator = text_of(entry, "denominator");
     } else if (std::find(fits.begin(), fits.end(), item.fit) == fits.end()) {
       refuse(study, fmt::format("analysis.items: fit: {} is not known; known: {}",
                                 runtime::quoted_for_message(item.fit), fmt::join(fits, ", ")));
     }
+    item.reference = text_of(entry, "reference");
     // To one target, the three-term law of the loss is this law of the steps.
     if (item.fit == "three_term") item.fit = "three_term_inv";
     for (const std::string& name : texts_of(entry, "definitions")) {

@@ -12,8 +12,11 @@
 namespace orthrus::cli {
 
 struct AnalysisItem {
-  std::string fit;  ///< hyper, hyper_alpha, three_term_inv, auto, lr_exponent, local_cbs; or empty:
-  std::string numerator, denominator;  ///< a token ratio
+  std::string fit;  ///< hyper, hyper_alpha, three_term_inv, auto, lr_exponent, local_cbs,
+  ///< loss_law, convergence_points; or empty
+  std::string compare;  ///< token_ratio, data_efficiency: of
+  std::string numerator, denominator;
+  std::string reference;  ///< of convergence_points: an optimizer
   std::vector<studies::CbsDefinition> definitions;
   double reference_batch = 256, overhead = 0.2;
   double epsilon = 0.01;

@@ -102,6 +102,36 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                       {"claimed", r.claimed()}});
     }
   }
+  for (const SeriesEfficiency& fit : analysis.efficiencies) {
+    fits.push_back({{"t", "fit"},
+                    {"model", "data_efficiency"},
+                    {"numerator", fit.numerator},
+                    {"denominator", fit.denominator},
+                    {"batch_size", fit.batch},
+                    {"ratio", json_number(fit.ratio)},
+                    {"lo", fit.interval ? json_number(fit.interval->lo) : ordered_json(nullptr)},
+                    {"hi", fit.interval ? json_number(fit.interval->hi) : ordered_json(nullptr)},
+                    {"E", fit.law.irreducible},
+                    {"beta", fit.law.exponent},
+                    {"rms_log", fit.law.rms_log},
+                    {"runs", fit.runs},
+                    {"conclusive", fit.conclusive()}});
+  }
+  for (const SeriesConvergence& of : analysis.convergence) {
+    ordered_json points = ordered_json::array();
+    for (const SeriesConvergence::Point& point : of.points) {
+      points.push_back(
+          {{"batch_size", point.at.batch},
+           {"examples", json_number(point.at.examples)},
+           {"runs", point.runs},
+           {"kept", point.kept},
+           {"slower", point.slower ? ordered_json(*point.slower) : ordered_json(nullptr)}});
+    }
+    fits.push_back({{"t", "fit"},
+                    {"model", "convergence_points"},
+                    {"per", {{"series", of.series}}},
+                    {"points", std::move(points)}});
+  }
   for (const SeriesBranches& fit : analysis.branches) {
     const bool bounded = std::isfinite(fit.local.next);
     ordered_json row{{"t", "fit"},

@@ -178,6 +178,47 @@ StudyTable law_table(const StudyAnalysis& analysis) {
   return table;
 }
 
+StudyTable efficiency_table(const StudyAnalysis& analysis) {
+  StudyTable table{
+      "data_efficiency",
+      "Data efficiency",
+      "E + A/D^beta through the evaluations of both, E and beta shared: examples of the "
+      "first for each of the second, at every loss alike.",
+      {"numerator", "denominator", "batch", "ratio", "lo", "hi", "E", "beta", "RMS", "runs",
+       "reading"},
+      {}};
+  for (const SeriesEfficiency& fit : analysis.efficiencies) {
+    const std::string& fewer = fit.ratio > 1 ? fit.denominator : fit.numerator;
+    table.rows.push_back({fit.numerator, fit.denominator, fit.batch, json_number(fit.ratio),
+                          fit.interval ? json_number(fit.interval->lo) : nullptr,
+                          fit.interval ? json_number(fit.interval->hi) : nullptr,
+                          fit.law.irreducible, fit.law.exponent, fit.law.rms_log, fit.runs,
+                          fit.law.rms_log > SeriesLaw::misses ? "doubtful: the law does not fit"
+                          : !fit.conclusive()                 ? "inconclusive"
+                                                              : fewer + " needs fewer"});
+  }
+  return table;
+}
+
+StudyTable convergence_table(const StudyAnalysis& analysis) {
+  StudyTable table{"convergence_points",
+                   "Convergence points",
+                   "Examples to the target, the mean without the best and the worst run. Left out: "
+                   "slower than the line between its neighbours. Slower: than the reference, by a "
+                   "one-sided t-test at 5 %.",
+                   {"series", "batch", "examples", "runs", "left out", "slower"},
+                   {}};
+  for (const SeriesConvergence& of : analysis.convergence) {
+    for (const SeriesConvergence::Point& point : of.points) {
+      table.rows.push_back(
+          {of.series, point.at.batch, json_number(point.at.examples), point.runs,
+           point.kept ? "no" : "yes",
+           point.slower ? ordered_json(*point.slower ? "yes" : "no") : ordered_json(nullptr)});
+    }
+  }
+  return table;
+}
+
 /// Of a study that is judged by its losses.
 StudyTable best_rate_table(const StudyAnalysis& analysis) {
   StudyTable table{
@@ -260,7 +301,8 @@ StudyTable trials_table(const StudyResults& study) {
 std::vector<StudyTable> verdict_tables(const StudyAnalysis& analysis) {
   std::vector<StudyTable> tables;
   for (StudyTable table : {critical_table(analysis), branch_table(analysis), rate_table(analysis),
-                           ratio_table(analysis), law_table(analysis)}) {
+                           ratio_table(analysis), efficiency_table(analysis),
+                           convergence_table(analysis), law_table(analysis)}) {
     if (!table.rows.empty()) tables.push_back(std::move(table));
   }
   if (StudyTable best = best_rate_table(analysis);

@@ -844,10 +844,10 @@ class Reader {
   void conflicts_of_goals() {
     if (study_.goal == "minimize") return;
     for (const Json& item : study_.analysis_items) {
-      const std::string fit = item.value("fit", "");
-      if (fit == "loss_law" || fit == "local_cbs") {
+      const std::string of = item.value("fit", item.value("compare", ""));
+      if (of == "loss_law" || of == "local_cbs" || of == "data_efficiency") {
         error(runtime::config_file::origin_of(root_, "analysis.items"), "analysis.items",
-              "'" + fit + "' is of losses; goal: maximize has none");
+              "'" + of + "' is of losses; goal: maximize has none");
       }
     }
   }

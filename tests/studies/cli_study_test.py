@@ -159,6 +159,54 @@ class Study(Case):
         self.assertEqual(json.loads(self.study("fit", "s", "--json").stdout), document)
         self.assertFalse((self.dir / "s/report").exists())
 
+    def test_examples_that_optimizers_need(self):
+        """L = 2 + A/D^0.5 with factors of AdamW twice those of Muon: 2^(1/0.5) = 4 times the examples at every loss. Of
+        1, 2, 3, 4 and 10 times 1000 examples the olympic mean is 3000; 4500 of batch 16 is above the line between 3000
+        and 4000."""
+        self.fill()
+        resolved = json.loads((self.dir / "s/study.resolved.json").read_text())
+        resolved["analysis"] = {"bootstrap": {"resamples": 30}, "items": [
+            {"compare": "data_efficiency", "numerator": "adamw", "denominator": "muon"},
+            {"fit": "convergence_points", "reference": "muon"}]}
+        (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
+        middles = {8: 3000, 16: 4500, 32: 4000}
+        lines = []
+        for opt, factor in (("adamw", 2), ("muon", 1)):
+            for batch, middle in middles.items():
+                for seed, share in enumerate((1 / 3, 2 / 3, 1, 4 / 3, 10 / 3)):
+                    trial = f"{len(lines):016x}"
+                    lines.append(json.dumps({
+                        "t": "summary", "trial": trial, "index": len(lines), "state": "complete", "role": "only",
+                        "params": {"optimizer": opt, "batch_size": batch, "lr": 0.1, "seed": seed}, "attempt": 1,
+                        "steps_to_target": factor**4 * middle * share / batch, "best_val": 2, "final_val": 2}) + "\n")
+                    directory = self.dir / f"s/trials/{len(lines) - 1:04}-{trial}"
+                    directory.mkdir(parents=True)
+                    noise = 1 + 0.001 * math.sin(3 * batch + 7 * seed)  # the same along a run
+                    (directory / "metrics.jsonl").write_text("".join(json.dumps(
+                        {"t": "eval", "step": k, "val_loss": noise * (2 + 30 * factor / (k * batch)**0.5)}) + "\n"
+                        for k in range(8, 2049, 8)))
+        (self.dir / "s/results.jsonl").write_text("".join(lines))
+        done = json.loads(self.study("report", "s", "--json").stdout)
+        pairs = [f for f in done["fits"] if f["model"] == "data_efficiency"]
+        self.assertEqual([f["batch_size"] for f in pairs], [8, 16, 32])
+        for fit in pairs:
+            # Noise of .1 % in L is 2 % in what is above E, and so 4 % in the examples, of five runs' mean 2 %.
+            self.near(fit["ratio"], 4, 0.05)
+            self.near(fit["beta"], 0.5, 0.05)
+            self.near(fit["E"], 2, 0.01)
+            self.assertTrue(fit["lo"] <= fit["ratio"] <= fit["hi"] and fit["lo"] > 1 and fit["conclusive"], fit)
+        points = {f["per"]["series"]: f["points"] for f in done["fits"] if f["model"] == "convergence_points"}
+        self.assertEqual([(round(p["examples"], 6), p["runs"], p["kept"], p["slower"]) for p in points["muon"]],
+                         [(3000, 5, True, None), (4500, 5, False, None), (4000, 5, True, None)])
+        self.assertEqual([p["slower"] for p in points["adamw"]], [True] * 3)
+        text = self.study("report", "s").stdout
+        for said in ("Data efficiency", "Convergence points", "muon needs fewer"):
+            self.assertIn(said, text)
+
+        resolved["analysis"]["items"] = [{"compare": "data_eficiency"}]
+        (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
+        self.assertIn("token_ratio, data_efficiency", self.study("report", "s", code=65).stderr)
+
     def test_a_law_of_the_loss_of_all_evaluations(self):
         def write(batches, seeds, law):
             lines = []
