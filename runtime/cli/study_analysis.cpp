@@ -397,6 +397,8 @@ StudyAnalysis analyse(const StudyResults& study) {
   const std::vector<AnalysisItem> items = items_of(study, analysis.warnings);
   const studies::Bootstrap bootstrap = bootstrap_of(study);
   const std::vector<std::string> keys = series_keys(study);
+  analysis.scaling = scaling_of(study);
+  analysis.messages = messages_of(study);
   warn_of_trials(study, analysis, keys, warn);
   warn_of_cells(study, analysis, warn);
   const bool steps = analysis.metric == RateMetric::steps_to_target;
@@ -423,6 +425,10 @@ StudyAnalysis analyse(const StudyResults& study) {
   const bool asked = std::any_of(items.begin(), items.end(),
                                  [](const AnalysisItem& item) { return item.noise_scale; });
   measure_noise(analysis, study, keys, asked, warn);
+  for (const MessageSeries& series : analysis.messages) {
+    if (!series.fit)
+      warn.add("too_few_points", series.name() + ": latency and bandwidth need five sizes");
+  }
   analysis.verdicts = verdict_tables(analysis);
   analysis.cell_table = cells_table(analysis);
   analysis.trial_table = trials_table(study);

@@ -13,6 +13,7 @@
 #include "runtime/cli/study_loss_law.hpp"
 #include "runtime/cli/study_noise.hpp"
 #include "runtime/cli/study_results.hpp"
+#include "runtime/cli/study_scaling.hpp"
 #include "runtime/cli/study_table.hpp"
 
 namespace orthrus::cli {
@@ -62,6 +63,8 @@ struct StudyAnalysis {
   std::vector<SeriesEfficiency> efficiencies;
   std::vector<SeriesConvergence> convergence;
   std::vector<SeriesNoise> noise;
+  std::vector<ScalingSeries> scaling;
+  std::vector<MessageSeries> messages;
   studies::SeedSpread spread;
   std::vector<StudyWarning> warnings;
   std::vector<StudyTable> verdicts;  ///< critical batch sizes, learning rates, token ratios

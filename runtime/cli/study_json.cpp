@@ -201,6 +201,52 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                     {"probes", noise.near.probes},
                     {"runs", noise.trials}});
   }
+  for (const ScalingSeries& series : analysis.scaling) {
+    ordered_json points = ordered_json::array();
+    for (const ScalingPoint& p : series.points) {
+      ordered_json point{{"ranks", p.ranks},
+                         {"elements", or_null(p.elements)},
+                         {"optimizer_ms", or_null(p.optimizer_ms)},
+                         {"lo", or_null(p.lo)},
+                         {"hi", or_null(p.hi)},
+                         {"speedup", or_null(p.speedup)},
+                         {"efficiency", or_null(p.efficiency)},
+                         {"serial_fraction", or_null(p.serial)},
+                         {"predicted_ms", or_null(p.predicted_ms)},
+                         {"bytes", or_null(p.bytes)},
+                         {"predicted_bytes", or_null(p.predicted_bytes)},
+                         {"imbalance", or_null(p.imbalance)},
+                         {"predicted_imbalance", or_null(p.predicted_imbalance)},
+                         {"overlap", or_null(p.overlap())},
+                         {"oversubscribed", p.oversubscribed},
+                         {"phases", ordered_json::object()}};
+      for (const ScalingPoint::Phase& phase : p.phases) {
+        point["phases"][phase.name] = {{"ms", or_null(phase.ms)},
+                                       {"predicted_ms", or_null(phase.predicted_ms)}};
+      }
+      points.push_back(std::move(point));
+    }
+    fits.push_back({{"t", "fit"},
+                    {"model", series.weak ? "weak_scaling" : "strong_scaling"},
+                    {"per", {{"series", series.series}}},
+                    {"points", std::move(points)}});
+  }
+  for (const MessageSeries& series : analysis.messages) {
+    if (!series.fit) continue;
+    ordered_json pieces = ordered_json::array();
+    for (const studies::MessageCost& piece : series.fit->pieces) {
+      pieces.push_back({{"from_bytes", piece.from_bytes},
+                        {"latency_s", piece.latency_s},
+                        {"bytes_per_s", json_number(piece.bytes_per_s())},
+                        {"half_bytes", json_number(piece.half_bytes())},
+                        {"rms_relative", piece.rms_relative}});
+    }
+    fits.push_back({{"t", "fit"},
+                    {"model", "alpha_beta"},
+                    {"per", {{"collective", series.collective}, {"ranks", series.ranks}}},
+                    {"pieces", std::move(pieces)},
+                    {"n_points", series.bytes.size()}});
+  }
   for (const Cell& cell : analysis.cells) {
     ordered_json row{{"series", cell.series},
                      {"batch_size", cell.batch},

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -29,13 +30,6 @@ using studies::RateMetric;
 namespace {
 
 constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
-
-StudyFigure figure(const Plot& plot) {
-  return {plot.name, plot.title, plot.why, plot_svg(plot), plot_csv(plot)};
-}
-StudyFigure figure(const HeatMap& map) {
-  return {map.name, map.title, map.why, heat_svg(map), heat_csv(map)};
-}
 
 /// "sgd, width=64" as a part of a file's name.
 std::string file_part(const std::string& series) {
@@ -68,16 +62,6 @@ std::string equation(const studies::StepsFit& fit) {
 int color_of(const StudyAnalysis& analysis, const std::string& series) {
   return static_cast<int>(std::find(analysis.series.begin(), analysis.series.end(), series) -
                           analysis.series.begin());
-}
-
-/// Points from `lo` to `hi`, evenly in the logarithm.
-template <class F>
-std::vector<Measured> along(double lo, double hi, F point) {
-  constexpr int pieces = 80;
-  std::vector<Measured> out;
-  for (int i = 0; i <= pieces; ++i)
-    out.push_back(point(lo * std::pow(hi / lo, static_cast<double>(i) / pieces)));
-  return out;
 }
 
 /// A law of steps in three views: `view` maps batch and steps to the plane.
@@ -593,6 +577,10 @@ std::vector<StudyFigure> study_figures(const StudyAnalysis& analysis) {
   add_branches(out, analysis);
   add_contours(out, analysis);
   add_noise(out, analysis);
+  for (std::vector<StudyFigure> more :
+       {scaling_figures(analysis.scaling), message_figures(analysis.messages)}) {
+    std::move(more.begin(), more.end(), std::back_inserter(out));
+  }
   return out;
 }
 
@@ -622,7 +610,9 @@ std::string study_page(const StudyResults& study, const StudyAnalysis& analysis,
   for (const StudyFigure& f : figures) {
     body += card(f.title, f.why, f.html + data_link(f.name, f.csv));
   }
-  body += card(analysis.cell_table.title, analysis.cell_table.why, table_html(analysis.cell_table));
+  if (!analysis.cell_table.rows.empty())
+    body +=
+        card(analysis.cell_table.title, analysis.cell_table.why, table_html(analysis.cell_table));
   body += folded(
       "The study as it was resolved",
       "<pre>" + escape(study.resolved.dump(2, ' ', false, ordered_json::error_handler_t::replace)) +

@@ -8,15 +8,10 @@
 #include <vector>
 
 #include "runtime/cli/study_analysis.hpp"
+#include "runtime/cli/study_figure.hpp"
 
 namespace orthrus::cli {
 
-/// A figure as it stands in the page, and its numbers.
-struct StudyFigure {
-  std::string name, title, why;
-  std::string html;  ///< SVG and legend
-  std::string csv;
-};
 /// Those that the study has data for, in the order of the page.
 [[nodiscard]] std::vector<StudyFigure> study_figures(const StudyAnalysis& analysis);
 

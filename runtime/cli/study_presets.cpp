@@ -182,9 +182,10 @@ search:
     seed: 1
 budget: {{max_steps: {}}}
 eval: {{every_frac: 1}}
+stop: {{timed_to: 0.05}}               # the interval of the median step is below 5 % of it
 execution: {{exclusive: true, order: by_index}}
 )",
-      options.name, bases[0].file, list(options.ranks), options.steps > 0 ? options.steps : 40);
+      options.name, bases[0].file, list(options.ranks), options.steps > 0 ? options.steps : 305);
 }
 
 std::string three_term(const std::vector<PresetBase>& bases, const PresetOptions& options) {
@@ -309,7 +310,7 @@ std::string weak_scaling(const PresetBase& base, const PresetOptions& options,
   together.insert(together.begin(), "ranks");
   return fmt::format(
       R"(# Weak scaling of a step: {}, one trial at a time. `timing` in
-# results.jsonl: optimizer_ms is the optimizer's step alone, on the first rank.
+# results.jsonl: optimizer_ms is the optimizer's step alone, on the slowest rank.
 orthrus_study: 1
 name: {}
 base: {}
@@ -321,10 +322,11 @@ search:
   zip: [{}]
 budget: {{max_steps: {}}}
 eval: {{every_frac: 1}}
+stop: {{timed_to: 0.05}}               # the interval of the median step is below 5 % of it
 execution: {{exclusive: true, order: by_index}}
 )",
       what, options.name, base.file, list(options.ranks), parameters, list(together),
-      options.steps > 0 ? options.steps : 40);
+      options.steps > 0 ? options.steps : 305);
 }
 
 std::string weak_scaling_depth(const std::vector<PresetBase>& bases, const PresetOptions& options) {
@@ -462,10 +464,8 @@ analysis:
 
 std::string collectives(const std::vector<PresetBase>& /*none*/, const PresetOptions& options) {
   return fmt::format(
-      R"(# What a message costs: every trial is a job that times one collective at one size. Latency and bandwidth of
-# a ring, for each collective and number of ranks:
-#   grep '"ranks":2,"collective":"all_reduce"' studies/{0}/results.jsonl > cells.jsonl
-#   orthrus study fit cells.jsonl --law alpha_beta --x params.bytes --y final_val --collective all_reduce --ranks 2
+      R"(# What a message costs: every trial is a job that times one collective at one size. `orthrus study report` has latency
+# and bandwidth of a ring, for each collective and number of ranks.
 orthrus_study: 1
 name: {0}
 task:

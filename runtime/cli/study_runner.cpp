@@ -21,6 +21,7 @@
 #include "runtime/cli/study_directory.hpp"
 #include "runtime/cli/study_presets.hpp"
 #include "runtime/cli/study_run.hpp"
+#include "runtime/cli/study_scaling.hpp"
 #include "runtime/cli/training.hpp"
 #include "runtime/report.hpp"
 #include "runtime/safetensors.hpp"
@@ -384,63 +385,15 @@ std::vector<std::int64_t> powers_of_two_to(std::int64_t n) {
   return out;
 }
 
-/// Times over numbers of ranks, where trials have measured them. The same model on all is strong
-/// scaling, p₀T(p₀)/(pT(p)), with Karp and Flatt's serial fraction; a model that grows with them
-/// weak scaling, T(p₀)/T(p).
-void print_scaling(const StudyEnd& end) {
-  const auto number = [](const Json& t, const char* key) {
-    return t.contains(key) && t[key].is_number() ? t[key].get<double>() : std::nan("");
-  };
-  std::vector<const Json*> timed;
-  for (const auto& [index, record] : end.results) {
-    if (record.contains("timing")) timed.push_back(&record["timing"]);
+/// Times over numbers of ranks, and of messages, where trials have measured them.
+void print_times(const StudyEnd& end) {
+  const StudyResults study = read_study(end.directory);
+  const std::vector<ScalingSeries> scaling = scaling_of(study);
+  for (const StudyTable& table : {scaling_table(scaling), planned_table(scaling),
+                                  phases_table(scaling), messages_table(messages_of(study))}) {
+    if (!table.rows.empty()) fmt::print("{}\n", table_text(table));
   }
-  if (timed.empty()) return;
-  const Json& base = *timed.front();
-  const bool weak = std::any_of(timed.begin(), timed.end(), [&](const Json* t) {
-    return number(*t, "elements") != number(base, "elements");
-  });
-  std::vector<std::vector<std::string>> rows{{"ranks", "elements", "optimizer ms", "[95 %]",
-                                              "step ms", weak ? "weak efficiency" : "efficiency",
-                                              "serial", "predicted ms", "sent/step", "predicted"}};
-  bool oversubscribed = false;
-  for (const Json* timing : timed) {
-    const Json& t = *timing;
-    const double ranks = number(t, "ranks"), ms = number(t, "optimizer_ms");
-    const double more = ranks / number(base, "ranks");
-    const double speedup = number(base, "optimizer_ms") / ms;
-    const bool over = t.value("oversubscribed", false) || base.value("oversubscribed", false);
-    oversubscribed = oversubscribed || over;
-    rows.push_back(
-        {fmt::format("{:.0f}", ranks), fmt::format("{:.0f}", number(t, "elements")),
-         fmt::format("{:.3g}", ms),
-         fmt::format("[{:.3g}, {:.3g}]", number(t, "optimizer_ms_lo"),
-                     number(t, "optimizer_ms_hi")),
-         fmt::format("{:.3g}", number(t, "step_ms")),
-         over ? "oversubscribed" : fmt::format("{:.2f}", weak ? speedup : speedup / more),
-         over || weak || more == 1
-             ? "-"
-             : fmt::format("{:.3f}", (1 / speedup - 1 / more) / (1 - 1 / more)),
-         fmt::format("{:.3g}", number(t, "predicted_ms")),
-         runtime::format_bytes(number(t, "bytes_per_step_max")),
-         runtime::format_bytes(number(t, "predicted_bytes_per_step_max"))});
-  }
-  print_table(rows);
-  fmt::print("against {:.0f} ranks: {:.3g} ms [{:.3g}, {:.3g}]; of every step the slowest rank\n",
-             number(base, "ranks"), number(base, "optimizer_ms"), number(base, "optimizer_ms_lo"),
-             number(base, "optimizer_ms_hi"));
-  std::vector<std::vector<std::string>> phases{{"ranks"}};
-  for (const auto& [name, ms] : base["phases_ms"].items()) phases[0].push_back(name);
-  for (const Json* t : timed) {
-    auto& row = phases.emplace_back();
-    row.push_back(fmt::format("{:.0f}", number(*t, "ranks")));
-    for (const auto& [name, ms] : (*t)["phases_ms"].items()) {
-      row.push_back(fmt::format("{:.3g}", ms.is_number() ? ms.get<double>() : std::nan("")));
-    }
-  }
-  fmt::print("ms of phases, medians:\n");
-  print_table(phases);
-  if (oversubscribed)
+  if (std::any_of(scaling.begin(), scaling.end(), [](const auto& s) { return s.suppressed(); }))
     fmt::print("more ranks than cores: times of those rows say nothing about scaling\n");
 }
 
@@ -524,7 +477,7 @@ int run_preset(Given& given, Context& context, const std::string& preset_name,
   given.run.text = shared["text"];
   const StudyEnd end = run_study(given.run, context);
   if (context.rank() == 0 && !context.json && !given.run.dry_run) {
-    print_scaling(end);
+    print_times(end);
     if (kind != "scaling") print_reports(end);
   }
   return finish(end, context);
@@ -553,7 +506,7 @@ std::function<std::optional<int>(Context&)> add_study_runner(CLI::App& app) {
   add_run_options(run);
   table.emplace_back(run, [given](Context& context) {
     const StudyEnd end = run_study(given->run, context);
-    if (context.rank() == 0 && !context.json && !given->run.dry_run) print_scaling(end);
+    if (context.rank() == 0 && !context.json && !given->run.dry_run) print_times(end);
     return finish(end, context);
   });
 

@@ -186,9 +186,11 @@ void warn_of_trials(const StudyResults& study, const StudyAnalysis& analysis,
   std::size_t failed = 0, without = 0;
   std::map<std::string, std::set<double>> coarse;
   double epochs = 0;
+  // A study of times has no cells, and no target.
+  const bool times = !analysis.scaling.empty() || !analysis.messages.empty();
   for (const StudyTrial& trial : study.trials) {
     failed += trial.result() ? 0 : 1;
-    without += trial.param("batch_size") > 0 && trial.param("lr") > 0 ? 0 : 1;
+    without += times || (trial.param("batch_size") > 0 && trial.param("lr") > 0) ? 0 : 1;
     if (const double seen = trial.number("epochs_seen"); seen > epochs) epochs = seen;
     const double hi = trial.number("steps_to_target_hi"), lo = trial.number("steps_to_target_lo");
     // The interval of one evaluation: there were hi/(hi − lo) until the crossing.
@@ -220,7 +222,7 @@ void warn_of_trials(const StudyResults& study, const StudyAnalysis& analysis,
   }
   warn_of_times(study, warn);
   if (study.trials.empty()) warn.add("empty", "no trial has finished");
-  if (std::isnan(analysis.target) && !study.trials.empty() && !is_branched(study)) {
+  if (std::isnan(analysis.target) && !study.trials.empty() && !is_branched(study) && !times) {
     warn.add("no_target",
              "search.metric.target is not given: no steps to it, and no critical "
              "batch size; rates are judged by the loss");

@@ -153,6 +153,8 @@ class TrialRun {
       if (study_.exclusive) {
         timing_.add(step.step_ms, step.report.ms, static_cast<double>(step.bytes_max));
       }
+      const bool timed =
+          study_.timed_to > 0 && timing_.settled(training_.control(), study_.timed_to);
       probe(step.report);
       for (const auto& [id, rms] : step.preactivations) {
         if (training_.rank() != 0) break;
@@ -168,7 +170,7 @@ class TrialRun {
       if (step.any.stop) return stopped();
       const bool rung =
           std::find(trial_.rungs.begin(), trial_.rungs.end(), at) != trial_.rungs.end();
-      if (at < config.train.steps && at % config.train.eval_every != 0 && !rung) continue;
+      if (at < config.train.steps && at % config.train.eval_every != 0 && !rung && !timed) continue;
       lr_multiplier_ = step.report.lr_multiplier;
       evaluate(at);
       if (!std::isfinite(score_.value()))
@@ -176,6 +178,7 @@ class TrialRun {
       if (score_.reached() && study_.stop_on_target) return finish("complete", "");
       if (rung) rungs_.push_back(score_.value());
       if (at == trial_.until) return finish("paused", "");
+      if (timed) return finish("complete", "");
     }
     if (study_.has_target() && !score_.reached()) return finish("censored", "");
     return finish("complete", "");

@@ -19,6 +19,36 @@ using runner::Json;
 constexpr std::array names{"step", "optimizer", "reduce", "control", "update",
                            "lmo",  "meet",      "gather", "copy",    "probe"};
 
+constexpr std::size_t warm_up = 5;
+
+/// The planner's phases of each of `names`, from `reduce` on.
+const std::vector<std::vector<runtime::Phase>>& planned_phases() {
+  using runtime::Phase;
+  static const std::vector<std::vector<Phase>> phases{{Phase::reduce},
+                                                      {Phase::control, Phase::audit},
+                                                      {Phase::update},
+                                                      {Phase::lmo},
+                                                      {Phase::meet},
+                                                      {Phase::gather},
+                                                      {Phase::pack, Phase::unpack},
+                                                      {}};
+  return phases;
+}
+
+/// Of the rank that spends most in them.
+double predicted_ms(const runtime::Timeline& timeline, const std::vector<runtime::Phase>& phases) {
+  double most = 0;
+  for (const auto& rank : timeline.ranks) {
+    double seconds = 0;
+    for (const runtime::Phase phase : phases) {
+      const runtime::PhaseTime& t = rank[static_cast<std::size_t>(phase)];
+      seconds += t.compute + t.exposed + t.waiting;
+    }
+    most = std::max(most, seconds);
+  }
+  return 1e3 * most;
+}
+
 std::string host_name() {
   std::array<char, 256> name{};
   ::gethostname(name.data(), name.size() - 1);
@@ -60,11 +90,27 @@ void TrialTiming::add(double step_ms, const StepTimes& t, double bytes_max) {
   bytes_max_ = bytes_max;
 }
 
-Json TrialTiming::summary(Training& training) const {
+std::vector<double> TrialTiming::slowest(Communicator& ranks) const {
   std::vector<double> all;
   for (const auto& step : steps_) all.insert(all.end(), step.begin(), step.end());
-  if (!all.empty()) training.control().all_reduce(std::span(all), ReduceOp::max);
-  const std::size_t first = std::min<std::size_t>(5, steps_.size() / 2);
+  if (!all.empty()) ranks.all_reduce(std::span(all), ReduceOp::max);
+  return all;
+}
+
+bool TrialTiming::settled(Communicator& ranks, double share) const {
+  constexpr std::size_t least = 30, apart = 5;
+  if (steps_.size() < warm_up + least || steps_.size() % apart != 0) return false;
+  const std::vector<double> all = slowest(ranks);
+  std::vector<double> optimizer;
+  for (std::size_t i = warm_up; i < steps_.size(); ++i)
+    optimizer.push_back(all[i * names.size() + 1]);
+  const MedianInterval interval = median_interval(optimizer);
+  return interval.hi - interval.lo < share * quantile(optimizer, 0.5);
+}
+
+Json TrialTiming::summary(Training& training) const {
+  const std::vector<double> all = slowest(training.control());
+  const std::size_t first = std::min(warm_up, steps_.size() / 2);
   const auto column = [&](std::size_t k) {
     std::vector<double> values;
     for (std::size_t i = first; i < steps_.size(); ++i) values.push_back(all[i * names.size() + k]);
@@ -90,6 +136,13 @@ Json TrialTiming::summary(Training& training) const {
   for (std::size_t k = 2; k < names.size(); ++k) {
     out["phases_ms"][names[k]] = quantile(column(k), 0.5);
   }
+  // What a rank computes by itself: momentum, LMO, weights.
+  std::vector<double> work;
+  for (std::size_t i = first; i < steps_.size(); ++i) work.push_back(steps_[i][4] + steps_[i][5]);
+  double most = quantile(work, 0.5), sum = most;
+  training.control().all_reduce(std::span<double>(&most, 1), ReduceOp::max);
+  training.control().all_reduce(std::span<double>(&sum, 1), ReduceOp::sum);
+  out["imbalance"] = sum > 0 ? Json(most * training.size() / sum) : Json(nullptr);
   std::vector<runtime::ParameterShape> shapes;
   for (const Parameter& p : training.parameters()) shapes.push_back(runtime::shape_of(p));
   const runtime::MachineProfile profile = runtime::load_profile(training.config().profile);
@@ -98,7 +151,10 @@ Json TrialTiming::summary(Training& training) const {
   runtime::TimelineOptions options;
   options.blocking = training.config().comm.blocking;
   options.ranks_shown = 0;
-  out["predicted_ms"] = 1e3 * runtime::make_timeline(plan, profile, options).seconds;
+  const runtime::Timeline timeline = runtime::make_timeline(plan, profile, options);
+  out["predicted_ms"] = 1e3 * timeline.seconds;
+  for (std::size_t k = 0; k < planned_phases().size(); ++k)
+    out["predicted_phases_ms"][names[k + 2]] = predicted_ms(timeline, planned_phases()[k]);
   out["predicted_imbalance"] = plan.imbalance;
   double bytes = 0, computing = 0;
   for (const runtime::RankPlan& rank : plan.per_rank) {

@@ -13,14 +13,20 @@ namespace orthrus::cli {
 class TrialTiming {
  public:
   void add(double step_ms, const StepTimes& optimizer, double bytes_max);
+  /// Is the 95 % interval of the median of the optimizer's times, those of `summary`, below `share`
+  /// of it? Of 30 steps or more after the first five; looked at every fifth step. Collective.
+  [[nodiscard]] bool settled(Communicator& ranks, double share) const;
   /// Of each step the slowest rank's times; of these, after the first five (which pay for page
   /// faults and plans of libraries), medians with 95 % intervals of the median, and 5 % and 95 %
   /// quantiles; the phases of the optimizer's part; the planner's prediction of it on the machine
-  /// of the configuration's profile; whether some machine has more ranks than processors.
-  /// Collective.
+  /// of the configuration's profile, of all and of the phases; most over mean of the ranks' work;
+  /// whether some machine has more ranks than processors. Collective.
   [[nodiscard]] runner::Json summary(Training& training) const;
 
  private:
+  /// All numbers of all steps, each the slowest rank's.
+  [[nodiscard]] std::vector<double> slowest(Communicator& ranks) const;
+
   std::vector<std::vector<double>> steps_;  // ms, in the order of `names`
   double bytes_max_ = 0;
 };

@@ -701,6 +701,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   if (study_.averages()) all["ema_halflife_examples"] = study_.ema_halflife_examples;
   if (!trial.rungs.empty()) all["rungs"] = trial.rungs;
   if (study_.exclusive) all["ranks"] = trial.ranks;
+  if (study_.timed_to > 0) all["timed_to"] = study_.timed_to;
   if (study_.branches()) all["fork"] = trial.fork;
   trial.id = identity_of(all);
   return trial;

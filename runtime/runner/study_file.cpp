@@ -138,6 +138,11 @@ const std::vector<Row>& rows() {
       {.path = "stop.on_target",
        .slot = &Study::stop_on_target,
        .doc = "a trial ends where it has reached the target"},
+      {.path = "stop.timed_to",
+       .slot = &Study::timed_to,
+       .doc = "with execution.exclusive: a trial ends where the 95 % interval of its median "
+              "optimizer time is below this share of it, after 30 timed steps or more; 0: never",
+       .max = 1},
       {.path = "stop.diverged",
        .slot = &Study::diverged,
        .doc = "over loss, loss0 (the first step's) and step: a trial of which this holds has "
@@ -735,6 +740,9 @@ class Reader {
     }
     if (std::find(study_.eval_on.begin(), study_.eval_on.end(), "raw") == study_.eval_on.end())
       error(key("eval.on"), "eval.on", "the trained weights always are evaluated: [raw, ema]");
+    if (study_.timed_to > 0 && !study_.exclusive)
+      error(key("stop.timed_to"), "stop.timed_to",
+            "trials beside each other have no times of their own: execution: {exclusive: true}");
     if (study_.averages() && !(study_.ema_halflife_examples > 0))
       error(key("eval.on"), "eval.on", "ema needs eval.ema_halflife_examples");
     if (!study_.averages() && study_.metric.ends_with("_ema"))

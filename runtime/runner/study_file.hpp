@@ -79,6 +79,7 @@ struct Study {
   std::int64_t branch_steps = 0, branch_batch = 0;
   std::string branch_rate = "auto";
   bool stop_on_target = true;
+  double timed_to = 0;  ///< a share of the median step; 0: trials do not end by their times
   std::string diverged = "loss > 10*loss0 || !isfinite(loss)";
 
   std::int64_t gns_every = 0;

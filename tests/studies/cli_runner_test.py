@@ -928,11 +928,13 @@ class Presets(Case):
         rows = self.results("studies/quad-critical-batch")
         self.assertTrue(any(r["steps_to_target"] for r in rows if r["role"] == "report"))
         out = self.study("scaling", "q.yaml", ranks=2).stdout
-        self.assertIn("predicted ms", out)
+        self.assertIn("Scaling of the optimizer's step", out)
         timing = [r["timing"] for r in self.results("studies/quad-scaling")]
         self.assertEqual([t["ranks"] for t in timing], [1, 2])
         for t in timing:
-            self.assertEqual(t["steps"], 35)  # without the first five
+            self.assertTrue(30 <= t["steps"] <= 300, t)  # without the first five
+            if t["steps"] < 300:
+                self.assertLess(t["optimizer_ms_hi"] - t["optimizer_ms_lo"], 0.05 * t["optimizer_ms"])
             self.assertTrue(t["optimizer_ms_lo"] <= t["optimizer_ms"] <= t["optimizer_ms_hi"] <= t["step_ms_hi"])
             self.assertEqual(t["bytes_per_step_max"], t["predicted_bytes_per_step_max"])
         # Efficiencies are left out where, and only where, ranks share processors.

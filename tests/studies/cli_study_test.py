@@ -207,6 +207,80 @@ class Study(Case):
         (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
         self.assertIn("token_ratio, data_efficiency", self.study("report", "s", code=65).stderr)
 
+    def of_times(self, trials, zipped=()):
+        (self.dir / "t").mkdir(exist_ok=True)
+        (self.dir / "t/study.resolved.json").write_text(json.dumps({
+            "orthrus_study": 1, "name": "times", "search": {"metric": {"name": "val_loss"}, "zip": list(zipped)}}))
+        (self.dir / "t/results.jsonl").write_text("".join(json.dumps({
+            "t": "summary", "trial": f"{i:016x}", "index": i, "state": "complete", "role": "only", "attempt": 1,
+            **trial}) + "\n" for i, trial in enumerate(trials)))
+        done = json.loads(self.study("report", "t", "--json").stdout)
+        return done, {f.stem for f in (self.dir / "t/report/figures").glob("*.svg")}
+
+    def test_of_times_over_ranks(self):
+        """T(p) = 2 + 6/p ms: a serial fraction of 1/4 on any number of ranks, efficiencies 8/(2p + 6)."""
+        def timing(p, elements=1000, **more):
+            ms = 2 + 6 / p
+            return {"params": {"ranks": p, "optimizer": "muon", "seed": 1}, "timing": {
+                "ranks": p, "elements": elements, "oversubscribed": False, "step_ms": 2 * ms, "optimizer_ms": ms,
+                "optimizer_ms_lo": 0.9 * ms, "optimizer_ms_hi": 1.1 * ms, "predicted_ms": 1 + 6 / p, "imbalance": 1.25,
+                "phases_ms": {"reduce": 1.0, "lmo": 6 / p, "meet": 0.5}, "predicted_phases_ms": {"reduce": 0.5, "lmo": 6 / p},
+                "bytes_per_step_max": 100 * p, "predicted_bytes_per_step_max": 100 * p, **more}}
+        done, figures = self.of_times([timing(p) for p in (4, 1, 2)])
+        fit, = (f for f in done["fits"] if f["model"] == "strong_scaling")
+        self.assertEqual((fit["per"]["series"], [p["ranks"] for p in fit["points"]]), ("optimizer=muon", [1, 2, 4]))
+        for point in fit["points"]:
+            p = point["ranks"]
+            self.near(point["efficiency"], 8 / (2 * p + 6), 1e-12)
+            self.near(point["speedup"], 8 * p / (2 * p + 6), 1e-12)
+            if p > 1:
+                self.near(point["serial_fraction"], 0.25, 1e-12)
+            self.near(point["overlap"], 1 - 1.5 / (2 + 6 / p), 1e-12)
+        self.assertEqual(figures, {"scaling-times", "scaling-speedup", "scaling-efficiency", "scaling-bytes",
+                                   "scaling-phases"})
+        rows = {(float(r["ranks"]), r["phase"]): r for r in csv.DictReader(
+            (self.dir / "t/report/tables/scaling_phases.csv").read_text().splitlines())}
+        self.assertEqual([float(rows[2, "reduce"][k]) for k in ("ms", "predicted", "residual", "relative")], [1, 0.5, 0.5, 1])
+        self.assertEqual(rows[2, "meet"]["residual"], "")
+        self.assertNotIn("not_cells", self.kinds(done))
+        # A model that grows: T(1)/T(p), and no serial fraction.
+        shutil.rmtree(self.dir / "t")
+        done, _ = self.of_times([timing(p, 1000 * p) for p in (1, 2)], [["ranks", "optimizer"]])
+        fit, = (f for f in done["fits"] if f["model"] == "weak_scaling")
+        self.near(fit["points"][1]["efficiency"], 8 / 5, 1e-12)
+        self.assertIsNone(fit["points"][1]["serial_fraction"])
+        # More ranks than cores: no efficiency, whose ever fault it is.
+        for over in (1, 4):
+            shutil.rmtree(self.dir / "t")
+            done, figures = self.of_times([timing(p, oversubscribed=p == over) for p in (1, 2, 4)])
+            fit, = (f for f in done["fits"] if f["model"] == "strong_scaling")
+            self.assertEqual([p["efficiency"] is None for p in fit["points"]], [over == 1, over == 1, True])
+            self.assertIn("oversubscribed", self.kinds(done))
+            self.assertEqual("scaling-speedup" in figures, over == 4)
+        self.assertIn("oversubscribed", (self.dir / "t/report/tables/scaling.csv").read_text())
+
+    def test_of_times_of_messages(self):
+        """5 us and 10 GB/s of a ring of four: n_1/2 is 50 kB; a large all-gather's bus bandwidth is that of the link."""
+        done, figures = self.of_times([
+            {"params": {"collective": c, "ranks": 4, "bytes": 2**k},
+             "final_val": passes * (3 * 5e-6 + 0.75 * 2**k / 10e9)}
+            for c, passes in (("all_gather", 1), ("all_reduce", 2)) for k in range(4, 31, 2)])
+        self.assertEqual(figures, {"message-times", "message-busbw"})
+        fits = [f for f in done["fits"] if f["model"] == "alpha_beta"]
+        self.assertEqual([f["per"] for f in fits], [{"collective": c, "ranks": 4} for c in ("all_gather", "all_reduce")])
+        for fit in fits:
+            piece, = fit["pieces"]
+            self.near(piece["latency_s"], 5e-6, 1e-6)
+            self.near(piece["bytes_per_s"], 10e9, 1e-6)
+            self.near(piece["half_bytes"], 5e4, 1e-6)
+        bus = [float(r["y"]) for r in csv.DictReader(
+            (self.dir / "t/report/tables/figure-message-busbw.csv").read_text().splitlines()) if float(r["x"]) == 2**30]
+        for width in bus:
+            self.near(width, 10e9, 1e-3)
+        done, _ = self.of_times([{"params": {"collective": "all_gather", "ranks": 2, "bytes": 2**k}, "final_val": 1}
+                                 for k in range(4)])
+        self.assertIn("too_few_points", self.kinds(done))
+
     def test_a_law_of_the_loss_of_all_evaluations(self):
         def write(batches, seeds, law):
             lines = []
