@@ -200,13 +200,18 @@ void fit_laws(StudyAnalysis& analysis, const StudyResults& study,
   }
 }
 
-void measure_noise(StudyAnalysis& analysis, const StudyResults& study,
-                   const std::vector<std::string>& keys, bool asked, Warnings& warn) {
+std::vector<NoiseRun> reporting_runs(const StudyAnalysis& analysis, const StudyResults& study,
+                                     const std::vector<std::string>& keys) {
   std::vector<NoiseRun> runs;
   for (const Cell& cell : analysis.cells) {
     for (const StudyTrial* trial : reporting(study, keys, cell))
       runs.push_back({trial, cell.series});
   }
+  return runs;
+}
+
+void measure_noise(StudyAnalysis& analysis, const StudyResults& study,
+                   const std::vector<NoiseRun>& runs, bool asked, Warnings& warn) {
   analysis.noise = noise_of_runs(study, runs);
   if (asked && analysis.noise.empty()) {
     warn.add("not_measured", "definition noise_scale: no probes (probes.gns.every)");
@@ -424,7 +429,9 @@ StudyAnalysis analyse(const StudyResults& study) {
   }
   const bool asked = std::any_of(items.begin(), items.end(),
                                  [](const AnalysisItem& item) { return item.noise_scale; });
-  measure_noise(analysis, study, keys, asked, warn);
+  const std::vector<NoiseRun> runs = reporting_runs(analysis, study, keys);
+  measure_noise(analysis, study, runs, asked, warn);
+  analysis.classes = classes_of(study, runs);
   for (const MessageSeries& series : analysis.messages) {
     if (!series.fit)
       warn.add("too_few_points", series.name() + ": latency and bandwidth need five sizes");

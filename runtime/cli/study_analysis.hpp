@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/cli/study_classes.hpp"
 #include "runtime/cli/study_horizon.hpp"
 #include "runtime/cli/study_loss_law.hpp"
 #include "runtime/cli/study_noise.hpp"
@@ -63,6 +64,7 @@ struct StudyAnalysis {
   std::vector<SeriesEfficiency> efficiencies;
   std::vector<SeriesConvergence> convergence;
   std::vector<SeriesNoise> noise;
+  std::vector<SeriesClasses> classes;
   std::vector<ScalingSeries> scaling;
   std::vector<MessageSeries> messages;
   studies::SeedSpread spread;

@@ -201,6 +201,23 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                     {"probes", noise.near.probes},
                     {"runs", noise.trials}});
   }
+  for (const SeriesClasses& series : analysis.classes) {
+    ordered_json classes = ordered_json::array();
+    for (const SeriesClasses::Class& one : series.classes) {
+      classes.push_back({{"number", one.number},
+                         {"learning_time", or_null(one.time)},
+                         {"loss", or_null(one.loss)},
+                         {"accuracy", or_null(one.accuracy)}});
+    }
+    fits.push_back({{"t", "fit"},
+                    {"model", "learning_times"},
+                    {"per", {{"series", series.series}}},
+                    {"batch_size", series.batch},
+                    {"of", series.deciles ? "tokens" : "classes"},
+                    {"learning_time_ratio", or_null(series.ratio)},
+                    {"runs", series.runs},
+                    {"classes", std::move(classes)}});
+  }
   for (const ScalingSeries& series : analysis.scaling) {
     ordered_json points = ordered_json::array();
     for (const ScalingPoint& p : series.points) {

@@ -578,7 +578,8 @@ std::vector<StudyFigure> study_figures(const StudyAnalysis& analysis) {
   add_contours(out, analysis);
   add_noise(out, analysis);
   for (std::vector<StudyFigure> more :
-       {scaling_figures(analysis.scaling), message_figures(analysis.messages)}) {
+       {class_figures(analysis.classes, analysis.series), scaling_figures(analysis.scaling),
+        message_figures(analysis.messages)}) {
     std::move(more.begin(), more.end(), std::back_inserter(out));
   }
   return out;

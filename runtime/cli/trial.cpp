@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "runtime/agree.hpp"
+#include "runtime/cli/learning_times.hpp"
 #include "runtime/cli/provenance.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/training.hpp"
@@ -256,6 +257,7 @@ class TrialRun {
                         "' is not evaluated by this workload; it has " + known);
     }
     score_.add(step, found->second);
+    learning_.add(static_cast<double>(step), all);
     if (training_.rank() != 0) return;
     Json row = line_of("eval", step);
     row["val_loss"] = runner::number(score_.value());
@@ -292,6 +294,10 @@ class TrialRun {
                               {steps, steps * trial_.batch, loss_, tokens(steps), seconds()});
     record_["epochs_seen"] = epochs_seen();
     if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
+    if (const Json times = learning_.times(); !times.empty()) {
+      record_["learning_time"] = times;
+      record_["learning_time_ratio"] = learning_.ratio();
+    }
     if (study_.exclusive) record_["timing"] = timing_.summary(training_);
     if (study_.branches()) {
       record_["fork_steps"] = study_.branch_steps;
@@ -325,6 +331,7 @@ class TrialRun {
   bool timed_out_ = false;
   std::vector<double> rungs_;  // the metric on each
   TrialTiming timing_;
+  LearningTimes learning_;
   Json record_;
 };
 

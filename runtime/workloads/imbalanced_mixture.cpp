@@ -109,7 +109,7 @@ class ImbalancedMixture final : public OneMatrix {
       by_prior += loss * prior(truth);
     }
     const std::int64_t rare = std::min<std::int64_t>(3, rows());
-    std::int64_t right = 0, rare_right = 0;
+    std::vector<std::int64_t> right(static_cast<std::size_t>(rows()));
     for (std::int64_t i = 0; i < rows() * tests_; ++i) {
       const std::int64_t truth = i / tests_;
       draw(Draws(seed(), Purpose::held_out, {truth, i % tests_}), truth);
@@ -122,16 +122,20 @@ class ImbalancedMixture final : public OneMatrix {
           best = c;
         }
       }
-      if (best != truth) continue;
-      ++right;
-      if (truth >= rows() - rare) ++rare_right;
+      if (best == truth) ++right[static_cast<std::size_t>(truth)];
     }
-    return {{"val_loss", balanced},
-            {"prior_loss", by_prior},
-            {"val_accuracy", static_cast<double>(right) / static_cast<double>(rows() * tests_)},
-            {"rare_accuracy", static_cast<double>(rare_right) / static_cast<double>(rare * tests_)},
-            {"majority_learnt", learnt(0)},
-            {"minority_learnt", learnt(rows() - 1)}};
+    std::map<std::string, double> all{{"val_loss", balanced},
+                                      {"prior_loss", by_prior},
+                                      {"majority_learnt", learnt(0)},
+                                      {"minority_learnt", learnt(rows() - 1)}};
+    for (std::int64_t c = 0; c < rows(); ++c) {
+      const double share =
+          static_cast<double>(right[static_cast<std::size_t>(c)]) / static_cast<double>(tests_);
+      all["class_" + std::to_string(c) + "_accuracy"] = share;
+      all["val_accuracy"] += share / static_cast<double>(rows());
+      if (c >= rows() - rare) all["rare_accuracy"] += share / static_cast<double>(rare);
+    }
+    return all;
   }
 
   /// Row c along its class's mean, as a share of what is optimal: p/(p + noise²).

@@ -97,12 +97,21 @@ class TextModel : public TorchModel {
   [[nodiscard]] std::int64_t held_out() const final { return windows_; }
   [[nodiscard]] std::int64_t evaluation_batch() const final { return 8; }
   void score(const std::vector<std::int64_t>& examples, Evaluation& into) final;
+  /// Deciles of the tokens by how often they are in the training part: groups that make a tenth of
+  /// it each, the most frequent first (arXiv 2402.19449). A token lies where the middle of its
+  /// share does, so that one that is more than a tenth leaves a group empty.
+  void make_deciles();
+  [[nodiscard]] std::int64_t held_out_start(std::int64_t window) const;
   /// Windows of context + 1 tokens from `starts`.
   [[nodiscard]] at::Tensor windows(const std::vector<std::uint8_t>& text,
                                    const std::vector<std::int64_t>& starts) const;
 
   Tokens tokens_;
   std::int64_t context_ = 0, windows_ = 0, vocab_ = 0;
+  at::Tensor decile_of_;  ///< per token of the vocabulary
+  /// What a token of each decile counts for in a mean over its decile, times windows_; 0: the
+  /// held-out windows have none.
+  std::vector<double> decile_weights_;
 };
 
 /// A model that names what an image shows.

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <orthrus/error.hpp>
 #include <utility>
 
@@ -276,6 +277,39 @@ TextModel::TextModel(const Config& config, Options& options, const char* tokeniz
       for (std::uint8_t& b : *text) b = code[b];
     }
   }
+  make_deciles();
+}
+
+void TextModel::make_deciles() {
+  const auto vocabulary = static_cast<std::size_t>(vocab_);
+  std::vector<std::int64_t> counts(vocabulary), order(vocabulary), decile(vocabulary, 9);
+  for (const std::uint8_t token : tokens_.train) ++counts[token];
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return counts[static_cast<std::size_t>(a)] > counts[static_cast<std::size_t>(b)];
+  });
+  const std::int64_t total = std::ssize(tokens_.train);
+  std::int64_t before = 0;
+  for (const std::int64_t token : order) {
+    const std::int64_t here = counts[static_cast<std::size_t>(token)];
+    if (here > 0) decile[static_cast<std::size_t>(token)] = 10 * (2 * before + here) / (2 * total);
+    before += here;
+  }
+  decile_of_ = bring(at::tensor(decile, at::kLong));
+  std::vector<double> there(10);
+  for (std::int64_t i = 0; i < windows_; ++i) {
+    for (std::int64_t t = 1; t <= context_; ++t) {
+      const std::uint8_t token = tokens_.val[static_cast<std::size_t>(held_out_start(i) + t)];
+      ++there[static_cast<std::size_t>(decile[token])];
+    }
+  }
+  for (const double count : there)
+    decile_weights_.push_back(count > 0 ? static_cast<double>(windows_) / count : 0);
+}
+
+std::int64_t TextModel::held_out_start(std::int64_t window) const {
+  const auto last = static_cast<std::int64_t>(tokens_.val.size()) - context_ - 1;
+  return windows_ > 1 ? last * window / (windows_ - 1) : last / 2;
 }
 
 at::Tensor TextModel::windows(const std::vector<std::uint8_t>& text,
@@ -302,18 +336,36 @@ at::Tensor TextModel::loss(const Slice& slice) {
 
 void TextModel::score(const std::vector<std::int64_t>& examples, Evaluation& into) {
   double& sum = into.sums["val_loss"];
-  if (examples.empty()) return;
-  const auto last = static_cast<std::int64_t>(tokens_.val.size()) - context_ - 1;
-  std::vector<std::int64_t> starts;
-  for (const std::int64_t i : examples) {
-    starts.push_back(windows_ > 1 ? last * i / (windows_ - 1) : last / 2);
+  // Of the deciles that have tokens, on every rank.
+  std::vector<std::pair<double*, double*>> deciles;  // loss, accuracy
+  for (std::size_t k = 0; k < decile_weights_.size(); ++k) {
+    const std::string name = "decile_" + std::to_string(k);
+    const bool there = decile_weights_[k] > 0;
+    deciles.emplace_back(there ? &into.sums[name + "_loss"] : nullptr,
+                         there ? &into.sums[name + "_accuracy"] : nullptr);
   }
+  if (examples.empty()) return;
+  std::vector<std::int64_t> starts;
+  for (const std::int64_t i : examples) starts.push_back(held_out_start(i));
   const at::Tensor w = windows(tokens_.val, starts);
-  const at::Tensor losses =
-      at::cross_entropy_loss(logits(w.slice(1, 0, context_)),
-                             w.slice(1, 1, context_ + 1).reshape({-1}), {}, at::Reduction::None);
+  const at::Tensor z = logits(w.slice(1, 0, context_));
+  const at::Tensor next = w.slice(1, 1, context_ + 1).reshape({-1});
+  const at::Tensor losses = at::cross_entropy_loss(z, next, {}, at::Reduction::None);
   sum += losses.sum(at::kDouble).item<double>() / static_cast<double>(context_);
   into.count += static_cast<double>(examples.size());
+  const at::Tensor of = decile_of_.index_select(0, next);
+  const auto sums_of = [&](const at::Tensor& values) {
+    const at::Tensor wide = values.to(at::kDouble);
+    return at::zeros({std::ssize(decile_weights_)}, wide.options())
+        .index_add(0, of, wide)
+        .to(at::kCPU);
+  };
+  const at::Tensor lost = sums_of(losses), hit = sums_of(at::eq(z.argmax(1), next));
+  for (std::size_t k = 0; k < deciles.size(); ++k) {
+    if (deciles[k].first == nullptr) continue;
+    *deciles[k].first += decile_weights_[k] * lost.data_ptr<double>()[k];
+    *deciles[k].second += decile_weights_[k] * hit.data_ptr<double>()[k];
+  }
 }
 
 // ---- images

@@ -164,6 +164,46 @@ TEST_F(TorchWorkloads, GptStartsUniformAndLearns) {
   EXPECT_LT(train(*w, 200, 16, 0.1F), 1.5);
 }
 
+// Shares of 8, 4, 3, 1 sixteenths: their middles lie at .25, .625, .84, .97, in the third,
+// seventh, ninth and tenth decile. Means over deciles, weighed by their tokens, are the mean over
+// tokens.
+TEST_F(TorchWorkloads, TokensAreJudgedByHowFrequentTheyAre) {
+  std::string text;
+  std::uint32_t state = 5;
+  for (int i = 0; i < 6000; ++i) {
+    state = state * 1664525U + 1013904223U;
+    text += "aaaaaaaabbbbcccd"[state >> 28];
+  }
+  test::write_file(files_.path() / "skewed.txt", text);
+  const std::string source = (files_.path() / "skewed.txt").string();
+  workloads::prepare_data({&source, 1}, files_.path() / "skewed");
+  for (Config c : {gpt(), residual()}) {
+    c.data["source"] = (files_.path() / "skewed").string();
+    const auto w = workloads::open_workload(c);
+    train(*w, 60, 16, 0.1F);
+    const auto e = w->evaluate(0, 1);
+    const std::vector<std::uint8_t> val =
+        workloads::open_tokens((files_.path() / "skewed").string()).val;
+    const std::ptrdiff_t last = std::ssize(val) - 12 - 1;
+    double mean = 0;
+    for (const auto& [letter, decile] : {std::pair{'a', 2}, {'b', 6}, {'c', 8}, {'d', 9}}) {
+      std::ptrdiff_t there = 0;
+      for (std::ptrdiff_t i = 0; i < 20; ++i) {
+        const auto first = val.begin() + last * i / 19 + 1;
+        there += std::count(first, first + 12, letter);
+      }
+      const std::string name = "decile_" + std::to_string(decile);
+      ASSERT_EQ(e.sums.count(name + "_loss"), 1U) << name;
+      mean += e.sums.at(name + "_loss") * static_cast<double>(there) / (20 * 12);
+      // Nothing but the shares is to be learned: their entropies, and the largest as the answer.
+      EXPECT_NEAR(e.sums.at(name + "_accuracy") / e.count, letter == 'a' ? 1 : 0, 0.1);
+    }
+    EXPECT_NEAR(mean, e.sums.at("val_loss"), 1e-5 * e.sums.at("val_loss"));
+    EXPECT_EQ(e.sums.size(), 1U + 2 * 4) << "the other deciles have no tokens";
+    EXPECT_LT(e.sums.at("decile_2_loss"), e.sums.at("decile_9_loss"));
+  }
+}
+
 TEST_F(TorchWorkloads, GptSeesNoLaterToken) {
   // If later tokens leaked in, the loss would fall below the entropy of the text, ln 2.
   const auto w = workloads::open_workload(gpt());

@@ -207,6 +207,38 @@ class Study(Case):
         (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
         self.assertIn("token_ratio, data_efficiency", self.study("report", "s", code=65).stderr)
 
+    def test_of_classes(self):
+        """Deciles whose accuracy grows as step/slowness up to .8: half of it at .4 times that, on any grid of steps."""
+        self.fill()
+        resolved = json.loads((self.dir / "s/study.resolved.json").read_text())
+        resolved["search"]["metric"] = {"name": "val_loss"}
+        resolved["analysis"] = {"items": []}
+        (self.dir / "s/study.resolved.json").write_text(json.dumps(resolved))
+        lines = []
+        for opt, slow in (("adamw", 4), ("muon", 2)):
+            for seed in (0, 1):
+                trial = f"{len(lines):016x}"
+                times = {f"decile_{k}": 40 * slow**k for k in (0, 1, 2)}
+                lines.append(json.dumps({
+                    "t": "summary", "trial": trial, "index": len(lines), "state": "complete", "role": "only", "attempt": 1,
+                    "params": {"optimizer": opt, "batch_size": 8, "lr": 0.1, "seed": seed}, "best_val": 2, "final_val": 2,
+                    "steps_to_target": None, "learning_time": times, "learning_time_ratio": slow**2}) + "\n")
+                directory = self.dir / f"s/trials/{len(lines) - 1:04}-{trial}"
+                directory.mkdir(parents=True)
+                (directory / "metrics.jsonl").write_text("".join(json.dumps(
+                    {"t": "eval", "step": n, "examples": 8 * n, "val_loss": 2,
+                     **{f"decile_{k}_loss": 4 - n / 1000 + k + seed for k in (0, 1, 2)}}) + "\n" for n in (0, 500, 1000)))
+        (self.dir / "s/results.jsonl").write_text("".join(lines))
+        done = json.loads(self.study("report", "s", "--json").stdout)
+        fits = {f["per"]["series"]: f for f in done["fits"] if f["model"] == "learning_times"}
+        for opt, slow in (("adamw", 4), ("muon", 2)):
+            self.assertEqual(fits[opt]["learning_time_ratio"], slow**2)
+            self.assertEqual([(c["number"], c["learning_time"], c["loss"]) for c in fits[opt]["classes"]],
+                             [(k, 40 * slow**k, 3.5 + k) for k in (0, 1, 2)])
+        rows = list(csv.DictReader((self.dir / "s/report/tables/figure-classes.csv").read_text().splitlines()))
+        self.assertEqual([(float(r["x"]), float(r["y"]), float(r["lo"]), float(r["hi"])) for r in rows if r["series"] == "muon"],
+                         [(k, 3.5 + k, 3 + k, 4 + k) for k in (0, 1, 2)])
+
     def of_times(self, trials, zipped=()):
         (self.dir / "t").mkdir(exist_ok=True)
         (self.dir / "t/study.resolved.json").write_text(json.dumps({
