@@ -219,6 +219,12 @@ std::span<const Row<Config>> config_rows() {
        .kind = Kind::flag,
        .at = [](Config& c) -> Slot { return &c.diagnostics.dual_noise; },
        .doc = "with spectra: noise in the dual norms of sign and spectral steps"},
+      {.path = "diagnostics.dynamics",
+       .kind = Kind::flag,
+       .at = [](Config& c) -> Slot { return &c.diagnostics.dynamics; },
+       .doc =
+           "with spectra: what a step does to the singular values of weights, and how orthogonal "
+           "it was; an SVD of every matrix"},
       {.path = "diagnostics.advisor",
        .kind = Kind::word,
        .at = [](Config& c) -> Slot { return &c.diagnostics.advisor; },

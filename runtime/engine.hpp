@@ -272,8 +272,8 @@ struct ShardedOptimizer::Impl {
     std::span<std::byte> send, receive;
     std::vector<float> before;  ///< this rank's weights before the step
     /// Of the matrices it is the analyst of: the gradient, and what else is looked at now.
-    std::vector<std::vector<float>> gradients, wholes;
-    std::vector<double> table;  ///< what all ranks get of them
+    std::vector<std::vector<float>> gradients, wholes, weights;  ///< weights: for dynamics
+    std::vector<double> table;                                   ///< what all ranks get of them
     /// Of a parameter that is looked at: what its activations came to in this step — Σ (aᵀv)a and
     /// Σ‖a‖² — and that vector, of length 1; before there is one, some of this rank's tokens.
     struct Activation {
@@ -339,6 +339,8 @@ struct ShardedOptimizer::Impl {
   void load_own_gradient(int parameter, const Region& region, float* to);
   void take_dual_noise();
   void take_activations();
+  std::vector<float>& whole_of(runtime::Probe what, std::size_t i);
+  void describe_dynamics(std::size_t i);
   void forget_activations();
   void share_spectra();
   // geometry.cpp

@@ -465,6 +465,7 @@ std::string decisions(const Plan& plan) {
       add(std::string(name_of(plan.gradient_wire)));
   add(plan.max_chunk);
   if (plan.looks) add(plan.looks_at_noise ? "looks at noise" : "looks");
+  if (plan.looks_at_dynamics) add("looks at dynamics");
   for (const int level : plan.levels) add(level);
   if (plan.weights_sharded()) add(plan.working_set);
   for (std::size_t i = 0; i < plan.parameters.size(); ++i) {
@@ -617,6 +618,7 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   }
   plan.looks = config.diagnostics.every_steps > 0 && config.diagnostics.spectra;
   plan.looks_at_noise = plan.looks && config.diagnostics.dual_noise;
+  plan.looks_at_dynamics = plan.looks && config.diagnostics.dynamics;
   plan.stage = static_cast<int>(config.zero_stage);
   plan.bucket_bytes = config.comm.bucket_bytes;
   plan.working_set = config.working_set;

@@ -403,9 +403,10 @@ struct Plan {
     return virtual_shards > 0 ? virtual_shards : ranks * micro_batches;
   }
   static constexpr Index norm_block = 4096;
-  bool looks = false;           ///< `diagnostics.spectra`
-  bool looks_at_noise = false;  ///< `diagnostics.dual_noise`
-  std::vector<Probed> probed;   ///< in the order of parameters; empty where it does not
+  bool looks = false;              ///< `diagnostics.spectra`
+  bool looks_at_noise = false;     ///< `diagnostics.dual_noise`
+  bool looks_at_dynamics = false;  ///< `diagnostics.dynamics`
+  std::vector<Probed> probed;      ///< in the order of parameters; empty where it does not
 };
 
 /// @throws ConfigError  no group matches a parameter, a view leaves its parameter or overlaps

@@ -260,16 +260,20 @@ void add_probes(const Plan& plan, std::vector<RankPlan>& ranks) {
     r.probe += cost::all_reduce(table, plan.ranks, w, sizeof(double), plan.max_chunk);
     r.work.probe_send = static_cast<std::size_t>(sent) * sizeof(float);
     r.work.probe_receive = static_cast<std::size_t>(received) * sizeof(float);
-    // Weights before the step; of its matrices gradients, and what else is looked at; of the
-    // largest a copy in f64, the Gram matrix, and LAPACK's two columns of blocks.
+    // Weights before the step; of its matrices gradients, what else is looked at, and, for
+    // dynamics, weights; of the largest a copy in f64, the Gram matrix, and LAPACK's two columns of
+    // blocks; for dynamics weights, update and singular vectors in f64 beside what LAPACK's SVD
+    // takes.
     Index kept = own, largest = 0;
     for (const Probed& p : plan.probed) {
       const bool own_matrix = p.analyst == w;
-      if (own_matrix) kept += 2 * p.region.size();
+      if (own_matrix) kept += (plan.looks_at_dynamics ? 3 : 2) * p.region.size();
       // Of every rank's own gradient a Gram matrix is made.
       if (!own_matrix && (noise.empty() || p.matrix < 0)) continue;
       const Index k = std::min(p.region.rows, p.region.cols);
       largest = std::max(largest, 8 * p.region.size() + 8 * k * (k + 70));
+      if (plan.looks_at_dynamics && own_matrix)
+        largest = std::max(largest, 8 * 4 * p.region.size() + 8 * k * (6 * k + 70));
     }
     r.work.probe_host = static_cast<std::size_t>(4 * kept + largest + 8 * table);
   }

@@ -63,7 +63,9 @@ void place_piece(const float* piece, const Region& region, const Probed& matrix,
 /// is looked at multiplied; two of the noise of each parameter; two of time.
 struct ProbeTable {
   static constexpr Index spectrum = 10;  ///< of each of `probes`
-  static constexpr Index of_matrix = spectrum * std::ssize(probes) + 6;
+  static constexpr Index quantiles = 5;  ///< of the momentum's singular values
+  static constexpr Index moved = 8;      ///< singular values of the weights whose change is told
+  static constexpr Index of_matrix = spectrum * std::ssize(probes) + 10 + quantiles + moved;
   std::vector<Index> activations;  ///< place of each parameter's; -1: it is not looked at
   Index noise = 0, times = 0, size = 0;
 };

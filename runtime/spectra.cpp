@@ -50,10 +50,26 @@ double* row_of(std::vector<double>& table, std::size_t matrix) {
   return table.data() + static_cast<Index>(matrix) * ProbeTable::of_matrix;
 }
 /// What follows the four spectra of a matrix.
-enum More : std::uint8_t { cosine, alignment, polar_batch, polar_ratio, saturated, nuclear_noise };
+enum More : std::uint8_t {
+  cosine,
+  alignment,
+  polar_batch,
+  polar_ratio,
+  saturated,
+  nuclear_noise,
+  orthogonality,
+  least_direction,
+  largest_direction,
+  flattening,
+  first_quantile,
+  first_moved = first_quantile + ProbeTable::quantiles
+};
 double* more_of(std::vector<double>& table, std::size_t matrix) {
   return row_of(table, matrix) + std::ssize(runtime::probes) * ProbeTable::spectrum;
 }
+
+/// Of `MatrixSpectra::momentum_quantiles`.
+constexpr std::array<double, ProbeTable::quantiles> shares{0, 0.01, 0.1, 0.5, 0.9};
 
 ConstMatrixView dense(const float* values, const Region& r) {
   return {values, r.rows, r.cols, r.cols, DType::f32};
@@ -105,12 +121,14 @@ void ShardedOptimizer::Impl::prepare_to_look() {
   for (const runtime::Probed& p : plan_.probed) {
     auto& gradient = looking_.gradients.emplace_back();
     auto& whole = looking_.wholes.emplace_back();
+    auto& weights = looking_.weights.emplace_back();
     MatrixSpectra& result = looking_.results.emplace_back();
     result.name = p.name;
     result.parameter = p.parameter;
     if (p.analyst != me) continue;
     gradient.resize(static_cast<std::size_t>(p.region.size()));
     whole.resize(gradient.size());
+    if (plan_.looks_at_dynamics) weights.resize(gradient.size());
   }
   looking_.before.resize(static_cast<std::size_t>(own));
   looking_.allowance_s = runtime::look_allowance_s(plan_);
@@ -222,7 +240,7 @@ void ShardedOptimizer::Impl::look(Probe what) {
     for (std::size_t i = 0; i < meeting.arrivals.size(); ++i) {
       const auto& [index, region, offset] = meeting.arrivals[i];
       const auto probed = static_cast<std::size_t>(index);
-      auto& whole = (what == Probe::gradient ? looking_.gradients : looking_.wholes)[probed];
+      auto& whole = whole_of(what, probed);
       runtime::place_piece(pieces.data() + offset, region, plan_.probed[probed], whole.data());
       const bool last = i + 1 == meeting.arrivals.size() || meeting.arrivals[i + 1].probed != index;
       if (last) arrived.push_back(probed);
@@ -231,18 +249,70 @@ void ShardedOptimizer::Impl::look(Probe what) {
   for (const std::size_t probed : arrived) describe(probed, what);
 }
 
+std::vector<float>& ShardedOptimizer::Impl::whole_of(Probe what, std::size_t i) {
+  if (what == Probe::gradient) return looking_.gradients[i];
+  return what == Probe::weights && plan_.looks_at_dynamics ? looking_.weights[i]
+                                                           : looking_.wholes[i];
+}
+
+/// What the step does to the singular values of the weights; and, of Muon's spectral steps, how
+/// near to orthogonal their direction was, ΔW = −η(λW + sO).
+void ShardedOptimizer::Impl::describe_dynamics(std::size_t i) {
+  const runtime::Probed& p = plan_.probed[i];
+  double* const more = more_of(looking_.table, i);
+  const ConstMatrixView weights = dense(looking_.weights[i].data(), p.region);
+  const ConstMatrixView update = dense(looking_.wholes[i].data(), p.region);
+  const studies::Flattening moved = studies::flattening(weights, update);
+  more[flattening] = moved.rate;
+  constexpr Index half = ProbeTable::moved / 2;
+  const Index n = std::ssize(moved.dsigma);
+  for (Index k = 0; k < half; ++k) {
+    const double none = std::numeric_limits<double>::quiet_NaN();
+    more[first_moved + k] = k < n ? moved.dsigma[static_cast<std::size_t>(k)] : none;
+    more[first_moved + half + k] = k < n ? moved.dsigma[static_cast<std::size_t>(n - 1 - k)] : none;
+  }
+  const runtime::Group& group = plan_.group(p.parameter);
+  if (p.matrix < 0 || !group.is_spectral_descent() ||
+      euclidean_[static_cast<std::size_t>(p.matrix)] > 0) {
+    return;
+  }
+  const auto g = static_cast<std::size_t>(plan_.group_of[static_cast<std::size_t>(p.parameter)]);
+  const double lr = lr_at(g, steps_) * lr_multiplier_;
+  const double step = lr * group.scale(plan_.matrices[static_cast<std::size_t>(p.matrix)]);
+  if (!(step > 0)) return;
+  std::vector<float> direction(looking_.wholes[i]);
+  const double decay = lr * weight_decay_[g];
+  for (std::size_t e = 0; e < direction.size(); ++e) {
+    const double undone =
+        static_cast<double>(direction[e]) + decay * static_cast<double>(looking_.weights[i][e]);
+    direction[e] = static_cast<float>(-undone / step);
+  }
+  const ConstMatrixView o = dense(direction.data(), p.region);
+  const std::vector<double> s = studies::gram_singular_values(o);
+  more[orthogonality] = studies::orthogonality_error(o);
+  more[least_direction] = s.back();
+  more[largest_direction] = s.front();
+}
+
 /// The analyst's part: what is whole here now, in numbers.
 void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
   const runtime::Probed& p = plan_.probed[i];
   const auto n = static_cast<std::size_t>(p.region.size());
   const std::vector<float>& gradient = looking_.gradients[i];
-  const float* const values = what == Probe::gradient ? gradient.data() : looking_.wholes[i].data();
+  const float* const values = whole_of(what, i).data();
+  double* const more = more_of(looking_.table, i);
   MatrixSpectra found;
   try {
     const std::vector<double> s = studies::gram_singular_values(dense(values, p.region));
     // What is left of f32's rounding is no rank.
     const auto longer = static_cast<double>(std::max(p.region.rows, p.region.cols));
     found.*spectrum_of(what) = studies::spectrum_of(s, 0x1p-23 * longer);
+    for (std::size_t k = 0; what == Probe::momentum && s[0] > 0 && k < shares.size(); ++k) {
+      // From the least to the largest; `s` descends.
+      const auto at = static_cast<std::size_t>(shares[k] * static_cast<double>(s.size() - 1) + 0.5);
+      more[first_quantile + static_cast<Index>(k)] = s[s.size() - 1 - at] / s[0];
+    }
+    if (what == Probe::update && plan_.looks_at_dynamics) describe_dynamics(i);
     const runtime::Group& group = plan_.group(p.parameter);
     const GradientNoise& noise = noise_[static_cast<std::size_t>(p.parameter)];
     // Of Muon's polar factor of an average that clipping has not scaled, one gradient ahead, where
@@ -270,7 +340,6 @@ void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
   const studies::Spectrum& spectrum = found.*spectrum_of(what);
   for_each_number(spectrum, [&](double x) { *at++ = x; });
   *at = static_cast<double>(spectrum.rank);
-  double* const more = more_of(looking_.table, i);
   if (what == Probe::momentum) {
     more[polar_batch] = found.polar.batch;
     more[polar_ratio] = found.polar.noise_ratio;
@@ -479,6 +548,13 @@ void ShardedOptimizer::Impl::share_spectra() {
     result.alignment = at[alignment];
     result.polar = {at[polar_batch], at[polar_ratio], at[saturated] > 0};
     result.nuclear_noise = at[nuclear_noise];
+    std::copy_n(at + first_quantile, shares.size(), result.momentum_quantiles.begin());
+    if (!plan_.looks_at_dynamics) continue;
+    result.orthogonality_error = at[orthogonality];
+    result.direction_least = at[least_direction];
+    result.direction_largest = at[largest_direction];
+    result.flattening_rate = at[flattening];
+    std::copy_n(at + first_moved, ProbeTable::moved, result.dsigma.begin());
   }
   if (!looking_.noise.empty()) take_dual_noise();
   take_activations();

@@ -24,11 +24,14 @@ double half_time(const std::vector<std::pair<double, double>>& seen) {
 
 }  // namespace
 
+bool is_of_class(std::string_view key) {
+  return key.starts_with("class_") || key.starts_with("decile_");
+}
+
 void LearningTimes::add(double step, const std::map<std::string, double>& metrics) {
   constexpr std::string_view suffix = "_accuracy";
   for (const auto& [key, value] : metrics) {
-    const bool of_class = key.starts_with("class_") || key.starts_with("decile_");
-    if (of_class && key.ends_with(suffix))
+    if (is_of_class(key) && key.ends_with(suffix))
       classes_[key.substr(0, key.size() - suffix.size())].emplace_back(step, value);
   }
 }

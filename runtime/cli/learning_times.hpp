@@ -6,10 +6,14 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace orthrus::cli {
+
+/// Is it a metric of one class or one decile? There are tens: files have them, terminals do not.
+[[nodiscard]] bool is_of_class(std::string_view key);
 
 class LearningTimes {
  public:

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/cli/learning_times.hpp"
 #include "runtime/report.hpp"
 
 namespace orthrus::cli {
@@ -37,7 +38,9 @@ std::string format_step(const StepLine& line) {
     rms += fmt::format("{}{:.3g}", rms.empty() ? "" : "/", value);
   if (!rms.empty()) out += " | update rms " + rms;
   out += fmt::format(" | loss {:.4g}", line.loss);
-  for (const auto& [key, value] : line.validation) out += fmt::format(" | {} {:.5g}", key, value);
+  for (const auto& [key, value] : line.validation) {
+    if (!is_of_class(key)) out += fmt::format(" | {} {:.5g}", key, value);
+  }
   return out;
 }
 

@@ -26,6 +26,7 @@
 #include "optim/rule.hpp"
 #include "runtime/agree.hpp"
 #include "runtime/cli/command.hpp"
+#include "runtime/cli/learning_times.hpp"
 #include "runtime/cli/progress.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/shared_config.hpp"
@@ -359,6 +360,7 @@ class Trainer {
                {"skipped", report.skipped},
                {"items_per_s", done.step_ms > 0 ? 1e3 * items / done.step_ms : 0}};
       if (report.skipped) row["skip_reason"] = report.skip_reason;
+      if (const auto share = training_.clip_fraction()) row["clip_fraction"] = *share;
       record_rounding(report, row);
       if (json noise = noise_of(report, config_); !noise.empty()) row["noise"] = std::move(noise);
       if (json spectra = spectra_of(optimizer_, report, training_.parameters()); !spectra.empty()) {
@@ -528,7 +530,8 @@ class Trainer {
     std::string line =
         fmt::format("{} | {} steps", out["status"].get<std::string>(), optimizer_.steps());
     for (const auto& [key, value] : out["final"].items()) {
-      if (value.is_number()) line += fmt::format(" | {} {:.5g}", key, value.get<double>());
+      if (value.is_number() && !is_of_class(key))
+        line += fmt::format(" | {} {:.5g}", key, value.get<double>());
     }
     line += fmt::format(" | {} | {}", runtime::format_seconds(out["seconds"].get<double>()),
                         (run_path_ / "report.html").string());

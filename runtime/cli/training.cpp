@@ -103,6 +103,18 @@ nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& r
     if (m.rho > 0) row["rho"] = json_number(m.rho);
     row["cosine"] = json_number(m.cosine);
     row["alignment"] = json_number(m.alignment);
+    if (m.momentum.frobenius_norm > 0) row["ns_spectrum_q"] = m.momentum_quantiles;
+    if (m.orthogonality_error > 0) {
+      row["orth_error"] = json_number(m.orthogonality_error);
+      row["orth_sigma"] = {json_number(m.direction_least), json_number(m.direction_largest)};
+    }
+    if (m.dsigma != decltype(m.dsigma){}) {
+      row["flattening_rate"] = json_number(m.flattening_rate);
+      for (const double moved : m.dsigma) {
+        row["dsigma"].push_back(std::isnan(moved) ? nlohmann::json(nullptr)
+                                                  : nlohmann::json(moved));
+      }
+    }
     if (m.polar.batch > 0) {
       row["b_polar"] = json_number(m.polar.batch);
       row["r_polar"] = json_number(m.polar.noise_ratio);
@@ -132,6 +144,18 @@ nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& r
   list.push_back(std::move(all));
   return list;
 }
+
+namespace {
+
+bool is_clipped(const Config& config, const StepReport& report) {
+  for (std::size_t g = 0; g < config.groups.size(); ++g) {
+    const double most = config.groups[g].clip_norm;
+    if (most > 0 && report.gradient_norm[g] > most && !report.skipped) return true;
+  }
+  return false;
+}
+
+}  // namespace
 
 std::int64_t elements_of(const Parameter& parameter) {
   return std::accumulate(parameter.shape.begin(), parameter.shape.end(), std::int64_t{1},
@@ -289,6 +313,8 @@ Training::Step Training::step(const std::function<Word()>& word) {
     looks_ = false;
   }
   step.report = optimizer_->step();
+  ++taken_;
+  clipped_ += is_clipped(config_, step.report) ? 1 : 0;
   share(word(), step);
   step.gradient_ms = ms_between(begin, computed);
   step.step_ms = ms_between(begin, Clock::now());
@@ -400,6 +426,13 @@ std::map<std::string, double> Training::evaluate_average() {
 std::int64_t Training::elements() const {
   return std::accumulate(parameters_.begin(), parameters_.end(), std::int64_t{0},
                          [](std::int64_t sum, const Parameter& p) { return sum + elements_of(p); });
+}
+
+std::optional<double> Training::clip_fraction() const {
+  const bool clips = std::any_of(config_.groups.begin(), config_.groups.end(),
+                                 [](const GroupConfig& g) { return g.clip_norm > 0; });
+  if (!clips || taken_ == 0) return {};
+  return static_cast<double>(clipped_) / static_cast<double>(taken_);
 }
 
 std::int64_t Training::items_per_step() const {

@@ -87,6 +87,9 @@ class Training {
   [[nodiscard]] const std::optional<DeviceChoice>& place() const { return place_; }
   [[nodiscard]] std::int64_t steps() const { return optimizer_->steps(); }
   [[nodiscard]] std::int64_t elements() const;  ///< of all parameters
+  /// Of the steps since the start, those in which a group's gradient was scaled down to its
+  /// `clip_norm`; nothing where no group has one. GNS is measured before, rules see what is after.
+  [[nodiscard]] std::optional<double> clip_fraction() const;
   /// Tokens or other items in a batch.
   [[nodiscard]] std::int64_t items_per_step() const;
 
@@ -122,6 +125,7 @@ class Training {
   std::vector<Parameter> parameters_;
   std::optional<ShardedOptimizer> optimizer_;
   std::vector<int> ids_;
+  std::int64_t taken_ = 0, clipped_ = 0;     // steps, and those of them that were clipped
   std::vector<double> losses_;               // of this rank's parts, in the step last taken
   std::vector<std::vector<float>> average_;  // of each parameter; empty: none is kept
   float forgotten_ = 0;                      // by a step: the weight of what is new

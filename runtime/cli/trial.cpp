@@ -294,6 +294,7 @@ class TrialRun {
                               {steps, steps * trial_.batch, loss_, tokens(steps), seconds()});
     record_["epochs_seen"] = epochs_seen();
     if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
+    if (const auto share = training_.clip_fraction()) record_["clip_fraction"] = *share;
     if (const Json times = learning_.times(); !times.empty()) {
       record_["learning_time"] = times;
       record_["learning_time_ratio"] = learning_.ratio();

@@ -757,7 +757,8 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
   o.push_back(fmt::format("train.batch={}", trial.batch));
   o.push_back(fmt::format("train.steps={}", trial.steps));
   o.push_back(fmt::format("train.eval_every={:.0f}", std::max(1.0, every)));
-  o.emplace_back("train.save_every=0");
+  // Where a trial saves nothing, this is when auto decides: at every look, whatever the clock says.
+  o.push_back(fmt::format("train.save_every={}", study_.advisor == "auto" ? study_.gns_every : 0));
   o.emplace_back("telemetry.path=");
   if (study_.gns_every > 0) {
     o.push_back(fmt::format("diagnostics.every_steps={}", study_.gns_every));
@@ -765,6 +766,7 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
     if (study_.asks_dual_noise()) o.emplace_back("diagnostics.dual_noise=true");
     if (study_.asks_dual_noise() || study_.advisor != "off")
       o.emplace_back("diagnostics.spectra=true");
+    if (study_.advisor != "off") o.push_back("diagnostics.advisor=" + study_.advisor);
   }
   o.insert(o.end(), dotted.begin(), dotted.end());
 

@@ -157,8 +157,8 @@ const std::vector<Row>& rows() {
        .words = {"l2", "l1", "nuc"}},
       {.path = "probes.advisor",
        .slot = &Study::advisor,
-       .doc = "which norm fits which matrix",
-       .words = {"off", "report"}},
+       .doc = "which norm fits which matrix; auto: muon's steps change with it, wherever it looks",
+       .words = {"off", "report", "advise", "auto"}},
       {.path = "probes.coordinates.steps",
        .slot = &Study::coordinate_steps,
        .doc = "after so many steps: the root mean square of what each linear layer makes of its "

@@ -13,6 +13,7 @@
 #include "modes_run.hpp"
 #include "optim/rule.hpp"
 #include "runtime/probing.hpp"
+#include "runtime/studies/dense.hpp"
 
 namespace orthrus {
 namespace {
@@ -347,6 +348,108 @@ TEST(Spectra, AreThoseOfTheWholeMatrixHoweverItIsSharded) {
         EXPECT_NEAR(s.alignment, both / (u.operator_norm * of_gradient.nuclear_norm), c.gradient);
       }
       EXPECT_EQ(run.seen[static_cast<std::size_t>(t) - 2].front().step, t - 2) << "only every 2nd";
+    }
+  }
+}
+
+/// H of σ/Σσ.
+double entropy(const std::vector<double>& s) {
+  const double sum = std::accumulate(s.begin(), s.end(), 0.0);
+  double h = 0;
+  for (const double x : s) h -= x / sum * std::log(x / sum);
+  return h;
+}
+
+// O of ΔW = −η(λW + sO) is the polar factor of the LMO's input:
+// Newton-Schulz of f32, whose singular values the test takes from ΔW itself.
+TEST(Spectra, DynamicsAreWhatStepsDoToSingularValues) {
+  struct Layout {
+    int ranks;
+    const char *text, *matrix;
+    Sharding::Along along = Sharding::Along::none;
+  };
+  using Along = Sharding::Along;
+  for (const Layout& c : {Layout{1, "", ""}, Layout{3, "zero: {stage: 3}\n", ""},
+                          Layout{2, "zero: {stage: 1}\n", ", matrix: {mode: gram}"},
+                          Layout{4, "mesh: {replicate: 2}\n", ", matrix: {mode: exchange}"},
+                          Layout{3, "", ", matrix: {mode: gram}", Along::rows}}) {
+    SCOPED_TRACE(std::to_string(c.ranks) + " ranks, " + c.text + c.matrix);
+    Job job{c.ranks, c.ranks, c.text + with_steps(c.ranks, c.ranks, false), c.matrix, c.along};
+    const Trained off = train(job);
+    job.text += "diagnostics: {every_steps: 2, spectra: true, dynamics: true, budget_frac: 0}\n";
+    const Trained run = train(job);
+    EXPECT_EQ(run.weights, off.weights) << "a bit of the training has changed";
+    for (std::size_t k = 0; k < matrices().size(); ++k) {
+      const Matrix m = matrices()[k];
+      const MatrixSpectra& seen = run.seen[3][k];
+      const Index cols = kShapes[m.tensor].cols;
+      const auto values = [&](std::size_t t) {
+        const std::vector<float> w = block(run.weights[t][m.tensor], cols, m.place);
+        return studies::singular_values(
+            ConstMatrixView{w.data(), m.place.rows, m.place.cols, m.place.cols, DType::f32});
+      };
+      const std::vector<double> before = values(3), after = values(4);
+      const std::size_t n = before.size();
+      const double size = seen.update.frobenius_norm;
+      // By definition, in f64.
+      studies::Matrix w(m.place.rows, m.place.cols), dw(m.place.rows, m.place.cols);
+      const std::vector<float> old = block(run.weights[3][m.tensor], cols, m.place);
+      const std::vector<float> now = block(run.weights[4][m.tensor], cols, m.place);
+      for (std::size_t e = 0; e < old.size(); ++e) {
+        w.values[e] = static_cast<double>(old[e]);
+        dw.values[e] = static_cast<double>(now[e]) - static_cast<double>(old[e]);
+      }
+      const studies::Svd parts = studies::svd(w);
+      const studies::Matrix turned =
+          studies::product(studies::product(parts.u, dw, studies::Op::transpose), parts.vt,
+                           studies::Op::none, studies::Op::transpose);
+      const double sum = std::accumulate(before.begin(), before.end(), 0.0);
+      double rate = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        const double dsigma = turned(static_cast<Index>(i), static_cast<Index>(i));
+        rate -= dsigma * (std::log(before[i] / sum) + entropy(before)) / sum;
+        if (i < 4) {
+          EXPECT_NEAR(seen.dsigma[i], dsigma, 1e-5 * size) << m.name;
+        }
+        if (i + 4 >= n) {
+          EXPECT_NEAR(seen.dsigma[4 + n - 1 - i], dsigma, 1e-5 * size) << m.name;
+        }
+      }
+      EXPECT_NEAR(seen.flattening_rate, rate, 1e-5 * size) << m.name;
+      // And by what became of them: to second order in the step.
+      for (std::size_t i = 0; i < n; ++i) {
+        EXPECT_NEAR(turned(static_cast<Index>(i), static_cast<Index>(i)), after[i] - before[i],
+                    2 * size * size);
+      }
+      EXPECT_NEAR(seen.flattening_rate, entropy(after) - entropy(before), 0.1 * size * size)
+          << m.name;
+      // The momentum's quantiles.
+      const auto& momentum =
+          run.momenta[3].at(std::string("state/") + kShapes[m.tensor].name + "/momentum");
+      const std::vector<float> part = block(momentum, cols, m.place);
+      std::vector<double> mu = studies::singular_values(
+          ConstMatrixView{part.data(), m.place.rows, m.place.cols, m.place.cols, DType::f32});
+      std::reverse(mu.begin(), mu.end());
+      EXPECT_NEAR(seen.momentum_quantiles[0], mu.front() / mu.back(), 1e-5);
+      EXPECT_NEAR(seen.momentum_quantiles[3], mu[(n - 1) / 2 + (n - 1) % 2] / mu.back(), 1e-5);
+      EXPECT_TRUE(std::is_sorted(seen.momentum_quantiles.begin(), seen.momentum_quantiles.end()));
+      if (m.name == "e.table") {
+        EXPECT_EQ(seen.orthogonality_error, 0) << "AdamW's";
+        continue;
+      }
+      // Without decay: the singular values of ΔW over η·s, which their ratio does not need.
+      const std::vector<double> moved = studies::singular_values(dw);
+      EXPECT_NEAR(seen.direction_least / seen.direction_largest, moved.back() / moved.front(),
+                  1e-4);
+      // Jordan's coefficients leave singular values of a full spectrum between .68 and 1.13.
+      EXPECT_GT(seen.direction_least, 0.3);
+      EXPECT_LT(seen.direction_largest, 1.2);
+      double squares = 0;
+      for (const double s : moved) {
+        const double o = s * seen.direction_largest / moved.front();
+        squares += (o * o - 1) * (o * o - 1);
+      }
+      EXPECT_NEAR(seen.orthogonality_error, std::sqrt(squares / static_cast<double>(n)), 1e-3);
     }
   }
 }

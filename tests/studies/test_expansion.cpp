@@ -104,6 +104,13 @@ TEST(Trials, MeasureNoiseAsOftenAsTheStudySays) {
   EXPECT_EQ(probed.diagnostics.budget_frac, 0.01);
   EXPECT_TRUE(probed.diagnostics.spectra) << "the advisor, and the nuclear norm";
   EXPECT_TRUE(probed.diagnostics.dual_noise);
+  EXPECT_EQ(probed.diagnostics.advisor, "report");
+  EXPECT_EQ(probed.train.save_every, 0);
+  // Auto decides at every look: when it looks must not be the clock's choice.
+  const Expansion changing = expand(example_study, {"probes.advisor=auto"});
+  const Config chosen = trial_config(changing.bases().at("muon"), changing.initial()[199]);
+  EXPECT_EQ(chosen.diagnostics.advisor, "auto");
+  EXPECT_EQ(chosen.train.save_every, chosen.diagnostics.every_steps);
   // Without a word of the study the base has it.
   Config base = default_base("muon");
   base.diagnostics.every_steps = 7;

@@ -98,6 +98,7 @@ struct DiagnosticsConfig {
   std::int64_t every_steps = 0;
   bool spectra = false;     ///< look at matrices, too
   bool dual_noise = false;  ///< and, then, at noise in dual norms
+  bool dynamics = false;    ///< and at what steps do to the singular values of weights
   /// What is done with the layerwise condition: report, advise (says so when it changes), or auto
   /// (steps change with it, every `train.save_every`).
   std::string advisor = "report";

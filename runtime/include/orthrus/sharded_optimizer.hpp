@@ -2,6 +2,7 @@
 /// @file
 /// ShardedOptimizer: gradients in, new weights out.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -203,6 +204,18 @@ struct MatrixSpectra {
   /// batch at which noise and signal of a polar update are equal, their ratio at this batch, and
   /// whether the smallest singular values are noise (`studies::polar_batch`).
   studies::PolarBatch polar;
+  /// Of the momentum's singular values over the largest: the least, the quantiles .01, .1, .5, .9.
+  /// What Newton-Schulz must lift (arXiv:2606.04058).
+  std::array<double, 5> momentum_quantiles{};
+  /// With `diagnostics.dynamics`, of Muon's spectral steps: O of ΔW = −η(λW + sO), as the rounding
+  /// of weights lets it be seen: ‖OOᵀ − I‖_F/√k on the shorter side k, and its extreme singular
+  /// values. 0 of other steps.
+  double orthogonality_error = 0, direction_least = 0, direction_largest = 0;
+  /// With `diagnostics.dynamics`: dσᵢ = uᵢᵀΔW·vᵢ of the weights' four largest singular values,
+  /// largest first, and of the four least, least first (NaN beyond their number); and what all of
+  /// them do to the entropy of σᵢ/Σσ: positive where the spectrum flattens (arXiv:2606.08388).
+  std::array<double, 8> dsigma{};
+  double flattening_rate = 0;
   /// With `diagnostics.dual_noise`, of one example's gradient: tr C^½ of its covariance C on the
   /// shorter side, which bounds the noise in the nuclear norm (arXiv:2602.03001). Squared, over
   /// ‖G‖_*², it is the noise scale of spectral rules; of several matrices sums are squared.
