@@ -275,9 +275,9 @@ struct ShardedOptimizer::Impl {
     std::vector<std::vector<float>> gradients, wholes, weights;  ///< weights: for dynamics
     std::vector<double> table;                                   ///< what all ranks get of them
     /// Of a parameter that is looked at: what its activations came to in this step — Σ (aᵀv)a and
-    /// Σ‖a‖² — and that vector, of length 1; before there is one, some of this rank's tokens.
+    /// Σ‖a‖², or, before there is a v, Σ a — and that vector, of length 1.
     struct Activation {
-      std::vector<double> sum, sample;
+      std::vector<double> sum;
       std::vector<float> vector;  ///< f32, so that checkpoints keep it as it is
       double squares = 0;
     };

@@ -75,34 +75,6 @@ ConstMatrixView dense(const float* values, const Region& r) {
   return {values, r.rows, r.cols, r.cols, DType::f32};
 }
 
-/// Tokens of a call that choose the first vector of a power iteration, and its steps on them.
-constexpr Index sampled_tokens = 64;
-constexpr int sampled_steps = 8;
-
-/// Towards the first right singular vector of a rank's own tokens. Ranks add theirs up: its sign is
-/// that of the mean token where the two are not orthogonal, so that most agree.
-std::vector<double> first_direction(std::span<const double> tokens, Index inputs) {
-  const auto n = static_cast<std::size_t>(inputs);
-  std::vector<double> mean(n), v(n);
-  for (std::size_t e = 0; e < tokens.size(); ++e) mean[e % n] += tokens[e];
-  for (std::size_t j = 0; j < n; ++j) v[j] = mean[j] != 0 ? mean[j] : 1;
-  for (int step = 0; step < sampled_steps; ++step) {
-    std::vector<double> next(n);
-    for (std::size_t at = 0; at < tokens.size(); at += n) {
-      const double along = std::inner_product(v.begin(), v.end(), tokens.begin() + at, 0.0);
-      for (std::size_t j = 0; j < n; ++j) next[j] += along * tokens[at + j];
-    }
-    const double length =
-        std::sqrt(std::inner_product(next.begin(), next.end(), next.begin(), 0.0));
-    if (!(length > 0) || !std::isfinite(length)) break;
-    for (std::size_t j = 0; j < n; ++j) v[j] = next[j] / length;
-  }
-  if (std::inner_product(v.begin(), v.end(), mean.begin(), 0.0) < 0) {
-    for (double& x : v) x = -x;
-  }
-  return v;
-}
-
 }  // namespace
 
 void ShardedOptimizer::Impl::prepare_to_look() {
@@ -493,11 +465,7 @@ void ShardedOptimizer::Impl::observe_activation(int id, ConstMatrixView a) {
       return std::inner_product(token.begin(), token.end(), v.begin(), 0.0);
     };
     of.squares += inner(token);
-    if (of.vector.empty()) {
-      if (t < sampled_tokens) of.sample.insert(of.sample.end(), token.begin(), token.end());
-      continue;
-    }
-    const double along = inner(of.vector);
+    const double along = of.vector.empty() ? 1 : inner(of.vector);
     for (std::size_t j = 0; j < token.size(); ++j) of.sum[j] += along * token[j];
   }
   looking_.observing_ms += ms_since(start);
@@ -508,7 +476,6 @@ void ShardedOptimizer::Impl::forget_activations() {
   looking_.observed = false;
   for (Looking::Activation& of : looking_.activations) {
     std::fill(of.sum.begin(), of.sum.end(), 0.0);
-    of.sample.clear();
     of.squares = 0;
   }
 }
@@ -517,8 +484,7 @@ void ShardedOptimizer::Impl::share_spectra() {
   std::vector<double>& table = looking_.table;
   for (std::size_t i = 0; i < looking_.activations.size(); ++i) {
     if (looking_.places.activations[i] < 0) continue;
-    Looking::Activation& of = looking_.activations[i];
-    if (!of.sample.empty()) of.sum = first_direction(of.sample, plan_.parameters[i].cols());
+    const Looking::Activation& of = looking_.activations[i];
     double* const at = &table[static_cast<std::size_t>(looking_.places.activations[i])];
     *std::copy(of.sum.begin(), of.sum.end(), at) = of.squares;
   }

@@ -221,8 +221,9 @@ struct MatrixSpectra {
   /// ‖G‖_*², it is the noise scale of spectral rules; of several matrices sums are squared.
   double nuclear_noise = 0;
   /// Where the trainer gives `observe_activation`: ‖A‖_F²/‖A‖_op² of what the parameter multiplied,
-  /// over all ranks. The vector of the operator norm is begun on some tokens of the first look, and
-  /// takes one step of the power iteration in every other: from above. 0: not known (yet).
+  /// over all ranks. The vector of the operator norm takes one step of the power iteration in every
+  /// step that looks: from above, close after a few. 0: not known
+  /// (yet).
   double activation_rank = 0;
   /// Nuclear rank of the gradient / `activation_rank`, averaged over steps that looked, in logs.
   /// Above 1 the guaranteed decrease of one plain spectral step is larger than of one plain
