@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <orthrus/error.hpp>
 #include <string>
 #include <system_error>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "runtime/cli/child.hpp"
+#include "runtime/cli/learning_times.hpp"
 #include "runtime/cli/provenance.hpp"
 #include "runtime/cli/run_directory.hpp"
 #include "runtime/report.hpp"
@@ -185,9 +187,15 @@ class ProgramTrial {
   /// With a file of metrics as every trial's: what counted, in JSON that all can read.
   TrialEnd ended(const std::string& state, const std::string& message) {
     std::string lines;
+    LearningTimes learning;
     for (Json line : evaluations_) {
       const auto step = line["step"].get<std::int64_t>();
       if (step > reported_.progress.steps) break;
+      std::map<std::string, double> metrics;
+      for (const auto& [key, value] : line.items()) {
+        if (value.is_number()) metrics[key] = value.get<double>();
+      }
+      learning.add(static_cast<double>(step), metrics);
       line["trial"] = task_.trial.id;
       if (!line.contains("examples")) line["examples"] = step * task_.trial.batch;
       for (const char* const key : {"tokens", "wall_s"}) {  // which nobody but it could know
@@ -201,6 +209,10 @@ class ProgramTrial {
     end.record =
         runner::summary(task_.trial, task_.attempt, state, message,
                         state == "failed" ? nullptr : &reported_.score, reported_.progress);
+    if (const Json times = learning.times(); !times.empty()) {
+      end.record["learning_time"] = times;
+      end.record["learning_time_ratio"] = learning.ratio();
+    }
     runtime::write_file_atomically(directory_ / "summary.json", end.record.dump(2) + "\n");
     return end;
   }

@@ -23,9 +23,9 @@ using runtime::config_file::shortest;
 
 // Parameters that say something to a trial; names with dots are keys of its configuration, others
 // only serve expressions.
-constexpr std::array<std::string_view, 8> known_parameters{
-    "optimizer", "batch_size",   "lr",       "seed",
-    "ranks",     "weight_decay", "momentum", "warmup_examples"};
+constexpr std::array<std::string_view, 9> known_parameters{
+    "optimizer",    "batch_size", "lr",    "seed",           "ranks",
+    "weight_decay", "momentum",   "beta2", "warmup_examples"};
 
 const Json* find(const Point& point, const std::string& name) {
   const auto found =
@@ -74,6 +74,17 @@ void override_rule(const Config& base, const std::string& key, double value,
     out.push_back(fmt::format("groups.{}.rule.{}={}", g, key,
                               shortest(scaled ? value * own / of_main : value)));
   }
+}
+
+/// Sets the second of `betas` in every group whose rule has them.
+void override_beta2(const Config& base, double value, std::vector<std::string>& out) {
+  const std::size_t before = out.size();
+  for (std::size_t g = 0; g < base.groups.size(); ++g) {
+    const RuleConfig rule = optim::with_defaults(base.groups[g].rule);
+    if (rule.values.contains("betas"))
+      out.push_back(fmt::format("groups.{}.rule.betas.1={}", g, shortest(value)));
+  }
+  if (out.size() == before) throw ConfigError("beta2: no group has a rule with betas");
 }
 
 }  // namespace
@@ -740,6 +751,8 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
       o.push_back("seed=" + text_of(value));
     } else if (name == "lr" || name == "weight_decay" || name == "momentum") {
       override_rule(base, name, number_of(value, name), o);
+    } else if (name == "beta2") {
+      override_beta2(base, number_of(value, name), o);
     } else if (name == "warmup_examples") {
       warmup_examples = number_of(value, name);
     } else if (name.find('.') != std::string::npos) {

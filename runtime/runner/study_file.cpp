@@ -252,8 +252,8 @@ constexpr std::array specials{
         "search.parameters",
         "{NAME: scalar | {values: […]} | {log2: [lo, hi, step]} | {range: [lo, hi, step]} | "
         "{distribution: uniform | log_uniform, min, max}}",
-        "optimizer, batch_size, lr, seed, ranks, weight_decay, momentum, warmup_examples; names "
-        "with dots are keys of `base`; others serve expressions. lr: {center: {rule: sqrt | "
+        "optimizer, batch_size, lr, seed, ranks, weight_decay, momentum, beta2, warmup_examples; "
+        "names with dots are keys of `base`; others serve expressions. lr: {center: {rule: sqrt | "
         "linear | constant, at: {batch_size: N}, per: optimizer, value}, multipliers: {sqrt2: "
         "[lo, hi]}, extend_on_edge: 3}. seed: {tune: […], report: […]}"},
     Special{"search.points", "[{NAME: scalar, …}, …]", "method list: the points"},
@@ -263,6 +263,8 @@ constexpr std::array specials{
             "times as much"},
     Special{"search.zip", "[[NAME, NAME], …]", "parameters whose values advance together"},
     Special{"search.exclude", "[expression, …]", "points that are left out"},
+    Special{"search.keep", "{tau | lambda_eta: VALUE, momentum | beta2: {value, at}}",
+            "from batch to batch: B/(lr*lambda*D), lr*lambda, half-lives in examples"},
     Special{"search.derive", "{NAME: expression}", "parameters that follow from others"},
     Special{"analysis.items", "[{fit | compare: NAME, per, definitions, …}]", "what is fitted"},
 };
@@ -312,6 +314,7 @@ class Reader {
     if (errors_.empty()) conflicts();
     if (errors_.empty()) {
       conflicts_of_goals();
+      conflicts_of_keep();
       conflicts_of_commands();
     }
     finish();
@@ -479,6 +482,8 @@ class Reader {
       for (const YamlNode& item : node.items) {
         if (auto e = read_expression(item, path)) study_.exclude.push_back(std::move(*e));
       }
+    } else if (path == "search.keep") {
+      read_keep(node, path);
     } else if (path == "search.derive") {
       if (!expect(node, Kind::map, path, "{NAME: expression}")) return;
       for (std::size_t i = 0; i < node.keys.size(); ++i) {
@@ -486,8 +491,9 @@ class Reader {
           study_.derive.emplace_back(node.keys[i], std::move(*e));
       }
     } else if (path == "analysis.items") {
-      static const Words known{"fit",       "compare",     "per",   "definitions", "b_ref",
-                               "numerator", "denominator", "group", "epsilon",     "loss"};
+      static const Words known{"fit",       "compare",     "per",      "definitions",
+                               "b_ref",     "group",       "epsilon",  "loss",
+                               "numerator", "denominator", "censored", "reference"};
       if (!expect(node, Kind::list, path, "a list of mappings")) return;
       for (const YamlNode& item : node.items) {
         if (!expect(item, Kind::map, path, "{fit: NAME, …} or {compare: NAME, …}")) continue;
@@ -542,6 +548,52 @@ class Reader {
         unknown(node.key_origins[i], path, node.keys[i], known);
       }
     }
+  }
+
+  /// What stays as it is from batch to batch, as expressions of `derive`.
+  void read_keep(const YamlNode& node, const std::string& path) {
+    static const Words known{"tau", "lambda_eta", "momentum", "beta2"};
+    if (!expect(node, Kind::map, path, "a mapping with " + join(known))) return;
+    for (std::size_t i = 0; i < node.keys.size(); ++i) {
+      const std::string& key = node.keys[i];
+      const YamlNode& value = node.items[i];
+      const std::string at = path + "." + key;
+      if (key == "tau" || key == "lambda_eta") {
+        const auto x = read_number(value, at, 0, 1e6, false);
+        if (!x) continue;
+        const std::string number = runtime::config_file::shortest(*x);
+        if (key == "tau" && !(*x > 0)) error(value.origin, at, "expects a number above 0");
+        keep(node.key_origins[i], "weight_decay",
+             key == "tau" ? "batch_size/(lr*" + number + "*max_examples)" : number + "/lr");
+      } else if (key == "momentum" || key == "beta2") {
+        if (!expect(value, Kind::map, at, "{value: BETA, at: {batch_size: N}}")) continue;
+        std::optional<double> beta, batch;
+        for (std::size_t k = 0; k < value.keys.size(); ++k) {
+          const YamlNode* const size =
+              value.keys[k] == "at" ? value.items[k].find("batch_size") : nullptr;
+          if (value.keys[k] == "value") {
+            beta = read_number(value.items[k], at + ".value", 0, 1, false);
+          } else if (size != nullptr) {
+            batch = read_number(*size, at + ".at.batch_size", 1, many, true);
+          } else {
+            unknown(value.key_origins[k], at, value.keys[k], {"value", "at"});
+          }
+        }
+        if (!beta || !batch) {
+          error(value.origin, at, "expects {value: BETA, at: {batch_size: N}}");
+          continue;
+        }
+        keep(node.key_origins[i], key,
+             runtime::config_file::shortest(*beta) + "^(batch_size/" +
+                 runtime::config_file::shortest(*batch) + ")");
+      } else {
+        unknown(node.key_origins[i], path, key, known);
+      }
+    }
+  }
+  void keep(const runtime::Origin& origin, const std::string& name, const std::string& text) {
+    kept_.emplace_back(origin, name);
+    study_.derive.emplace(study_.derive.begin(), name, Expression(text));
   }
 
   std::optional<Expression> read_expression(const YamlNode& node, const std::string& path) {
@@ -849,6 +901,15 @@ class Reader {
             "telescoping takes means over its seeds at every size: give values");
   }
 
+  void conflicts_of_keep() {
+    for (const auto& [origin, name] : kept_) {
+      const auto times = std::count_if(study_.derive.begin(), study_.derive.end(),
+                                       [&](const auto& d) { return d.first == name; });
+      if (times > 1 || study_.find(name) != nullptr)
+        error(origin, "search.keep", "says what " + name + " is, and so does something else");
+    }
+  }
+
   void conflicts_of_goals() {
     if (study_.goal == "minimize") return;
     for (const Json& item : study_.analysis_items) {
@@ -879,6 +940,7 @@ class Reader {
   }
 
   const YamlNode& root_;
+  std::vector<std::pair<runtime::Origin, std::string>> kept_;  // what `search.keep` derives
   Study study_;
   std::vector<std::string> errors_;
 };

@@ -422,7 +422,8 @@ with open(metrics, "a") as out:
         loss = float("nan") if mode == "diverges" and step == 6 else 1 / (1 + config["lr"] * step)
         if mode == "grows":
             loss = 0.5 * (step + 1)
-        out.write(json.dumps({"t": "eval", "step": step, "val_loss": loss, "accuracy": 1 - loss}) + "\\n")
+        out.write(json.dumps({"t": "eval", "step": step, "val_loss": loss, "accuracy": 1 - loss,
+                              "class_0_accuracy": step / 20}) + "\\n")
         out.flush()
         if mode == "requeued" and attempt == 1 and step == 6:
             sys.exit(75)
@@ -462,6 +463,7 @@ class Programs(Case):
         half, one = self.results("studies/p")
         # 1/(1 + s/2) = 1/4 at step 6, an evaluation; with the rate 1 between those at 2 and at 4.
         self.assertEqual((half["state"], half["steps"], half["steps_to_target"]), ("complete", 6, 6))
+        self.assertEqual([r["learning_time"] for r in (half, one)], [{"class_0": 3}, {"class_0": 2}])
         self.assertEqual((one["steps_to_target_lo"], one["steps_to_target_hi"], one["steps"]), (2, 4, 4))
         self.assertTrue(2 < one["steps_to_target"] < 4)
         self.assertEqual([e["step"] for e in self.evaluations("studies/p", 1)], [0, 2, 4])

@@ -235,6 +235,55 @@ TEST(Derived, ParametersKeepTimescalesFromBatchToBatch) {
   }
 }
 
+// The same by `keep`: no expression to get wrong.
+TEST(Derived, WhatIsKeptIsKept) {
+  const Config base = parse_config(
+      "schema: 1\ngroups:\n"
+      "  - {match: \"m*\", rule: {name: muon, lr: 0.01}}\n"
+      "  - {match: \"*\", rule: {name: adamw, lr: 0.01, betas: [0.9, 0.99]}}\n");
+  const auto configs = [&](const std::string& keep) {
+    const Study study = parse_study(
+        "orthrus_study: 1\nname: s\nbudget: {max_examples: 6400}\nsearch:\n"
+        "  parameters: {batch_size: {values: [16, 64, 256]}, lr: {values: [0.01, 0.02]}}\n"
+        "  keep: {" +
+            keep +
+            ", momentum: {value: 0.9, at: {batch_size: 64}}, beta2: {value: 0.95, at: "
+            "{batch_size: 64}}}\n",
+        "s.yaml");
+    const Expansion e(study, {{"", base}});
+    std::vector<Config> out;
+    for (const Trial& trial : e.initial()) out.push_back(trial_config(base, trial));
+    return out;
+  };
+  const auto rule = [](const Config& c, const char* key) { return c.groups[0].rule.number(key); };
+  const std::vector<Config> timescale = configs("tau: 0.2");
+  ASSERT_EQ(timescale.size(), 6U);
+  for (const Config& c : timescale) {
+    const auto batch = static_cast<double>(c.train.batch);
+    EXPECT_NEAR(batch / (rule(c, "lr") * rule(c, "weight_decay") * 6400), 0.2, 1e-12);
+    EXPECT_NEAR(batch / std::log(rule(c, "momentum")), 64 / std::log(0.9), 1e-9);
+    const auto betas = std::get<std::vector<double>>(c.groups[1].rule.values.at("betas"));
+    EXPECT_EQ(betas[0], 0.9);
+    EXPECT_NEAR(batch / std::log(betas[1]), 64 / std::log(0.95), 1e-9);
+    if (c.train.batch == 64) {
+      EXPECT_EQ(betas[1], 0.95) << "as it is given";
+    }
+  }
+  for (const Config& c : configs("lambda_eta: 0.001"))
+    EXPECT_NEAR(rule(c, "lr") * rule(c, "weight_decay"), 1e-3, 1e-15);
+
+  const auto refused = [&](const std::string& search) {
+    return error_of([&] { expand_parameters("  parameters: {batch_size: 4, lr: 0.1" + search); });
+  };
+  EXPECT_THAT(refused("}\n  keep: {tua: 0.2}\n"),
+              AllOf(HasSubstr("s.yaml:6:"), HasSubstr("did you mean 'tau'?")));
+  EXPECT_THAT(refused("}\n  keep: {tau: 0.2, lambda_eta: 1}\n"), HasSubstr("weight_decay"));
+  EXPECT_THAT(refused(", weight_decay: 1}\n  keep: {tau: 0.2}\n"), HasSubstr("search.keep"));
+  EXPECT_THAT(refused("}\n  keep: {tau: 0}\n"), HasSubstr("above 0"));
+  EXPECT_THAT(refused("}\n  keep: {beta2: 0.9}\n"), HasSubstr("search.keep.beta2"));
+  EXPECT_THAT(refused("}\n  keep: {momentum: {value: 0.9}}\n"), HasSubstr("batch_size: N"));
+}
+
 // ---- rates ------------------------------------------------------------------------------------
 
 /// Steps to the target that are least at the rate `best`, in octaves; above `cliff` it diverges.
