@@ -281,7 +281,8 @@ void ShardedOptimizer::Impl::describe(std::size_t i, Probe what) {
     found.*spectrum_of(what) = studies::spectrum_of(s, 0x1p-23 * longer);
     for (std::size_t k = 0; what == Probe::momentum && s[0] > 0 && k < shares.size(); ++k) {
       // From the least to the largest; `s` descends.
-      const auto at = static_cast<std::size_t>(shares[k] * static_cast<double>(s.size() - 1) + 0.5);
+      const auto at =
+          static_cast<std::size_t>(std::lround(shares[k] * static_cast<double>(s.size() - 1)));
       more[first_quantile + static_cast<Index>(k)] = s[s.size() - 1 - at] / s[0];
     }
     if (what == Probe::update && plan_.looks_at_dynamics) describe_dynamics(i);
