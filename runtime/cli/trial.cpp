@@ -129,6 +129,7 @@ class TrialRun {
       throw ConfigError("search.metric.target: reached before the first step");
     }
     const Config& config = training_.config();
+    decays_ = runner::decays_of(study_, config.train.steps);
     while (steps() < config.train.steps) {
       Training::Step step;
       const std::vector<std::int64_t>& looks = study_.coordinate_steps;
@@ -169,6 +170,11 @@ class TrialRun {
       if (holds(diverged_, loss_, first_loss_, at))
         return finish("diverged", "stop.diverged: " + study_.diverged);
       if (step.any.stop) return stopped();
+      if (const auto decay = leaving(at); decay) {
+        if (const std::optional<bool> over = decayed(*decay)) return *over;
+        if (score_.reached() && study_.stop_on_target) return finish("complete", "");
+        if (decay->fork == decays_.back().fork) break;
+      }
       const bool rung =
           std::find(trial_.rungs.begin(), trial_.rungs.end(), at) != trial_.rungs.end();
       if (at < config.train.steps && at % config.train.eval_every != 0 && !rung && !timed) continue;
@@ -188,6 +194,56 @@ class TrialRun {
   [[nodiscard]] Json take_record() { return std::move(record_); }
 
  private:
+  /// The branch that leaves after `at` steps.
+  [[nodiscard]] std::optional<runner::Decay> leaving(std::int64_t at) const {
+    const auto found = std::find_if(decays_.begin(), decays_.end(),
+                                    [at](const runner::Decay& d) { return d.fork == at; });
+    return found == decays_.end() ? std::optional<runner::Decay>() : *found;
+  }
+  /// Trains a branch to its horizon, whose loss is the trial's there. @return whether the trial was
+  /// stopped or has diverged; nothing where it goes on.
+  std::optional<bool> decayed(const runner::Decay& decay) {
+    const std::filesystem::path checkpoint = directory_ / fmt::format("fork-{}", decay.fork);
+    runtime::agree(training_.control(), [&] {
+      if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
+    });
+    training_.optimizer().save(checkpoint.string());
+    Training branch(runner::decay_config(study_, training_.config(), decay),
+                    training_.control().duplicate("branch"),
+                    training_.control().duplicate("branch control"), Training::Trust::nobody);
+    branch.optimizer().load(checkpoint.string());
+    while (branch.steps() < decay.steps) {
+      Training::Step step;
+      try {
+        step = branch.step([this]() -> Training::Word {
+          return {stop_() || out_of_time(), false, problem_ != nullptr};
+        });
+      } catch (const NumericError& error) {
+        return finish("diverged", error.what());
+      }
+      ++branch_steps_;
+      if (step.any.stop) return stopped();
+      if (holds(diverged_, step.loss, first_loss_, branch.steps()))
+        return finish("diverged", "stop.diverged: " + study_.diverged);
+    }
+    runtime::agree(training_.control(), [&] {
+      if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
+    });
+    const std::map<std::string, double> all = branch.evaluate();
+    horizon_ = decay.steps;
+    score_.add(decay.steps, all.at(study_.metric));
+    learning_.add(static_cast<double>(decay.steps), all);
+    if (training_.rank() == 0) {
+      Json row = line_of("branch", decay.steps);
+      row["fork_step"] = decay.fork;
+      for (const auto& [key, x] : all) row[key] = runner::number(x);
+      write(row);
+    }
+    if (!std::isfinite(score_.value()))
+      return finish("diverged", study_.metric + " is not finite after the decay");
+    return {};
+  }
+
   /// Of its own: those of a base run before it do not count.
   [[nodiscard]] std::int64_t steps() const { return training_.steps() - study_.branch_steps; }
 
@@ -256,11 +312,14 @@ class TrialRun {
       throw ConfigError("search.metric.name: '" + study_.metric +
                         "' is not evaluated by this workload; it has " + known);
     }
-    score_.add(step, found->second);
-    learning_.add(static_cast<double>(step), all);
+    // With branches that decay, only what they end with counts.
+    if (!study_.decays() || step == 0) {
+      score_.add(step, found->second);
+      learning_.add(static_cast<double>(step), all);
+    }
     if (training_.rank() != 0) return;
     Json row = line_of("eval", step);
-    row["val_loss"] = runner::number(score_.value());
+    row["val_loss"] = runner::number(found->second);
     row["train_loss"] = step > 0 ? runner::number(loss_) : Json(nullptr);
     for (const auto& [key, x] : all) row[key] = runner::number(x);
     if (trial_.params.contains("lr"))
@@ -289,7 +348,8 @@ class TrialRun {
 
   /// @return false: it was not stopped.
   bool finish(const char* state, const std::string& message) {
-    const std::int64_t steps = std::max<std::int64_t>(this->steps(), 0);
+    // Of branches that decay, the longest stands for the trial.
+    const std::int64_t steps = std::max<std::int64_t>({this->steps(), 0, horizon_});
     record_ = runner::summary(trial_, attempt_, state, message, &score_,
                               {steps, steps * trial_.batch, loss_, tokens(steps), seconds()});
     record_["epochs_seen"] = epochs_seen();
@@ -299,6 +359,7 @@ class TrialRun {
       record_["learning_time"] = times;
       record_["learning_time_ratio"] = learning_.ratio();
     }
+    if (study_.decays()) record_["trained_steps"] = this->steps() + branch_steps_;
     if (study_.exclusive) record_["timing"] = timing_.summary(training_);
     if (study_.branches()) {
       record_["fork_steps"] = study_.branch_steps;
@@ -331,6 +392,8 @@ class TrialRun {
   double smoothed_ = std::nan("");  // average of losses, of weight 1/2
   bool timed_out_ = false;
   std::vector<double> rungs_;  // the metric on each
+  std::vector<runner::Decay> decays_;
+  std::int64_t horizon_ = 0, branch_steps_ = 0;  // reached by a branch; of all branches
   TrialTiming timing_;
   LearningTimes learning_;
   Json record_;

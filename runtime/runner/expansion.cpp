@@ -91,6 +91,29 @@ void override_beta2(const Config& base, double value, std::vector<std::string>& 
 
 std::string Trial::directory() const { return fmt::format("{:04}-{}", index, id); }
 
+std::vector<Decay> decays_of(const Study& study, std::int64_t steps) {
+  std::vector<Decay> out;
+  for (std::int64_t k = study.decay_horizons - 1; k >= 0; --k) {
+    const auto horizon = static_cast<std::int64_t>(
+        std::llround(static_cast<double>(steps) * std::exp2(-0.5 * static_cast<double>(k))));
+    const std::int64_t fork =
+        horizon -
+        std::max<std::int64_t>(1, std::llround(study.decay_frac * static_cast<double>(horizon)));
+    if (fork > 0 && (out.empty() || fork > out.back().fork)) out.push_back({fork, horizon});
+  }
+  return out;
+}
+
+Config decay_config(const Study& study, Config trial, const Decay& decay) {
+  trial.train.steps = decay.steps;
+  for (GroupConfig& group : trial.groups) {
+    group.schedule.kind = "wsd";
+    group.schedule.decay_steps = decay.steps - decay.fork;
+    group.schedule.final = study.decay_final;
+  }
+  return trial;
+}
+
 Config default_base(const std::string& rule) {
   const optim::RuleRow* const row = optim::find_rule(rule);
   if (row == nullptr) {
@@ -662,6 +685,23 @@ void Expansion::make_branch(const Config& base, Trial& trial) const {
   trial.fork = identity_of(to_json(runtime::parse_yaml(to_yaml(fork_config(base, trial)), "fork")));
 }
 
+void Expansion::check_decays(const Config& config) const {
+  const std::vector<Decay> decays = decays_of(study_, config.train.steps);
+  if (decays.empty()) {
+    throw ConfigError(
+        fmt::format("wsd_branch: {} steps leave nothing before a decay", config.train.steps));
+  }
+  for (std::size_t g = 0; g < config.groups.size(); ++g) {
+    const ScheduleConfig& schedule = config.groups[g].schedule;
+    if (schedule.kind != "constant" || schedule.warmup_steps > decays.front().fork) {
+      throw ConfigError(fmt::format(
+          "groups.{}.schedule: a branch decays from a constant rate, after a warm-up of at most {} "
+          "steps; this is {}, {} steps of warm-up",
+          g, decays.front().fork, schedule.kind, schedule.warmup_steps));
+    }
+  }
+}
+
 Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   Trial trial;
   trial.index = index;
@@ -711,6 +751,8 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   }
   if (study_.averages()) all["ema_halflife_examples"] = study_.ema_halflife_examples;
   if (!trial.rungs.empty()) all["rungs"] = trial.rungs;
+  if (study_.decays())
+    all["wsd_branch"] = {study_.decay_horizons, study_.decay_frac, study_.decay_final};
   if (study_.exclusive) all["ranks"] = trial.ranks;
   if (study_.timed_to > 0) all["timed_to"] = study_.timed_to;
   if (study_.branches()) all["fork"] = trial.fork;
@@ -785,6 +827,7 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
 
   if (study_.branches()) make_branch(base, trial);
   const Config config = trial_config(base, trial);
+  if (study_.decays()) check_decays(config);
   // A name with dots may have said these, too.
   trial.batch = config.train.batch;
   trial.steps = config.train.steps;
@@ -813,7 +856,12 @@ std::vector<Expansion::Run> Expansion::runs() const {
   std::vector<Run> out;
   std::map<int, std::vector<const Trial*>> halved;
   for (const Trial& trial : initial_) {
-    if (trial.rungs.empty()) {
+    if (study_.decays()) {
+      const std::vector<Decay> decays = decays_of(study_, trial.steps);
+      std::int64_t steps = decays.back().fork;
+      for (const Decay& decay : decays) steps += decay.steps - decay.fork;
+      out.push_back({&trial, steps});
+    } else if (trial.rungs.empty()) {
       out.push_back({&trial, trial.steps});
     } else {
       halved[trial.cell].push_back(&trial);

@@ -48,6 +48,15 @@ struct Trial {
   [[nodiscard]] std::string directory() const;
 };
 
+/// A decaying run of `steps` steps that leaves a constant one after `fork` of them.
+struct Decay {
+  std::int64_t fork = 0, steps = 0;
+};
+/// Those of a trial of a study with `wsd_branch`, shortest first; none that has nothing before it.
+[[nodiscard]] std::vector<Decay> decays_of(const Study& study, std::int64_t steps);
+/// Its configuration: that of a run from the start under `wsd`.
+[[nodiscard]] Config decay_config(const Study& study, Config trial, const Decay& decay);
+
 /// Base configurations: of each word of `optimizer`, or of "" where there is one for all.
 using Bases = std::map<std::string, Config>;
 
@@ -147,6 +156,7 @@ class Expansion {
   [[nodiscard]] std::string base_of(const Point& point) const;
   [[nodiscard]] Trial make_trial(const Point& point, std::int64_t index) const;
   [[nodiscard]] std::int64_t budget_steps(std::int64_t batch, std::int64_t otherwise) const;
+  void check_decays(const Config& config) const;
   Json configure(const Point& point, Trial& trial) const;
   void make_branch(const Config& base, Trial& trial) const;
 

@@ -105,6 +105,21 @@ const std::vector<Row>& rows() {
        .doc = "how a branch's rate grows with its batch over the base run's, which lr is the rate "
               "of; auto: linear for sgd, else sqrt",
        .words = {"auto", "sqrt", "linear", "constant"}},
+      {.path = "wsd_branch.horizons",
+       .slot = &Study::decay_horizons,
+       .doc =
+           "numbers of steps that a decaying schedule is judged at: the budget, and half octaves "
+           "below; the constant rate is trained once, and a branch decays to each; 0: none",
+       .max = 40},
+      {.path = "wsd_branch.decay_frac",
+       .slot = &Study::decay_frac,
+       .doc = "part of a horizon in which the rate decays, linearly",
+       .min = 0.001,
+       .max = 0.999},
+      {.path = "wsd_branch.final",
+       .slot = &Study::decay_final,
+       .doc = "part of the rate that is left at the end",
+       .max = 1},
       {.path = "budget.max_examples",
        .slot = &Study::max_examples,
        .doc = "per trial; 0: base's train.steps",
@@ -845,6 +860,16 @@ class Reader {
               "branches choose no rate, it follows from the base's: give values");
     } else if (study_.branch_batch > 0) {
       error(key("branch"), "branch.steps", "is required with branch.batch");
+    }
+    if (study_.decays()) {
+      const auto refuse = [&](const char* what) {
+        error(key("wsd_branch"), "wsd_branch.horizons", what);
+      };
+      if (study_.branches()) refuse("and branch are two ways to leave a run; give one of them");
+      if (study_.halves()) refuse("asha's rungs are of one schedule");
+      if (study_.averages()) refuse("averages stand for a decay: eval.on: [raw]");
+      if (study_.runs_command()) refuse("a program leaves no branches");
+      if (study_.exclusive) refuse("are for losses; execution.exclusive is for times");
     }
     for (const auto& [path, asked] : {std::pair("probes.gns.geometry", study_.asks_dual_noise()),
                                       std::pair("probes.advisor", study_.advisor != "off")}) {

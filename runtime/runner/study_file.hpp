@@ -78,6 +78,10 @@ struct Study {
   /// own; 0: they start at its beginning.
   std::int64_t branch_steps = 0, branch_batch = 0;
   std::string branch_rate = "auto";
+  /// So many horizons, half octaves apart up to the budget, each reached by a branch that decays.
+  std::int64_t decay_horizons = 0;
+  double decay_frac = 0.2, decay_final = 0;
+  [[nodiscard]] bool decays() const { return decay_horizons > 0; }
   bool stop_on_target = true;
   double timed_to = 0;  ///< a share of the median step; 0: trials do not end by their times
   std::string diverged = "loss > 10*loss0 || !isfinite(loss)";

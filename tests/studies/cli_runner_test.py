@@ -600,6 +600,72 @@ class Scheduling(Case):
         self.assertEqual({foretold[r["index"]] for r in self.results("s")}, {16000})
 
 
+class Decays(Case):
+    """Branches of a constant run that decay to horizons of 36, 51 and 72 steps."""
+
+    STUDY = """\
+orthrus_study: 1
+name: w
+base: q.yaml
+search:
+  metric: {target: 1.0}
+  parameters: {batch_size: 8, lr: 0.1, seed: {values: [1, 2]}}
+budget: {max_steps: 72}
+wsd_branch: {horizons: 3, decay_frac: 0.25}
+stop: {on_target: false}
+"""
+
+    def setUp(self):
+        super().setUp()
+        self.write("w.yaml", self.STUDY)
+
+    def branches(self, study, index):
+        file = next((self.dir / study / "trials").glob(f"{index:04}-*")) / "metrics.jsonl"
+        return {x["step"]: x for x in map(json.loads, file.read_text().splitlines()) if x["t"] == "branch"}
+
+    def test_end_where_runs_from_the_start_would(self):
+        """Bit for bit the run of that horizon under `wsd`; steps to the target between horizons, linear in logs."""
+        self.study("run", "w.yaml", "--dir", "w")
+        rows = self.results("w")
+        for row in rows:
+            ends = self.branches("w", row["index"])
+            self.assertEqual(sorted(ends), [36, 51, 72])
+            self.assertEqual([ends[h]["fork_step"] for h in sorted(ends)], [27, 38, 54])
+            self.assertEqual((row["steps"], row["trained_steps"]), (72, 54 + 9 + 13 + 18))
+            self.assertEqual(row["final_val"], ends[72]["val_loss"])
+            for horizon, end in ends.items():
+                decay = horizon - end["fork_step"]
+                self.write("h.yaml", BASE.replace("steps: 60", f"steps: {horizon}").replace("seed: 3", f"seed: {row['params']['seed']}")
+                           .replace("{name: muon, lr: 0.1}", f"{{name: muon, lr: 0.1}}, schedule: {{kind: wsd, decay_steps: {decay}}}"))
+                self.write("one.yaml", "orthrus_study: 1\nname: one\nbase: h.yaml\nsearch: {parameters: {seed: "
+                                       f"{row['params']['seed']}}}}}\neval: {{every_frac: 1}}\n")
+                self.study("run", "one.yaml", "--dir", f"one{row['index']}-{horizon}")
+                whole, = self.results(f"one{row['index']}-{horizon}")
+                self.assertEqual((whole["steps"], whole["final_val"]), (horizon, end["val_loss"]))
+            # The target lies between what the first and the last horizon come to.
+            losses = [ends[h]["val_loss"] for h in (36, 51, 72)]
+            self.assertGreater(losses[0], losses[2])
+        target = (self.branches("w", 0)[36]["val_loss"] * self.branches("w", 0)[51]["val_loss"]) ** 0.5
+        self.study("run", "w.yaml", "--dir", "t", "--set", f"search.metric.target={target}", "--set", "seed=1", "--set",
+                   "stop.on_target=true")
+        row, = self.results("t")
+        self.assertEqual((row["state"], row["steps_to_target_lo"], row["steps_to_target_hi"], row["steps"]), ("complete", 36, 51, 51))
+        self.assertAlmostEqual(row["steps_to_target"], (36 * 51) ** 0.5, delta=1e-9)
+        self.assertEqual(list(self.branches("t", 0)), [36, 51], "the target ends it")
+
+    def test_leave_one_record_on_any_ranks_and_after_kills(self):
+        self.write("w.yaml", self.STUDY.replace("values: [1, 2]", "range: [1, 6]"))
+        self.study("run", "w.yaml", "--dir", "whole")
+        self.study("run", "w.yaml", "--dir", "groups", ranks=3)
+        self.assertEqual(self.results("whole"), self.results("groups"))
+        self.kill_until_done("w.yaml", "killed", None, 0)
+        self.assertEqual(self.results("whole"), self.results("killed"))
+        self.assertEqual(list((self.dir / "killed").glob("trials/*/fork-*")), [], "nothing is left behind")
+        self.study("run", "w.yaml", "--dir", "two", "--set", "execution.ranks_per_trial=2", ranks=2)
+        for one, two in zip(self.results("whole"), self.results("two")):
+            self.assertAlmostEqual(one["final_val"], two["final_val"], delta=1e-3 * one["final_val"])
+
+
 class Branches(Case):
     def setUp(self):
         super().setUp()

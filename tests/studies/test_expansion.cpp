@@ -284,6 +284,38 @@ TEST(Derived, WhatIsKeptIsKept) {
   EXPECT_THAT(refused("}\n  keep: {momentum: {value: 0.9}}\n"), HasSubstr("batch_size: N"));
 }
 
+// Half octaves below 6400/16 = 400 steps: 400, 283, 200, 141, the last fifth of each a decay.
+TEST(DecayingBranches, HaveHorizonsHalfOctavesApart) {
+  const std::string text =
+      "orthrus_study: 1\nname: s\nbudget: {max_examples: 6400}\nwsd_branch: {horizons: 4}\n"
+      "search: {parameters: {batch_size: 16, lr: 0.1}}\n";
+  const Expansion e = expand(text);
+  const std::vector<Decay> decays = decays_of(e.study(), 400);
+  std::vector<std::pair<std::int64_t, std::int64_t>> found;
+  for (const Decay& d : decays) found.emplace_back(d.fork, d.steps);
+  EXPECT_THAT(found, ElementsAre(std::pair(113, 141), std::pair(160, 200), std::pair(226, 283),
+                                 std::pair(320, 400)));
+  // The constant run to the last fork, and the four decays.
+  EXPECT_EQ(e.runs()[0].steps, 320 + 28 + 40 + 57 + 80);
+  const Config whole = trial_config(e.bases().begin()->second, e.initial()[0]);
+  const Config branch = decay_config(e.study(), whole, decays[1]);
+  EXPECT_EQ(branch.train.steps, 200);
+  EXPECT_EQ(branch.groups[0].schedule.kind, "wsd");
+  EXPECT_EQ(branch.groups[0].schedule.decay_steps, 40);
+  EXPECT_EQ(branch.groups[0].schedule.final, 0);
+  // Horizons that leave nothing before a decay are none.
+  EXPECT_EQ(decays_of(e.study(), 2).size(), 1U);
+
+  const auto refused = [&](const std::vector<std::string>& set) {
+    return error_of([&] { expand(text, set); });
+  };
+  EXPECT_THAT(refused({"groups.0.schedule.kind=cosine"}), HasSubstr("decays from a constant rate"));
+  EXPECT_THAT(refused({"budget.max_examples=16"}), HasSubstr("leave nothing before a decay"));
+  EXPECT_THAT(refused({"execution.exclusive=true"}), HasSubstr("wsd_branch.horizons"));
+  EXPECT_THAT(refused({"warmup_examples=6400"}), HasSubstr("400 steps of warm-up"));
+  EXPECT_THAT(refused({"wsd_branch.decay_frac=1"}), HasSubstr("wsd_branch.decay_frac"));
+}
+
 // ---- rates ------------------------------------------------------------------------------------
 
 /// Steps to the target that are least at the rate `best`, in octaves; above `cliff` it diverges.
