@@ -301,6 +301,7 @@ Training::Step Training::step(const std::function<Word()>& word) {
   } else {
     compute_gradients();
   }
+  if (sharpness_) before_ = copy_of_weights();
   const Clock::time_point computed = Clock::now();
   Step step;
   if (looks_) {
@@ -319,7 +320,62 @@ Training::Step Training::step(const std::function<Word()>& word) {
   step.gradient_ms = ms_between(begin, computed);
   step.step_ms = ms_between(begin, Clock::now());
   if (!average_.empty()) follow();
+  if (sharpness_) measure_sharpness(step);
   return step;
+}
+
+void Training::look_at_sharpness() {
+  require_host_weights("sharpness");
+  sharpness_ = true;
+}
+
+/// While they are gathered.
+std::vector<std::vector<float>> Training::copy_of_weights() {
+  std::vector<std::vector<float>> out;
+  for (const int id : ids_) out.emplace_back(weights(id).begin(), weights(id).end());
+  return out;
+}
+
+/// Of the batch of a step, with the weights as they are.
+double Training::batch_loss(std::int64_t index) {
+  double sum = 0;
+  runtime::agree(control_, [&] {
+    for (std::size_t k = 0; k < deal_.parts.size(); ++k)
+      sum += workload_->gradient(slice(index, k), [](int) {});
+  });
+  control_.all_reduce(std::span<double>(&sum, 1));
+  return sum / static_cast<double>(deal_.all_parts);
+}
+
+void Training::measure_sharpness(Step& step) {
+  sharpness_ = false;
+  const std::int64_t index = optimizer_->steps() - 1;
+  optimizer_->gather(ids_);
+  const std::vector<std::vector<float>> after = copy_of_weights();
+  double squares = 0;
+  for (const int id : ids_) {
+    const std::vector<float>& from = before_[static_cast<std::size_t>(id)];
+    const std::vector<float>& to = after[static_cast<std::size_t>(id)];
+    for (std::size_t e = 0; e < to.size(); ++e) {
+      const double moved = static_cast<double>(to[e]) - static_cast<double>(from[e]);
+      squares += moved * moved;
+      weights(id)[e] = static_cast<float>(static_cast<double>(from[e]) + 0.5 * moved);
+    }
+  }
+  if (!step.report.skipped && squares > 0) {
+    const double middle = batch_loss(index);
+    for (const int id : ids_)
+      std::copy_n(after[static_cast<std::size_t>(id)].begin(), weights(id).size(),
+                  weights(id).begin());
+    const double end = batch_loss(index);
+    step.sharpness = 4 * (step.loss - 2 * middle + end) / squares;
+    step.update_norm = std::sqrt(squares);
+  }
+  for (const int id : ids_)
+    std::copy_n(after[static_cast<std::size_t>(id)].begin(), weights(id).size(),
+                weights(id).begin());
+  optimizer_->release(ids_);
+  before_.clear();
 }
 
 void Training::share(const Word& mine, Step& step) {

@@ -57,6 +57,9 @@ class Training {
     /// Of each linear layer that was looked at: its parameter, and the root mean square of W x over
     /// the batch.
     std::vector<std::pair<int, double>> preactivations;
+    /// Where it was measured and the weights have moved, and ‖ΔW‖_F of all of them.
+    std::optional<double> sharpness;
+    double update_norm = 0;
   };
   /// Gradients, then the optimizer's step. Collective. @param word  asked when both are done.
   Step step(const std::function<Word()>& word);
@@ -64,6 +67,12 @@ class Training {
   /// all ranks.
   /// @throws ConfigError  the weights are not f32 on the host.
   void look_at_preactivations();
+  /// The next step measures the curvature along what it adds to the weights, on its own batch:
+  /// 4·(f(W) − 2f(W + ½ΔW) + f(W + ΔW))/‖ΔW‖², which is ΔWᵀHΔW/‖ΔW‖² of a quadratic and needs no
+  /// gradient (`studies::directional_smoothness` has one). The batch is passed twice more, and the
+  /// weights are kept twice. On all ranks.
+  /// @throws ConfigError  the weights are not f32 on the host.
+  void look_at_sharpness();
   /// Means over the held-out data of all ranks. Collective.
   std::map<std::string, double> evaluate();
   /// From now on an exponential average of the weights follows every step, whole on every rank;
@@ -108,6 +117,9 @@ class Training {
   [[nodiscard]] std::span<float> weights(int id) const;  ///< while they are gathered
   void require_host_weights(const char* what) const;
   void add_preactivations(int id, ConstMatrixView inputs);
+  [[nodiscard]] std::vector<std::vector<float>> copy_of_weights();
+  double batch_loss(std::int64_t index);
+  void measure_sharpness(Step& step);
   void follow();
   std::map<std::string, double> means(const workloads::Workload::Evaluation& mine);
   void exchange_average();
@@ -130,6 +142,8 @@ class Training {
   std::vector<std::vector<float>> average_;  // of each parameter; empty: none is kept
   float forgotten_ = 0;                      // by a step: the weight of what is new
   bool looks_ = false;                       // at pre-activations, in the next step
+  bool sharpness_ = false;                   // is measured in the next step
+  std::vector<std::vector<float>> before_;   // weights, where it is
   std::vector<double> squares_, counts_;     // of them, by parameter
 };
 

@@ -136,6 +136,8 @@ class TrialRun {
       const std::int64_t done = steps();
       if (std::find(looks.begin(), looks.end(), done) != looks.end())
         training_.look_at_preactivations();
+      if (study_.sharpness_every > 0 && (done + 1) % study_.sharpness_every == 0)
+        training_.look_at_sharpness();
       try {
         step = training_.step([this]() -> Training::Word {
           return {stop_() || out_of_time(), false, problem_ != nullptr};
@@ -158,6 +160,12 @@ class TrialRun {
       const bool timed =
           study_.timed_to > 0 && timing_.settled(training_.control(), study_.timed_to);
       probe(step.report);
+      if (step.sharpness && training_.rank() == 0) {
+        Json row = line_of("probe", at);
+        row["dir_sharpness"] = runner::number(*step.sharpness);
+        row["update_norm"] = runner::number(step.update_norm);
+        write(row);
+      }
       for (const auto& [id, rms] : step.preactivations) {
         if (training_.rank() != 0) break;
         write({{"t", "probe"},

@@ -174,6 +174,11 @@ const std::vector<Row>& rows() {
        .slot = &Study::advisor,
        .doc = "which norm fits which matrix; auto: muon's steps change with it, wherever it looks",
        .words = {"off", "report", "advise", "auto"}},
+      {.path = "probes.sharpness",
+       .slot = &Study::sharpness_every,
+       .doc = "steps between measurements of the loss's curvature along a step, on its own batch, "
+              "which is passed twice more; 0: never",
+       .max = many},
       {.path = "probes.coordinates.steps",
        .slot = &Study::coordinate_steps,
        .doc = "after so many steps: the root mean square of what each linear layer makes of its "
@@ -960,6 +965,8 @@ class Reader {
     if (study_.averages())
       refuse("eval.on", "a program writes what it evaluates; search.metric.name says which counts");
     if (study_.gns_every > 0) refuse("probes.gns.every", "a program measures its own noise");
+    if (study_.sharpness_every > 0)
+      refuse("probes.sharpness", "a program measures its own curvature");
     if (!study_.coordinate_steps.empty())
       refuse("probes.coordinates", "a program measures its own activations");
   }

@@ -89,6 +89,7 @@ struct Study {
   std::int64_t gns_every = 0;
   std::vector<std::string> gns_geometry{"l2"};
   std::string advisor = "off";
+  std::int64_t sharpness_every = 0;  ///< steps; 0: never
   double probe_budget_frac = 0.01;
   /// Steps after which pre-activations are measured, and the size that they must not depend on.
   std::vector<std::int64_t> coordinate_steps;

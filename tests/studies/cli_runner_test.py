@@ -600,6 +600,33 @@ class Scheduling(Case):
         self.assertEqual({foretold[r["index"]] for r in self.results("s")}, {16000})
 
 
+class Sharpness(Case):
+    def test_is_the_curvature_along_a_step(self):
+        """Of ½w² it is 1, wherever a step goes; of curvatures 1/i it lies between the least and the largest. The loss is in
+        f64, of weights in f32: ½·2^-24 of a weight near 1, over steps of a tenth, is 1e-6."""
+        study = ("orthrus_study: 1\nname: s\nbase: q.yaml\nsearch: {parameters: {lr: 0.1, seed: {values: [1, 2]}}}\n"
+                 "probes: {sharpness: 10}\n")
+        self.write("s.yaml", study)
+        losses = {}
+        for rows, ranks in ((1, None), (8, None), (8, 2)):
+            self.write("q.yaml", BASE.replace("rows: 8, cols: 8", f"rows: {rows}, cols: {rows}"))
+            out = f"s{rows}-{ranks}"
+            self.study("run", "s.yaml", "--dir", out, "--set", f"execution.ranks_per_trial={ranks or 1}", ranks=ranks)
+            for index in (0, 1):
+                file = next((self.dir / out / "trials").glob(f"{index:04}-*")) / "metrics.jsonl"
+                probes = [x for x in map(json.loads, file.read_text().splitlines()) if x["t"] == "probe"]
+                self.assertEqual([p["step"] for p in probes], [10, 20, 30, 40, 50, 60])
+                for p in probes:
+                    self.assertGreater(p["update_norm"], 0)
+                    if rows == 1:
+                        self.assertAlmostEqual(p["dir_sharpness"], 1, delta=1e-3)
+                    else:
+                        self.assertTrue(1 / 64 <= p["dir_sharpness"] <= 1, p)
+            losses[out] = [r["final_val"] for r in self.results(out)]
+        self.study("run", "s.yaml", "--dir", "without", "--set", "probes.sharpness=0")
+        self.assertEqual([r["final_val"] for r in self.results("without")], losses["s8-None"], "no bit of the training changes")
+
+
 class Decays(Case):
     """Branches of a constant run that decay to horizons of 36, 51 and 72 steps."""
 
