@@ -389,8 +389,9 @@ std::vector<std::int64_t> powers_of_two_to(std::int64_t n) {
 void print_times(const StudyEnd& end) {
   const StudyResults study = read_study(end.directory);
   const std::vector<ScalingSeries> scaling = scaling_of(study);
-  for (const StudyTable& table : {scaling_table(scaling), planned_table(scaling),
-                                  phases_table(scaling), messages_table(messages_of(study))}) {
+  for (const StudyTable& table :
+       {scaling_table(scaling), planned_table(scaling), phases_table(scaling),
+        roofline_table(scaling), messages_table(messages_of(study))}) {
     if (!table.rows.empty()) fmt::print("{}\n", table_text(table));
   }
   if (std::any_of(scaling.begin(), scaling.end(), [](const auto& s) { return s.suppressed(); }))

@@ -38,6 +38,27 @@ std::set<std::string> grown_with_ranks(const StudyResults& study) {
   return out;
 }
 
+/// min(peak, intensity × bandwidth) above each.
+void add_works(const ordered_json& timing, const ordered_json& roofs, ScalingPoint& p) {
+  p.peak_flops_per_s = number_at(roofs, "flops_per_s");
+  p.memory_bytes_per_s = number_at(roofs, "memory_bytes_per_s");
+  p.network_bytes_per_s = number_at(roofs, "network_bytes_per_s");
+  const auto add = [&](const std::string& name, double flops, double bytes, double ms,
+                       bool network) {
+    if (!(flops > 0 && bytes > 0 && ms > 0)) return;
+    const double intensity = flops / bytes;
+    const double width = network ? p.network_bytes_per_s : p.memory_bytes_per_s;
+    p.works.push_back({name, intensity, 1e3 * flops / ms,
+                       std::min(p.peak_flops_per_s, intensity * width), network});
+  };
+  const ordered_json none = ordered_json::object();
+  const ordered_json& ms = timing.contains("phases_ms") ? timing["phases_ms"] : none;
+  const double lmo = number_at(roofs, "lmo_flops"), update = number_at(roofs, "update_flops");
+  add("lmo", lmo, number_at(roofs, "lmo_bytes"), number_at(ms, "lmo"), false);
+  add("update", update, number_at(roofs, "update_bytes"), number_at(ms, "update"), false);
+  add("step", lmo + update, number_at(roofs, "sent_bytes"), p.optimizer_ms, true);
+}
+
 ScalingPoint point_of(const ordered_json& timing) {
   ScalingPoint p;
   p.ranks = number_at(timing, "ranks");
@@ -52,6 +73,8 @@ ScalingPoint point_of(const ordered_json& timing) {
   p.imbalance = number_at(timing, "imbalance");
   p.predicted_imbalance = number_at(timing, "predicted_imbalance");
   p.oversubscribed = timing.value("oversubscribed", false);
+  if (const auto roofs = timing.find("roofline"); roofs != timing.end())
+    add_works(timing, *roofs, p);
   if (!timing.contains("phases_ms")) return p;
   for (const auto& [name, ms] : timing["phases_ms"].items()) {
     p.phases.push_back({name, number_of(ms),
@@ -168,6 +191,28 @@ StudyTable phases_table(const std::vector<ScalingSeries>& all) {
             {series.series, p.ranks, phase.name, or_null(phase.ms), or_null(phase.predicted_ms),
              or_null(left),
              phase.predicted_ms > 0 ? or_null(left / phase.predicted_ms) : ordered_json(nullptr)});
+      }
+    }
+  }
+  return table;
+}
+
+StudyTable roofline_table(const std::vector<ScalingSeries>& all) {
+  StudyTable table{
+      "scaling_roofline",
+      "Roofline",
+      "Of the busiest rank, in flop and s: attainable is the lesser of a product of "
+      "512x512 and of intensity times bandwidth (a triad; an all-reduce of 4 MB), "
+      "measured beside the trial. Memory traffic is the least there can be.",
+      {"series", "ranks", "work", "roof", "flop/byte", "GFLOP/s", "attainable", "share"},
+      {}};
+  for (const ScalingSeries& series : all) {
+    for (const ScalingPoint& p : series.points) {
+      for (const ScalingPoint::Work& work : p.works) {
+        table.rows.push_back({series.series, p.ranks, work.name,
+                              work.network ? "network" : "memory", or_null(work.intensity),
+                              or_null(1e-9 * work.flops_per_s), or_null(1e-9 * work.attainable),
+                              or_null(work.flops_per_s / work.attainable)});
       }
     }
   }

@@ -29,6 +29,15 @@ struct ScalingPoint {
     bool waits = false;
   };
   std::vector<Phase> phases;
+  /// Work of the busiest rank over the bytes it moves, and how fast it was; under a roof of memory
+  /// or of the network.
+  struct Work {
+    std::string name;
+    double intensity = 0, flops_per_s = 0, attainable = 0;
+    bool network = false;
+  };
+  std::vector<Work> works;
+  double peak_flops_per_s = 0, memory_bytes_per_s = 0, network_bytes_per_s = 0;  ///< measured
   /// Against the base; NaN where one of both was oversubscribed: times of waiting for a core.
   double speedup = std::numeric_limits<double>::quiet_NaN();
   double efficiency = std::numeric_limits<double>::quiet_NaN();
@@ -52,6 +61,9 @@ struct ScalingSeries {
 [[nodiscard]] StudyTable planned_table(const std::vector<ScalingSeries>& all);
 /// Milliseconds of each phase: measured, predicted, and what is left between them.
 [[nodiscard]] StudyTable phases_table(const std::vector<ScalingSeries>& all);
+
+/// Work under its roofs.
+[[nodiscard]] StudyTable roofline_table(const std::vector<ScalingSeries>& all);
 
 /// Times of one collective on one number of ranks (`orthrus bench comm --metrics`), and Hockney's
 /// law of a ring through them.

@@ -142,6 +142,54 @@ Plot bytes_plot(const std::vector<ScalingSeries>& all) {
   return plot;
 }
 
+/// Roofs of the point with most ranks, and work of all of them.
+Plot roofline_plot(const std::vector<ScalingSeries>& all) {
+  Plot plot{
+      "scaling-roofline",
+      "Roofline",
+      "Lines: what the machine can do at an intensity, by memory and, dashed, by the network, "
+      "measured beside the trial with most ranks. Circles: what was done.",
+      "flop per byte",
+      "flop/s",
+      Scale::log10,
+      Scale::log10,
+      {},
+      {}};
+  double least = INFINITY, most = 0;
+  const ScalingPoint* widest = nullptr;
+  for (const ScalingSeries& series : all) {
+    for (const ScalingPoint& p : series.points) {
+      for (const ScalingPoint::Work& work : p.works) {
+        least = std::min(least, work.intensity);
+        most = std::max(most, work.intensity);
+        if (widest == nullptr || p.ranks > widest->ranks) widest = &p;
+      }
+    }
+  }
+  if (widest == nullptr) return plot;
+  const auto roof = [&](const std::string& name, double width, Stroke stroke) {
+    plot.curves.push_back(
+        {name, 0, stroke, along(least / 2, 2 * most, [&](double intensity) {
+           return Measured{intensity, std::min(widest->peak_flops_per_s, intensity * width)};
+         })});
+  };
+  roof("memory", widest->memory_bytes_per_s, Stroke::plain);
+  if (widest->network_bytes_per_s > 0) roof("network", widest->network_bytes_per_s, Stroke::dashed);
+  int color = 1;
+  for (const char* const name : {"lmo", "update", "step"}) {
+    Curve curve{name, color++, Stroke::plain, {}, false, true};
+    for (const ScalingSeries& series : all) {
+      for (const ScalingPoint& p : series.points) {
+        for (const ScalingPoint::Work& work : p.works) {
+          if (work.name == name) curve.points.push_back({work.intensity, work.flops_per_s});
+        }
+      }
+    }
+    if (!curve.points.empty()) plot.curves.push_back(std::move(curve));
+  }
+  return plot;
+}
+
 /// Two bars a number of ranks: measured, predicted.
 StudyFigure phases_figure(const ScalingSeries& series, const std::string& name) {
   std::vector<runtime::report::HorizontalBar> bars;
@@ -190,6 +238,7 @@ std::vector<StudyFigure> scaling_figures(const std::vector<ScalingSeries>& all) 
     }
   }
   out.push_back(figure(bytes_plot(all)));
+  if (const Plot roofs = roofline_plot(all); !roofs.curves.empty()) out.push_back(figure(roofs));
   for (std::size_t i = 0; i < all.size(); ++i) {
     out.push_back(phases_figure(
         all[i], all.size() == 1 ? "scaling-phases" : fmt::format("scaling-phases-{}", i + 1)));

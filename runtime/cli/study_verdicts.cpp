@@ -305,7 +305,7 @@ std::vector<StudyTable> verdict_tables(const StudyAnalysis& analysis) {
         ratio_table(analysis), efficiency_table(analysis), convergence_table(analysis),
         law_table(analysis), classes_table(analysis.classes), scaling_table(analysis.scaling),
         planned_table(analysis.scaling), phases_table(analysis.scaling),
-        messages_table(analysis.messages)}) {
+        roofline_table(analysis.scaling), messages_table(analysis.messages)}) {
     if (!table.rows.empty()) tables.push_back(std::move(table));
   }
   if (StudyTable best = best_rate_table(analysis);

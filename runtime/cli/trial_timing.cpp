@@ -7,6 +7,7 @@
 #include <cmath>
 #include <string>
 
+#include "runtime/cli/ceilings.hpp"
 #include "runtime/machine.hpp"
 #include "runtime/plan.hpp"
 #include "runtime/timeline.hpp"
@@ -161,6 +162,23 @@ Json TrialTiming::summary(Training& training) const {
     bytes = std::max(bytes, static_cast<double>(rank.traffic.bytes));
     computing = std::max(computing, rank.seconds);
   }
+  // Roofs, and what lies under them: of the LMO its products over the least that must be read and
+  // written; of the update three operations on each element, and 20 bytes; of the step all of them
+  // over what is sent.
+  double flops = 0;
+  for (const runtime::RankPlan& rank : plan.per_rank) flops = std::max(flops, rank.flops);
+  Index in_matrices = 0;
+  for (const runtime::MatrixPlan& m : plan.matrices) in_matrices += m.rows * m.cols;
+  const Ceilings roofs = measure_ceilings(training.control());
+  const double share = 1.0 / training.size();
+  out["roofline"] = {{"flops_per_s", roofs.flops_per_s},
+                     {"memory_bytes_per_s", roofs.memory_bytes_per_s},
+                     {"network_bytes_per_s", roofs.network_bytes_per_s},
+                     {"lmo_flops", flops},
+                     {"lmo_bytes", 8 * share * static_cast<double>(in_matrices)},
+                     {"update_flops", 6 * share * static_cast<double>(training.elements())},
+                     {"update_bytes", 20 * share * static_cast<double>(training.elements())},
+                     {"sent_bytes", bytes_max_}};
   out["predicted_computing_ms"] = 1e3 * computing;
   out["predicted_bytes_per_step_max"] = bytes;
   return out;

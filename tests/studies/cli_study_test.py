@@ -257,7 +257,10 @@ class Study(Case):
                 "ranks": p, "elements": elements, "oversubscribed": False, "step_ms": 2 * ms, "optimizer_ms": ms,
                 "optimizer_ms_lo": 0.9 * ms, "optimizer_ms_hi": 1.1 * ms, "predicted_ms": 1 + 6 / p, "imbalance": 1.25,
                 "phases_ms": {"reduce": 1.0, "lmo": 6 / p, "meet": 0.5}, "predicted_phases_ms": {"reduce": 0.5, "lmo": 6 / p},
-                "bytes_per_step_max": 100 * p, "predicted_bytes_per_step_max": 100 * p, **more}}
+                "bytes_per_step_max": 100 * p, "predicted_bytes_per_step_max": 100 * p,
+                # 6 Mflop in 6 ms on one rank; 60 flop/byte lie under the roof of products, 1e-5 under the network's.
+                "roofline": {"flops_per_s": 4e9, "memory_bytes_per_s": 1e9, "network_bytes_per_s": 1e8, "lmo_flops": 6e6 / p,
+                             "lmo_bytes": 1e5 / p, "sent_bytes": 6e4 / p}, **more}}
         done, figures = self.of_times([timing(p) for p in (4, 1, 2)])
         fit, = (f for f in done["fits"] if f["model"] == "strong_scaling")
         self.assertEqual((fit["per"]["series"], [p["ranks"] for p in fit["points"]]), ("optimizer=muon", [1, 2, 4]))
@@ -269,7 +272,14 @@ class Study(Case):
                 self.near(point["serial_fraction"], 0.25, 1e-12)
             self.near(point["overlap"], 1 - 1.5 / (2 + 6 / p), 1e-12)
         self.assertEqual(figures, {"scaling-times", "scaling-speedup", "scaling-efficiency", "scaling-bytes",
-                                   "scaling-phases"})
+                                   "scaling-phases", "scaling-roofline"})
+        roofs = list(csv.DictReader((self.dir / "t/report/tables/scaling_roofline.csv").read_text().splitlines()))
+        self.assertEqual([(float(r["ranks"]), r["work"], r["roof"]) for r in roofs[:2]], [(1, "lmo", "memory")] +
+                         [(2, "lmo", "memory")])
+        for row in roofs:
+            self.near(float(row["flop/byte"]), 60, 1e-12)
+            self.near(float(row["GFLOP/s"]), 1, 1e-12)
+            self.near(float(row["attainable"]), 4, 1e-12)
         rows = {(float(r["ranks"]), r["phase"]): r for r in csv.DictReader(
             (self.dir / "t/report/tables/scaling_phases.csv").read_text().splitlines())}
         self.assertEqual([float(rows[2, "reduce"][k]) for k in ("ms", "predicted", "residual", "relative")], [1, 0.5, 0.5, 1])
