@@ -24,6 +24,7 @@
 
 #include "runtime/cli/child.hpp"
 #include "runtime/cli/study_run.hpp"
+#include "runtime/cli/study_scaling.hpp"
 #include "runtime/plan.hpp"
 #include "runtime/runner/example_study.hpp"
 #include "runtime/safetensors.hpp"
@@ -232,6 +233,41 @@ std::vector<Row> message_bytes() {
     // Rows stay where they are: one sum of a symmetric matrix, of which a triangle travels.
     exactly("step, rows whose Gram matrix is summed" + at, bytes_of_step(p, "gram", matrices, m, n),
             (2 * v * (p - 1) + 2 * (p - 1) * (m * (m + 1) / 2) * 4) * matrices);
+  }
+  return rows;
+}
+
+/// T(p) = 2 + 6/p ms: efficiencies of 8/(2p + 6), a serial fraction of 1/4, and none where a core
+/// had several ranks.
+std::vector<Row> scaling_times() {
+  std::vector<Row> rows;
+  for (const int over : {0, 1, 4}) {
+    StudyResults study;
+    study.resolved = Json::object();
+    for (const int p : {1, 2, 4}) {
+      StudyTrial& trial = study.trials.emplace_back();
+      trial.state = "complete";
+      trial.params = {{"ranks", p}};
+      trial.line = {{"timing",
+                     {{"ranks", p},
+                      {"elements", 1000},
+                      {"optimizer_ms", 2 + 6.0 / p},
+                      {"oversubscribed", p == over}}}};
+    }
+    const ScalingSeries series = scaling_of(study).at(0);
+    int told = 0;
+    for (const ScalingPoint& point : series.points) {
+      const std::string at = fmt::format(", {:g} ranks", point.ranks);
+      told += std::isnan(point.efficiency) ? 0 : 1;
+      if (over != 0) continue;
+      rows.push_back(
+          studies::relative("efficiency" + at, point.efficiency, 8 / (2 * point.ranks + 6), 1e-12));
+      if (point.ranks > 1)
+        rows.push_back(studies::relative("serial fraction" + at, point.serial, 0.25, 1e-12));
+    }
+    if (over == 0) continue;
+    rows.push_back({fmt::format("efficiencies told of three, {} ranks sharing cores", over),
+                    static_cast<double>(told), over == 1 ? 0.0 : 2.0, 0});
   }
   return rows;
 }
@@ -455,8 +491,10 @@ std::vector<Row> study_throughput() {
 }  // namespace
 
 std::span<const studies::Experiment> runner_experiments() {
-  static constexpr std::array<studies::Experiment, 6> all{{
+  static constexpr std::array<studies::Experiment, 7> all{{
       {"message-bytes", "what collectives and steps send, counted", "closed forms", message_bytes},
+      {"scaling-times", "efficiencies and serial fractions, and where there are none",
+       "closed forms", scaling_times},
       {"study-expansion", "the trials of a study: counts, order, rates, derived values", "by hand",
        study_expansion},
       {"study-resume", "a study killed ten times leaves the record of one that was not",
