@@ -932,11 +932,12 @@ class Reader {
   }
 
   void conflicts_of_keep() {
-    for (const auto& [origin, name] : kept_) {
+    for (const auto& kept : kept_) {
+      const std::string& name = kept.second;
       const auto times = std::count_if(study_.derive.begin(), study_.derive.end(),
                                        [&](const auto& d) { return d.first == name; });
       if (times > 1 || study_.find(name) != nullptr)
-        error(origin, "search.keep", "says what " + name + " is, and so does something else");
+        error(kept.first, "search.keep", "says what " + name + " is, and so does something else");
     }
   }
 
