@@ -220,6 +220,9 @@ class TrialRun {
                     training_.control().duplicate("branch"),
                     training_.control().duplicate("branch control"), Training::Trust::nobody);
     branch.optimizer().load(checkpoint.string());
+    runtime::agree(training_.control(), [&] {
+      if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
+    });
     while (branch.steps() < decay.steps) {
       Training::Step step;
       try {
@@ -234,9 +237,6 @@ class TrialRun {
       if (holds(diverged_, step.loss, first_loss_, branch.steps()))
         return finish("diverged", "stop.diverged: " + study_.diverged);
     }
-    runtime::agree(training_.control(), [&] {
-      if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
-    });
     const std::map<std::string, double> all = branch.evaluate();
     horizon_ = decay.steps;
     score_.add(decay.steps, all.at(study_.metric));

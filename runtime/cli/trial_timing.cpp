@@ -109,6 +109,26 @@ bool TrialTiming::settled(Communicator& ranks, double share) const {
   return interval.hi - interval.lo < share * quantile(optimizer, 0.5);
 }
 
+Json TrialTiming::roofline(Training& training, const runtime::Plan& plan) const {
+  // Roofs, and what lies under them: of the LMO its products over the least that must be read and
+  // written; of the update three operations on each element, and 20 bytes; of the step all of them
+  // over what is sent.
+  double flops = 0;
+  for (const runtime::RankPlan& rank : plan.per_rank) flops = std::max(flops, rank.flops);
+  Index in_matrices = 0;
+  for (const runtime::MatrixPlan& m : plan.matrices) in_matrices += m.rows * m.cols;
+  const Ceilings roofs = measure_ceilings(training.control());
+  const double share = 1.0 / training.size();
+  return {{"flops_per_s", roofs.flops_per_s},
+          {"memory_bytes_per_s", roofs.memory_bytes_per_s},
+          {"network_bytes_per_s", roofs.network_bytes_per_s},
+          {"lmo_flops", flops},
+          {"lmo_bytes", 8 * share * static_cast<double>(in_matrices)},
+          {"update_flops", 6 * share * static_cast<double>(training.elements())},
+          {"update_bytes", 20 * share * static_cast<double>(training.elements())},
+          {"sent_bytes", bytes_max_}};
+}
+
 Json TrialTiming::summary(Training& training) const {
   const std::vector<double> all = slowest(training.control());
   const std::size_t first = std::min(warm_up, steps_.size() / 2);
@@ -162,23 +182,7 @@ Json TrialTiming::summary(Training& training) const {
     bytes = std::max(bytes, static_cast<double>(rank.traffic.bytes));
     computing = std::max(computing, rank.seconds);
   }
-  // Roofs, and what lies under them: of the LMO its products over the least that must be read and
-  // written; of the update three operations on each element, and 20 bytes; of the step all of them
-  // over what is sent.
-  double flops = 0;
-  for (const runtime::RankPlan& rank : plan.per_rank) flops = std::max(flops, rank.flops);
-  Index in_matrices = 0;
-  for (const runtime::MatrixPlan& m : plan.matrices) in_matrices += m.rows * m.cols;
-  const Ceilings roofs = measure_ceilings(training.control());
-  const double share = 1.0 / training.size();
-  out["roofline"] = {{"flops_per_s", roofs.flops_per_s},
-                     {"memory_bytes_per_s", roofs.memory_bytes_per_s},
-                     {"network_bytes_per_s", roofs.network_bytes_per_s},
-                     {"lmo_flops", flops},
-                     {"lmo_bytes", 8 * share * static_cast<double>(in_matrices)},
-                     {"update_flops", 6 * share * static_cast<double>(training.elements())},
-                     {"update_bytes", 20 * share * static_cast<double>(training.elements())},
-                     {"sent_bytes", bytes_max_}};
+  if (training.config().device == "cpu") out["roofline"] = roofline(training, plan);
   out["predicted_computing_ms"] = 1e3 * computing;
   out["predicted_bytes_per_step_max"] = bytes;
   return out;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/cli/training.hpp"
+#include "runtime/plan.hpp"
 #include "runtime/runner/identity.hpp"
 
 namespace orthrus::cli {
@@ -24,6 +25,7 @@ class TrialTiming {
   [[nodiscard]] runner::Json summary(Training& training) const;
 
  private:
+  [[nodiscard]] runner::Json roofline(Training& training, const runtime::Plan& plan) const;
   /// All numbers of all steps, each the slowest rank's.
   [[nodiscard]] std::vector<double> slowest(Communicator& ranks) const;
 
