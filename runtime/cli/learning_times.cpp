@@ -36,6 +36,12 @@ void LearningTimes::add(double step, const std::map<std::string, double>& metric
   }
 }
 
+void LearningTimes::write_to(nlohmann::ordered_json& record) const {
+  if (classes_.empty()) return;
+  record["learning_time"] = times();
+  record["learning_time_ratio"] = ratio();
+}
+
 nlohmann::ordered_json LearningTimes::times() const {
   nlohmann::ordered_json out = nlohmann::ordered_json::object();
   for (const auto& [name, seen] : classes_) {

@@ -19,6 +19,8 @@ class LearningTimes {
  public:
   /// An evaluation; keys `class_C_accuracy`, `decile_K_accuracy` are taken.
   void add(double step, const std::map<std::string, double>& metrics);
+  /// `learning_time` and `learning_time_ratio` into a trial's record; nothing without classes.
+  void write_to(nlohmann::ordered_json& record) const;
   /// {"class_0": step, …}: where a class comes to half of its last accuracy, linear between
   /// evaluations; null where that is 0. Empty without such keys.
   [[nodiscard]] nlohmann::ordered_json times() const;

@@ -209,10 +209,7 @@ class ProgramTrial {
     end.record =
         runner::summary(task_.trial, task_.attempt, state, message,
                         state == "failed" ? nullptr : &reported_.score, reported_.progress);
-    if (const Json times = learning.times(); !times.empty()) {
-      end.record["learning_time"] = times;
-      end.record["learning_time_ratio"] = learning.ratio();
-    }
+    learning.write_to(end.record);
     runtime::write_file_atomically(directory_ / "summary.json", end.record.dump(2) + "\n");
     return end;
   }

@@ -41,11 +41,6 @@ std::optional<std::pair<bool, int>> class_of(const std::string& name) {
   return {};
 }
 
-double number_at(const ordered_json& object, const std::string& key) {
-  const auto found = object.find(key);
-  return found == object.end() ? nan_value : number_of(*found);
-}
-
 /// What the runs of one cell have of one class.
 struct Gathered {
   std::vector<double> times, losses, accuracies;

@@ -123,6 +123,11 @@ std::vector<ordered_json> StudyResults::metrics(const StudyTrial& trial,
   return records;
 }
 
+double number_at(const ordered_json& object, const std::string& key) {
+  const auto found = object.find(key);
+  return found == object.end() ? nan_value : number_of(*found);
+}
+
 StudyResults read_study(const std::filesystem::path& directory) {
   std::error_code error;
   if (!std::filesystem::is_directory(directory, error)) {

@@ -53,6 +53,8 @@ struct StudyResults {
 
 /// "inf", "-inf", "NaN" are numbers; what is none, or null, is NaN.
 [[nodiscard]] double number_of(const nlohmann::ordered_json& value);
+/// Of a key; NaN where there is none.
+[[nodiscard]] double number_at(const nlohmann::ordered_json& object, const std::string& key);
 
 /// @throws ConfigError  no such directory, no study.resolved.json or results.jsonl in it
 /// @throws DataError    with file, line and key: malformed

@@ -22,11 +22,6 @@ using nlohmann::ordered_json;
 constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
 constexpr std::array<std::string_view, 3> waits{"reduce", "meet", "gather"};
 
-double number_at(const ordered_json& object, const std::string& key) {
-  const auto found = object.find(key);
-  return found == object.end() ? nan_value : number_of(*found);
-}
-
 /// Parameters that advance with the number of ranks.
 std::set<std::string> grown_with_ranks(const StudyResults& study) {
   std::set<std::string> out{"ranks", "seed"};

@@ -352,6 +352,11 @@ void Training::measure_sharpness(Step& step) {
   const std::int64_t index = optimizer_->steps() - 1;
   optimizer_->gather(ids_);
   const std::vector<std::vector<float>> after = copy_of_weights();
+  const auto put_back = [&] {
+    for (const int id : ids_)
+      std::copy_n(after[static_cast<std::size_t>(id)].begin(), weights(id).size(),
+                  weights(id).begin());
+  };
   double squares = 0;
   for (const int id : ids_) {
     const std::vector<float>& from = before_[static_cast<std::size_t>(id)];
@@ -364,16 +369,12 @@ void Training::measure_sharpness(Step& step) {
   }
   if (!step.report.skipped && squares > 0) {
     const double middle = batch_loss(index);
-    for (const int id : ids_)
-      std::copy_n(after[static_cast<std::size_t>(id)].begin(), weights(id).size(),
-                  weights(id).begin());
+    put_back();
     const double end = batch_loss(index);
     step.sharpness = 4 * (step.loss - 2 * middle + end) / squares;
     step.update_norm = std::sqrt(squares);
   }
-  for (const int id : ids_)
-    std::copy_n(after[static_cast<std::size_t>(id)].begin(), weights(id).size(),
-                weights(id).begin());
+  put_back();
   optimizer_->release(ids_);
   before_.clear();
 }

@@ -363,10 +363,7 @@ class TrialRun {
     record_["epochs_seen"] = epochs_seen();
     if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
     if (const auto share = training_.clip_fraction()) record_["clip_fraction"] = *share;
-    if (const Json times = learning_.times(); !times.empty()) {
-      record_["learning_time"] = times;
-      record_["learning_time_ratio"] = learning_.ratio();
-    }
+    learning_.write_to(record_);
     if (study_.decays()) record_["trained_steps"] = this->steps() + branch_steps_;
     if (study_.exclusive) record_["timing"] = timing_.summary(training_);
     if (study_.branches()) {
