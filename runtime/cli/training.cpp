@@ -205,26 +205,35 @@ Training::Deal Training::divide(const Config& config, int rank, int ranks) {
   return deal;
 }
 
-Training::Training(Config config, Communicator world, Communicator control, Trust trust, Fork fork)
+Training::Training(Config config, Communicator world, Communicator control, Trust trust,
+                   Start start)
     : config_(with_one_gather(std::move(config))),
+      now_(config_),
       rank_(world.rank()),
       size_(world.size()),
       trust_(trust),
-      fork_(fork),
-      control_(std::move(control)),
-      deal_(divide(config_, rank_, size_)) {
+      start_(start),
+      control_(std::move(control)) {
+  deal();
+  open(std::move(world));
+}
+
+void Training::deal() {
+  deal_ = divide(now_, rank_, size_);
+  parts_.clear();
   for (int r = 0; r < size_; ++r) {
-    parts_.push_back(static_cast<Index>(divide(config_, r, size_).parts.size()));
+    parts_.push_back(static_cast<Index>(divide(now_, r, size_).parts.size()));
   }
+}
+
+void Training::open(Communicator world) {
   DeviceChoice device;
   if (config_.device == "cuda") {
     const auto devices = static_cast<int>(kernels::cuda_report().devices.size());
     device.ordinal = runtime::default_ordinal(control_, std::max(devices, 1));
   }
   runtime::agree(control_, [&] {
-    Config opened = config_;
-    if (fork_.batch > 0) opened.train.batch = fork_.batch;  // may choose the examples
-    workload_ = workloads::open_workload(opened, device.ordinal);
+    workload_ = workloads::open_workload(config_, device.ordinal);
     place_ = workload_->device();
     if (config_.zero_stage == 3 && config_.device != "cpu" && !place_) {
       throw ConfigError(
@@ -233,19 +242,30 @@ Training::Training(Config config, Communicator world, Communicator control, Trus
     }
   });
   parameters_ = workload_->parameters();
-  optimizer_.emplace(config_, std::move(world), parameters_, place_.value_or(device));
+  optimizer_.emplace(now_, std::move(world), parameters_, place_.value_or(device));
+  ids_.clear();
   for (int id = 0; id < std::ssize(parameters_); ++id) {
     ids_.push_back(id);
     if (config_.zero_stage == 3) workload_->place_weights(id, optimizer_->weights(id));
   }
 }
 
+void Training::go_on_from(const std::string& checkpoint, std::int64_t unit, std::int64_t batch,
+                          std::int64_t micro_batches) {
+  now_.train.batch = batch;
+  now_.train.micro_batches = micro_batches;
+  deal();
+  optimizer_.reset();
+  workload_.reset();
+  open(control_.duplicate("job"));
+  optimizer_->load(checkpoint);
+  begin_at(unit);
+  remember();
+}
+
 workloads::Slice Training::slice(std::int64_t step, std::size_t part) const {
   const Deal::Part& own = deal_.parts[part];
-  if (fork_.batch == 0) return {step, own.first, own.count};
-  return {
-      fork_.step + (step - fork_.step) * std::ssize(deal_.parts) + static_cast<std::int64_t>(part),
-      rank_ * own.count, own.count};
+  return {unit_of(step) + own.first, own.count};
 }
 
 void Training::compute_gradients() {
@@ -447,11 +467,17 @@ void Training::require_host_weights(const char* what) const {
 
 void Training::keep_average(double halflife_examples) {
   require_host_weights("averaged weights");
-  forgotten_ = static_cast<float>(
-      -std::expm1(-std::log(2.0) * static_cast<double>(config_.train.batch) / halflife_examples));
+  halflife_ = halflife_examples;
+  remember();
   optimizer_->gather(ids_);
   for (const int id : ids_) average_.emplace_back(weights(id).begin(), weights(id).end());
   optimizer_->release(ids_);
+}
+
+void Training::remember() {
+  if (halflife_ == 0) return;
+  forgotten_ =
+      static_cast<float>(-std::expm1(-std::log(2.0) * static_cast<double>(batch()) / halflife_));
 }
 
 void Training::follow() {
@@ -492,8 +518,6 @@ std::optional<double> Training::clip_fraction() const {
   return static_cast<double>(clipped_) / static_cast<double>(taken_);
 }
 
-std::int64_t Training::items_per_step() const {
-  return config_.train.batch * workload_->items_per_unit();
-}
+std::int64_t Training::items_per_step() const { return batch() * workload_->items_per_unit(); }
 
 }  // namespace orthrus::cli

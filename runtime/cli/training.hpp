@@ -28,10 +28,9 @@ class Training {
     nobody,     ///< it throws on all ranks; a small message per step more
   };
 
-  /// Where a run leaves another: from `step` on its micro-batches are the other's next batches, of
-  /// `batch` units. batch 0: it leaves none.
-  struct Fork {
-    std::int64_t step = 0, batch = 0;
+  /// Where a run goes on that another began: its step `step` begins with unit `unit` of the stream.
+  struct Start {
+    std::int64_t step = 0, unit = 0;
   };
 
   /// Opens the workload, plans, allocates. Collective.
@@ -40,7 +39,7 @@ class Training {
   /// @throws ConfigError  on all ranks: the batch cannot be dealt to so many, or as the workload
   ///                      and the optimizer say.
   Training(Config config, Communicator world, Communicator control, Trust trust = Trust::gradients,
-           Fork fork = {0, 0});
+           Start start = {0, 0});
 
   /// What a rank has to say after a step; true for all when any rank says so.
   struct Word {
@@ -83,7 +82,19 @@ class Training {
   /// `evaluate` of the average. The training goes on from its own weights, bit for bit. Collective.
   std::map<std::string, double> evaluate_average();
 
+  /// The next step begins with unit `unit` of the stream.
+  void begin_at(std::int64_t unit) { start_ = {steps(), unit}; }
+  /// Goes on from a checkpoint of this training with batches of other sizes, from unit `unit` of
+  /// the stream; what was trained since is lost. Plans anew, as another batch may have other
+  /// messages. Collective.
+  void go_on_from(const std::string& checkpoint, std::int64_t unit, std::int64_t batch,
+                  std::int64_t micro_batches);
+
+  /// As given; what a step's batch is by now says `batch`.
   [[nodiscard]] const Config& config() const { return config_; }
+  [[nodiscard]] std::int64_t batch() const { return now_.train.batch; }
+  /// How far the stream has been read, in units.
+  [[nodiscard]] std::int64_t units() const { return unit_of(steps()); }
   [[nodiscard]] int rank() const { return rank_; }
   [[nodiscard]] int size() const { return size_; }
   [[nodiscard]] Communicator& control() { return control_; }
@@ -112,6 +123,12 @@ class Training {
     std::int64_t all_parts = 0;  ///< of all ranks
   };
   static Deal divide(const Config& config, int rank, int ranks);
+  void deal();
+  void open(Communicator world);
+  /// The first of a step's batch.
+  [[nodiscard]] std::int64_t unit_of(std::int64_t step) const {
+    return start_.unit + (step - start_.step) * now_.train.batch;
+  }
   [[nodiscard]] workloads::Slice slice(std::int64_t step, std::size_t part) const;
   void compute_gradients();
   [[nodiscard]] std::span<float> weights(int id) const;  ///< while they are gathered
@@ -120,17 +137,19 @@ class Training {
   [[nodiscard]] std::vector<std::vector<float>> copy_of_weights();
   double batch_loss(std::int64_t index);
   void measure_sharpness(Step& step);
+  void remember();
   void follow();
   std::map<std::string, double> means(const workloads::Workload::Evaluation& mine);
   void exchange_average();
   void share(const Word& mine, Step& step);
 
   const Config config_;
+  Config now_;  // with the batch that steps have by now
   const int rank_, size_;
   const Trust trust_;
-  const Fork fork_;
+  Start start_;
   Communicator control_;
-  const Deal deal_;
+  Deal deal_;
   std::vector<Index> parts_;  // of each rank
   std::unique_ptr<workloads::Workload> workload_;
   std::optional<DeviceChoice> place_;
@@ -140,6 +159,7 @@ class Training {
   std::int64_t taken_ = 0, clipped_ = 0;     // steps, and those of them that were clipped
   std::vector<double> losses_;               // of this rank's parts, in the step last taken
   std::vector<std::vector<float>> average_;  // of each parameter; empty: none is kept
+  double halflife_ = 0;                      // of the average, in examples
   float forgotten_ = 0;                      // by a step: the weight of what is new
   bool looks_ = false;                       // at pre-activations, in the next step
   bool sharpness_ = false;                   // is measured in the next step

@@ -112,7 +112,7 @@ class TrialRun {
         stop_(stop),
         training_(runner::trial_config(base, task.trial), group.duplicate("trial"),
                   group.duplicate("control"), Training::Trust::nobody,
-                  {study.branch_steps, study.branch_batch}),
+                  {study.branch_steps, study.branch_steps * study.branch_batch}),
         diverged_(study.diverged),
         score_(study) {}
 

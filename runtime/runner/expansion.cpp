@@ -656,14 +656,9 @@ void Expansion::make_branch(const Config& base, Trial& trial) const {
         fmt::format("budget.max_examples: {} is no multiple of batch_size = {}: branches see "
                     "the same examples",
                     examples, batch));
-  if (config.train.micro_batches > 1 || config.virtual_shards > 0)
-    refuse(
-        "train.micro_batches, reproducible.virtual_shards: a branch has micro-batches of its "
-        "own, the base's batches");
   const std::int64_t factor = batch / study_.branch_batch;
   trial.fork_overrides = {fmt::format("train.batch={}", study_.branch_batch),
-                          fmt::format("train.steps={}", study_.branch_steps), "train.eval_every=0",
-                          "train.micro_batches=1"};
+                          fmt::format("train.steps={}", study_.branch_steps), "train.eval_every=0"};
   for (std::size_t g = 0; g < config.groups.size(); ++g) {
     const GroupConfig& group = config.groups[g];
     if (group.schedule.kind != "constant" || group.schedule.warmup_steps > study_.branch_steps)
@@ -681,7 +676,6 @@ void Expansion::make_branch(const Config& base, Trial& trial) const {
     trial.fork_overrides.push_back(fmt::format("groups.{}.rule.lr={}", g, shortest(rate)));
     trial.overrides.push_back(fmt::format("groups.{}.rule.lr={}", g, shortest(growth * rate)));
   }
-  trial.overrides.push_back(fmt::format("train.micro_batches={}", factor));
   trial.fork = identity_of(to_json(runtime::parse_yaml(to_yaml(fork_config(base, trial)), "fork")));
 }
 

@@ -29,7 +29,7 @@ class ImbalancedMixture final : public OneMatrix {
     if (classes > inputs)
       options.refuse("classes", "more than inputs: no room for orthogonal means");
     shape(classes, inputs);
-    if (samples_ > 0) pick_ = Pick(config, samples_);
+    if (samples_ > 0) order_ = Epochs(seed(), samples_);
 
     double sum = 0;
     for (std::int64_t c = 0; c < classes; ++c) {
@@ -77,9 +77,9 @@ class ImbalancedMixture final : public OneMatrix {
     return c;
   }
 
-  double add_unit(std::int64_t step, std::int64_t unit, std::span<double> sum) override {
-    const Draws draws = samples_ > 0 ? Draws(seed(), Purpose::measurements, {pick_(step, unit)})
-                                     : Draws(seed(), Purpose::noise, {step, unit});
+  double add_unit(std::int64_t unit, std::span<double> sum) override {
+    const Draws draws = samples_ > 0 ? Draws(seed(), Purpose::measurements, {order_(unit)})
+                                     : Draws(seed(), Purpose::noise, {unit});
     const std::int64_t truth = draw_class(draws);
     draw(draws, truth);
     double loss = 0;
@@ -159,7 +159,7 @@ class ImbalancedMixture final : public OneMatrix {
 
   double noise_ = 0;
   std::int64_t samples_ = 0, tests_ = 0;
-  Pick pick_;
+  Epochs order_;
   std::vector<double> prior_, means_;
   std::vector<double> x_;  // of the unit at hand
 };

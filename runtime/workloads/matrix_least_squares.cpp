@@ -30,8 +30,8 @@ class MatrixLeastSquares final : public OneMatrix {
   }
 
  private:
-  double add_unit(std::int64_t step, std::int64_t unit, std::span<double> sum) override {
-    const Draws draws(seed(), Purpose::noise, {step, unit});
+  double add_unit(std::int64_t unit, std::span<double> sum) override {
+    const Draws draws(seed(), Purpose::noise, {unit});
     for (std::int64_t j = 0; j < cols(); ++j) {
       x_[static_cast<std::size_t>(j)] = std::sqrt(variance(j)) * draws.normal(j);
     }

@@ -48,11 +48,12 @@ std::vector<double> singular_values(std::vector<double> a, std::int64_t rows, st
 
 class MatrixSensing final : public Workload {
  public:
-  explicit MatrixSensing(const Config& config) : seed_(config.seed), batch_(config.train.batch) {
+  explicit MatrixSensing(const Config& config) : seed_(config.seed) {
     Options options(config, "workload", config.workload_values);
     rows_ = options.integer("rows", 10, 1, 1024);
     cols_ = options.integer("cols", 10, 1, 1024);
     count_ = options.integer("measurements", 50, 1, 1 << 20);
+    order_ = Epochs(seed_, count_);
     const std::int64_t rank = options.integer("rank", 2, 1, 1024);
     options.done();
     if (rank > std::min(rows_, cols_)) options.refuse("rank", "more than min(rows, cols)");
@@ -107,7 +108,7 @@ class MatrixSensing final : public Workload {
     double loss = 0;
     const auto n = static_cast<double>(count_);
     for (std::int64_t u = slice.first; u < slice.first + slice.count; ++u) {
-      const std::int64_t m = measurement(slice.step, u);
+      const std::int64_t m = order_(u);
       const double r = residual(m);
       loss += 0.5 * n * r * r;
       const double* a = measurements_.data() + static_cast<std::size_t>(m) * sum.size();
@@ -158,10 +159,6 @@ class MatrixSensing final : public Workload {
   }
 
  private:
-  [[nodiscard]] std::int64_t measurement(std::int64_t step, std::int64_t unit) const {
-    if (batch_ % count_ == 0) return unit % count_;
-    return Draws(seed_, Purpose::units, {step}).below(unit, count_);
-  }
   [[nodiscard]] double residual(std::int64_t m) const {
     const double* a = measurements_.data() + static_cast<std::size_t>(m) * weights_.size();
     double sum = 0;
@@ -170,7 +167,8 @@ class MatrixSensing final : public Workload {
   }
 
   std::uint64_t seed_;
-  std::int64_t batch_, rows_ = 0, cols_ = 0, count_ = 0;
+  std::int64_t rows_ = 0, cols_ = 0, count_ = 0;
+  Epochs order_;
   std::vector<float> own_, gradient_;
   std::span<float> weights_;  // where they are
   std::vector<double> target_, measurements_, answers_;

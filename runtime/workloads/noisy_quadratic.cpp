@@ -65,7 +65,7 @@ class NoisyQuadratic final : public Workload {
     for (std::size_t k = 0; k < weights_.size(); ++k) {
       std::fill(z.begin(), z.end(), 0.0);
       for (std::int64_t u = slice.first; noise_ > 0 && u < slice.first + slice.count; ++u) {
-        const Draws draws(seed_, Purpose::noise, {slice.step, u, static_cast<std::int64_t>(k)});
+        const Draws draws(seed_, Purpose::noise, {u, static_cast<std::int64_t>(k)});
         for (std::size_t e = 0; e < z.size(); ++e) {
           z[e] += draws.normal(static_cast<std::int64_t>(e));
         }

@@ -31,7 +31,7 @@ double OneMatrix::gradient(const Slice& slice, const std::function<void(int)>& r
   std::vector<double> sum(gradient_.size(), 0.0);
   double loss = 0;
   for (std::int64_t u = slice.first; u < slice.first + slice.count; ++u) {
-    loss += add_unit(slice.step, u, sum);
+    loss += add_unit(u, sum);
   }
   const double over = slice.count > 0 ? 1.0 / static_cast<double>(slice.count) : 0.0;
   std::transform(sum.begin(), sum.end(), gradient_.begin(),

@@ -29,7 +29,7 @@ class OneMatrix : public Workload {
   void shape(std::int64_t rows, std::int64_t cols);
 
   /// Adds the gradient of one unit to `sum` (rows·cols). @return the unit's loss.
-  virtual double add_unit(std::int64_t step, std::int64_t unit, std::span<double> sum) = 0;
+  virtual double add_unit(std::int64_t unit, std::span<double> sum) = 0;
   /// "val_loss" and what else is known of W; the same keys whatever W is.
   virtual std::map<std::string, double> metrics() = 0;
 
@@ -47,23 +47,6 @@ class OneMatrix : public Workload {
   std::int64_t rows_ = 0, cols_ = 0;
   std::vector<float> own_, gradient_;
   std::span<float> weights_;  // where they are
-};
-
-/// Which of `samples` examples a unit is: with `train.batch` a multiple of `samples` each in turn,
-/// else one that is drawn.
-class Pick {
- public:
-  Pick() = default;
-  Pick(const Config& config, std::int64_t samples)
-      : seed_(config.seed), samples_(samples), in_turn_(config.train.batch % samples == 0) {}
-  [[nodiscard]] std::int64_t operator()(std::int64_t step, std::int64_t unit) const {
-    return in_turn_ ? unit % samples_ : Draws(seed_, Purpose::units, {step}).below(unit, samples_);
-  }
-
- private:
-  std::uint64_t seed_ = 0;
-  std::int64_t samples_ = 1;
-  bool in_turn_ = true;
 };
 
 /// rows×cols entries of N(0, variance), row by row.

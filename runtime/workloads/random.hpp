@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <initializer_list>
 #include <numbers>
+#include <numeric>
+#include <utility>
+#include <vector>
 
 namespace orthrus::workloads {
 
@@ -47,6 +50,36 @@ class Draws {
     return x ^ (x >> 31);
   }
   std::uint64_t key_;
+};
+
+/// Examples without replacement: epoch by epoch each of them once, in an order of its own.
+class Epochs {
+ public:
+  Epochs() = default;
+  Epochs(std::uint64_t seed, std::int64_t examples) : seed_(seed), examples_(examples) {}
+  [[nodiscard]] std::int64_t size() const { return examples_; }
+  /// Which example unit `unit` of the stream is. @par Cost  the first of an epoch shuffles it; 8
+  /// bytes an example.
+  std::int64_t operator()(std::int64_t unit) {
+    const std::int64_t epoch = unit / examples_;
+    if (epoch != epoch_) shuffle(epoch);
+    return order_[static_cast<std::size_t>(unit % examples_)];
+  }
+
+ private:
+  void shuffle(std::int64_t epoch) {
+    const Draws draws(seed_, Purpose::units, {epoch});
+    order_.resize(static_cast<std::size_t>(examples_));
+    std::iota(order_.begin(), order_.end(), std::int64_t{0});
+    for (std::int64_t i = examples_ - 1; i > 0; --i)
+      std::swap(order_[static_cast<std::size_t>(i)],
+                order_[static_cast<std::size_t>(draws.below(i, i + 1))]);
+    epoch_ = epoch;
+  }
+
+  std::uint64_t seed_ = 0;
+  std::int64_t examples_ = 0, epoch_ = -1;
+  std::vector<std::int64_t> order_;
 };
 
 }  // namespace orthrus::workloads

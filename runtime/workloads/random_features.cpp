@@ -48,7 +48,7 @@ class RandomFeatures final : public OneMatrix {
     if (teacher && !relu_)
       options.refuse("target", "a teacher has ReLU features: activation: relu");
     shape(outputs, features);
-    pick_ = Pick(config, samples_);
+    order_ = Epochs(seed(), samples_);
     target_ = gaussian(Draws(seed(), Purpose::target), outputs, features,
                        1 / static_cast<double>(features));
 
@@ -97,8 +97,8 @@ class RandomFeatures final : public OneMatrix {
     target_.assign(target_.size(), 0);
   }
 
-  double add_unit(std::int64_t step, std::int64_t unit, std::span<double> sum) override {
-    const std::int64_t m = pick_(step, unit);
+  double add_unit(std::int64_t unit, std::span<double> sum) override {
+    const std::int64_t m = order_(unit);
     const double* const a = sample(m);
     double loss = 0;
     double* g = sum.data();
@@ -153,7 +153,7 @@ class RandomFeatures final : public OneMatrix {
 
   std::int64_t samples_ = 0;
   bool relu_ = true;
-  Pick pick_;
+  Epochs order_;
   double start_ = 0;
   std::vector<double> target_;       // W♯; of a teacher 0, as its answers are known
   std::vector<double> answers_;      // of a teacher, a sample per row

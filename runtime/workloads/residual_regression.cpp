@@ -225,7 +225,7 @@ class ResidualRegression final : public Workload {
     Columns x(sizes_.inputs, count);
     Columns noise(sizes_.outputs, count);
     for (std::int64_t u = 0; u < count; ++u) {
-      const Draws draws(seed_, Purpose::units, {slice.step, first + u});
+      const Draws draws(seed_, Purpose::units, {first + u});
       for (std::int64_t i = 0; i < sizes_.inputs; ++i) {
         x.row(i)[u] = static_cast<float>(draws.normal(i));
       }

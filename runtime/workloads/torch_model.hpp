@@ -78,10 +78,8 @@ class TorchModel : public Workload {
 class TextModel : public TorchModel {
  public:
   [[nodiscard]] std::int64_t items_per_unit() const final { return context_; }
-  /// Windows that do not overlap.
-  [[nodiscard]] std::int64_t training_units() const final {
-    return std::ssize(tokens_.train) / context_;
-  }
+  /// Windows that do not overlap; where they begin is another token in every epoch.
+  [[nodiscard]] std::int64_t training_units() const final { return order_.size(); }
 
  protected:
   /// Reads keys `context`, `eval_windows`, and `data.source`, `data.tokenizer`.
@@ -107,6 +105,7 @@ class TextModel : public TorchModel {
                                    const std::vector<std::int64_t>& starts) const;
 
   Tokens tokens_;
+  Epochs order_;  // of windows
   std::int64_t context_ = 0, windows_ = 0, vocab_ = 0;
   at::Tensor decile_of_;  ///< per token of the vocabulary
   /// What a token of each decile counts for in a mean over its decile, times windows_; 0: the
@@ -117,7 +116,7 @@ class TextModel : public TorchModel {
 /// A model that names what an image shows.
 class ImageModel : public TorchModel {
  public:
-  [[nodiscard]] std::int64_t training_units() const final { return images_.train.count(); }
+  [[nodiscard]] std::int64_t training_units() const final { return order_.size(); }
 
  protected:
   /// Reads keys `eval_count`, `imbalance`, and `data.source`.
@@ -139,6 +138,7 @@ class ImageModel : public TorchModel {
   void imbalance(double imbalance, const Options& options, const std::string& source);
 
   Images images_;
+  Epochs order_;
   std::int64_t eval_count_ = 0;
   /// Of an imbalanced training part: what an example of each class counts for in a mean over
   /// classes, times eval_count_; 0: there is none. Empty: classes are as they come.

@@ -262,6 +262,8 @@ TextModel::TextModel(const Config& config, Options& options, const char* tokeniz
                          std::to_string(text->size()) + " of the " + part + " part of " + source);
     }
   }
+  // The next token of the last one is needed too.
+  order_ = Epochs(seed(), std::max<std::int64_t>(std::ssize(tokens_.train) / context_ - 1, 1));
   if (asked == "char") {
     // Codes of the distinct bytes, in their order.
     bool seen[256] = {};
@@ -323,11 +325,13 @@ at::Tensor TextModel::windows(const std::vector<std::uint8_t>& text,
 }
 
 at::Tensor TextModel::loss(const Slice& slice) {
-  const Draws draws(seed(), Purpose::units, {slice.step});
-  const auto choices = static_cast<std::int64_t>(tokens_.train.size()) - context_;
+  const std::int64_t beyond = std::ssize(tokens_.train) - order_.size() * context_;
   std::vector<std::int64_t> starts;
   for (std::int64_t u = slice.first; u < slice.first + slice.count; ++u) {
-    starts.push_back(draws.below(u, choices));
+    const std::int64_t epoch = u / order_.size();
+    const std::int64_t begin =
+        Draws(seed(), Purpose::measurements, {epoch}).below(0, std::min(beyond, context_));
+    starts.push_back(begin + order_(u) * context_);
   }
   const at::Tensor w = windows(tokens_.train, starts);
   return at::cross_entropy_loss(logits(w.slice(1, 0, context_)),
@@ -380,6 +384,7 @@ ImageModel::ImageModel(const Config& config, Options& options, int cuda)
   images_ = open_images(source);
   eval_count_ = most > 0 ? std::min(most, images_.val.count()) : images_.val.count();
   if (ratio > 1) imbalance(ratio, options, source);
+  order_ = Epochs(seed(), images_.train.count());
   double sum = 0, squares = 0;
   for (const std::uint8_t p : images_.train.pixels) {
     sum += p;
@@ -457,10 +462,9 @@ std::pair<at::Tensor, at::Tensor> ImageModel::batch(
 }
 
 at::Tensor ImageModel::loss(const Slice& slice) {
-  const Draws draws(seed(), Purpose::units, {slice.step});
   std::vector<std::int64_t> examples;
   for (std::int64_t u = slice.first; u < slice.first + slice.count; ++u) {
-    examples.push_back(draws.below(u, images_.train.count()));
+    examples.push_back(order_(u));
   }
   const auto [x, y] = batch(images_.train, examples);
   return at::cross_entropy_loss(logits(x), y);

@@ -16,10 +16,12 @@
 
 namespace orthrus::workloads {
 
-/// Which examples: `count` units from unit `first` of step `step`'s batch (units are independent:
-/// sequences, images). The same (step, unit) is the same example on any number of ranks.
+/// Which examples: `count` units from unit `first` of the training stream (units are independent:
+/// sequences, images). A unit is the same example for any batch and on any number of ranks. Where
+/// the examples have an end, every `training_units` of the stream are each of them once, in an
+/// order of their own.
 struct Slice {
-  std::int64_t step = 0, first = 0, count = 0;
+  std::int64_t first = 0, count = 0;
 };
 
 class Workload {

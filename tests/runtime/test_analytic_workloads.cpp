@@ -116,7 +116,7 @@ TEST_P(AnalyticWorkload, KeepsTheContract) {
 
 TEST_P(AnalyticWorkload, GradientIsTheSlopeOfTheLoss) {
   // A quadratic: differences are exact, but for the gradient's rounding to f32.
-  test::expect_slope(*open(), {1, 0, 32}, 1e-2F, 1e-6);
+  test::expect_slope(*open(), {32, 32}, 1e-2F, 1e-6);
 }
 
 /// What metric `key` gains per unit of each weight: central differences, exact for a quadratic but
@@ -156,8 +156,7 @@ TEST_P(AnalyticWorkload, UnitsAreOnAverageWhatTheFormulaSays) {
   std::vector<Moments> gradient(expected.size());
   Moments distance;  // ‖g − G‖²
   for (int u = 0; u < units; ++u) {
-    // Of many steps, as what is drawn depends on both.
-    loss.add(test::run(*w, {u / 64, u % 64, 1}));
+    loss.add(test::run(*w, {u, 1}));
     const test::Buffers g = test::gradients(*w);
     double d = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -208,7 +207,7 @@ TEST(MatrixLeastSquares, GradientDescentTakesTheKnownNumberOfSteps) {
       const Parameter p = w->parameters().at(0);
       int step = 0;
       for (; step < 100 && metric(*w, "relative_loss") > 0.02; ++step) {
-        test::run(*w, {step, 0, 64});
+        test::run(*w, {64 * step, 64});
         for (std::size_t i = 0; i < test::elements(p); ++i) {
           test::weights(p)[i] -= lr * test::gradient(p)[i];
         }
@@ -229,7 +228,7 @@ TEST(RandomFeatures, PopulationLossIsThatOfAllSamples) {
   const auto w = workloads::open_workload(config_of("random_features", values, samples));
   test::disturb(*w, 0.5F);
   Moments loss;
-  for (int u = 0; u < samples; ++u) loss.add(test::run(*w, {1, u, 1}));  // each in turn
+  for (int u = 0; u < samples; ++u) loss.add(test::run(*w, {u, 1}));  // an epoch
   EXPECT_NEAR(loss.mean(samples), metric(*w, "val_loss"), 1e-12 * metric(*w, "val_loss"));
   EXPECT_NEAR(metric(*w, "population_loss"), loss.mean(samples), 4 * loss.standard_error(samples));
   EXPECT_LT(loss.standard_error(samples), 0.02 * loss.mean(samples));
@@ -239,12 +238,12 @@ TEST(RandomFeatures, PopulationLossIsThatOfAllSamples) {
 double curvature(workloads::Workload& w, std::int64_t units) {
   const Parameter p = w.parameters().at(0);
   const std::size_t n = test::elements(p);
-  test::run(w, {0, 0, units});
+  test::run(w, {0, units});
   const std::vector<float> at_zero = test::gradients(w)[0];
   test::disturb(w, 1);
   double norm = 0;
   for (int i = 0; i < 50; ++i) {
-    test::run(w, {0, 0, units});
+    test::run(w, {0, units});
     double squares = 0, before = 0;
     for (std::size_t e = 0; e < n; ++e) {
       before += static_cast<double>(test::weights(p)[e]) * test::weights(p)[e];
@@ -272,9 +271,9 @@ TEST(RandomFeatures, GradientDescentTakesTheKnownNumberOfSteps) {
         config_of("random_features", {{"activation", std::string(k.activation)}}, 400));
     const auto lr = static_cast<float>(1 / curvature(*w, 400));
     const Parameter p = w->parameters().at(0);
-    const double start = test::run(*w, {0, 0, 400});
+    const double start = test::run(*w, {0, 400});
     int step = 0;
-    while (step < 400 && test::run(*w, {0, 0, 400}) > 0.01 * start) {
+    while (step < 400 && test::run(*w, {0, 400}) > 0.01 * start) {
       ++step;
       for (std::size_t i = 0; i < test::elements(p); ++i) {
         test::weights(p)[i] -= lr * test::gradient(p)[i];
@@ -306,14 +305,14 @@ TEST(RandomFeatures, GradientsOfATeacherHaveTheKnownNuclearRanks) {
       const auto w = workloads::open_workload(config);
       const Parameter p = w->parameters().at(0);
       const auto rank = [&] {
-        test::run(*w, {0, 0, 128});
+        test::run(*w, {0, 128});
         const ConstMatrixView g{test::gradient(p), 64, 64, 64};
         return studies::spectrum_of(g).nuclear_rank;
       };
       first += rank() / 3;
       const auto lr = static_cast<float>(1 / curvature(*w, 128));
       std::fill_n(test::weights(p), test::elements(p), 0.0F);
-      test::run(*w, {0, 0, 128});
+      test::run(*w, {0, 128});
       for (std::size_t i = 0; i < test::elements(p); ++i)
         test::weights(p)[i] = -lr * test::gradient(p)[i];
       second += rank() / 3;
@@ -368,7 +367,8 @@ Outcome train(const Config& config, int ranks, const std::vector<std::int64_t>& 
       for (Index leaf = mine.begin; leaf < mine.end; ++leaf) {
         if (leaf > mine.begin) optimizer.micro_batch(leaf - mine.begin);
         parts[static_cast<std::size_t>(step * leaves + leaf)] =
-            w->gradient({step, leaf * units, units}, [&](int id) { optimizer.gradient_ready(id); });
+            w->gradient({step * config.train.batch + leaf * units, units},
+                        [&](int id) { optimizer.gradient_ready(id); });
       }
       optimizer.step();
       if (comm.rank() == 0 && std::count(look.begin(), look.end(), step + 1) > 0) {
@@ -544,8 +544,8 @@ TEST(ResidualMlp, KeepsTheContract) {
 
 TEST(ResidualMlp, GradientIsTheSlopeOfTheLoss) {
   // A loss near 1 is known to 1e-7 of itself, slopes over 2e-3 to 1e-4; a relu may turn in between.
-  test::expect_slope(*workloads::open_workload(config_of("residual_mlp", kSmallNetwork)),
-                     {1, 0, 96}, 1e-3F, 5e-3);
+  test::expect_slope(*workloads::open_workload(config_of("residual_mlp", kSmallNetwork)), {96, 96},
+                     1e-3F, 5e-3);
 }
 
 TEST(ResidualMlp, WhoAnswersNothingIsOffByTheTeachersVariance) {
@@ -576,8 +576,8 @@ TEST(ResidualMlp, SeesFreshNoisyAnswers) {
   }
   const double expected = 0.5 * 3 * (1 + 0.2 * 0.2);
   // The teacher's variance is 1 on 70 held-out examples, elsewhere within √(2/70) of it.
-  EXPECT_NEAR(test::run(*w, {1, 0, 4096}), expected, expected * 0.5);
-  EXPECT_NE(test::run(*w, {1, 0, 64}), test::run(*w, {2, 0, 64}));
+  EXPECT_NEAR(test::run(*w, {4096, 4096}), expected, expected * 0.5);
+  EXPECT_NE(test::run(*w, {64, 64}), test::run(*w, {128, 64}));
 }
 
 TEST(ResidualMlp, RefusesWhatItDoesNotKnow) {
