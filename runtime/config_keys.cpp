@@ -211,6 +211,13 @@ std::span<const Row<Config>> config_rows() {
        .unit = "steps",
        .min = 0,
        .max = many},
+      {.path = "diagnostics.gns_source",
+       .kind = Kind::word,
+       .at = [](Config& c) -> Slot { return &c.diagnostics.gns_source; },
+       .doc = "gradient noise between gradients of ranks and micro-batches, or between those "
+              "of single examples, which normalization layers have at hand and which stand for the "
+              "model",
+       .words = {"gradients", "norm_layers"}},
       {.path = "diagnostics.spectra",
        .kind = Kind::flag,
        .at = [](Config& c) -> Slot { return &c.diagnostics.spectra; },

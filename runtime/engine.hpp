@@ -168,6 +168,10 @@ struct ShardedOptimizer::Impl {
   [[nodiscard]] bool looks_in(std::int64_t step) const;
   [[nodiscard]] bool wants_activations() const { return looks_in(steps_ + 1); }
   void observe_activation(int id, ConstMatrixView activations);
+  [[nodiscard]] bool wants_examples() const {
+    return plan_.noise_of_examples && is_noise_step(steps_ + 1);
+  }
+  void observe_examples(int id, ConstMatrixView gradients);
   void set_lr_multiplier(double factor);
   void save(const std::string& directory, const std::map<std::string, std::string>& user);
   std::map<std::string, std::string> load(const std::string& directory, bool convert);
@@ -260,7 +264,9 @@ struct ShardedOptimizer::Impl {
   Measured not_counted_;               ///< what another replica measures, too
   bool measures_ = false;              ///< in this step: `telemetry.every_steps`
   std::vector<double> local_squares_;  ///< per parameter: of this rank's gradients, where measured
-  std::vector<GradientNoise> noise_;   ///< per parameter
+  /// Per parameter: of this rank's single examples, and how many there were.
+  std::vector<double> example_squares_, example_counts_;
+  std::vector<GradientNoise> noise_;  ///< per parameter
   struct NoiseSums {
     double q = 0, r = 0, measured = 0, all = 0;
   };
@@ -321,6 +327,8 @@ struct ShardedOptimizer::Impl {
   // The walk, in order.
   [[nodiscard]] bool is_noise_step(std::int64_t step) const;
   void measure_noise_of(std::int64_t step);
+  void put_squares(double* sums);
+  [[nodiscard]] std::string uneven_examples(const double* sums) const;
   void take_noise(const double* sums);
   void save_noise(runtime::Manifest& m) const;
   void load_noise(const runtime::Manifest& m);

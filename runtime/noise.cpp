@@ -1,5 +1,6 @@
 // Gradient noise: from two sums per parameter that ride on a step's first all-reduce.
 #include <algorithm>
+#include <cmath>
 #include <orthrus/error.hpp>
 
 #include "runtime/checkpoint.hpp"
@@ -13,7 +14,7 @@ bool ShardedOptimizer::Impl::is_noise_step(std::int64_t step) const {
 
 /// Of gradients that become ready from now on, which are those of step `step`.
 void ShardedOptimizer::Impl::measure_noise_of(std::int64_t step) {
-  if (plan_.noise_slots == 0) return;
+  if (plan_.noise_slots == 0 || plan_.noise_of_examples) return;
   if (gradients_->idle()) std::fill(local_squares_.begin(), local_squares_.end(), 0.0);
   gradients_->measure(is_noise_step(step) ? std::span(local_squares_) : std::span<double>());
 }
@@ -24,14 +25,64 @@ const GradientNoise& ShardedOptimizer::Impl::noise(int id) const {
   return noise_[static_cast<std::size_t>(id)];
 }
 
-/// @param sums  of all ranks, for each parameter: its contributions squared, and their mean.
+void ShardedOptimizer::Impl::observe_examples(int id, ConstMatrixView gradients) {
+  const auto i = static_cast<std::size_t>(id);
+  expects<ConfigError>(id >= 0 && i < plan_.parameters.size(),
+                       "observe_examples(id): the position of a parameter in the list");
+  const runtime::ParameterShape& p = plan_.parameters[i];
+  if (gradients.cols != p.size() || gradients.dtype != DType::f32) {
+    throw ShapeError("observe_examples: '" + p.name + "' has " + std::to_string(p.size()) +
+                     " elements; given were rows of " + std::to_string(gradients.cols) + " " +
+                     std::string(name_of(gradients.dtype)) + ", f32 is expected");
+  }
+  if (!wants_examples()) return;
+  const auto* const data = static_cast<const float*>(gradients.data);
+  for (Index r = 0; r < gradients.rows; ++r) {
+    for (Index c = 0; c < gradients.cols; ++c) {
+      const double x = data[r * gradients.ld + c];
+      example_squares_[i] += x * x;
+    }
+  }
+  example_counts_[i] += static_cast<double>(gradients.rows);
+}
+
+/// What this rank has to add for each parameter, but for the mean.
+void ShardedOptimizer::Impl::put_squares(double* sums) {
+  const auto slots = static_cast<std::size_t>(plan_.noise_sums());
+  for (std::size_t i = 0; i < plan_.parameters.size(); ++i) {
+    sums[slots * i] = plan_.noise_of_examples ? example_squares_[i] : local_squares_[i];
+    if (plan_.noise_of_examples) sums[slots * i + 2] = example_counts_[i];
+  }
+  std::fill(example_squares_.begin(), example_squares_.end(), 0.0);
+  std::fill(example_counts_.begin(), example_counts_.end(), 0.0);
+}
+
+/// Why the noise between examples cannot be told; empty: it can. The same on all ranks.
+std::string ShardedOptimizer::Impl::uneven_examples(const double* sums) const {
+  std::size_t first = plan_.parameters.size();
+  for (std::size_t i = 0; plan_.noise_of_examples && i < plan_.parameters.size(); ++i) {
+    if (sums[3 * i + 2] == 0) continue;
+    if (first == plan_.parameters.size()) first = i;
+    if (sums[3 * i + 2] == sums[3 * first + 2]) continue;
+    const auto count = [&](std::size_t k) { return std::to_string(std::llround(sums[3 * k + 2])); };
+    return "observe_examples: step " + std::to_string(steps_) + " has " + count(first) +
+           " gradients of '" + plan_.parameters[first].name + "' and " + count(i) + " of '" +
+           plan_.parameters[i].name + "'; every example is expected, of either";
+  }
+  return {};
+}
+
+/// @param sums  of all ranks, for each parameter: its contributions squared, and their mean; of
+/// examples also their number.
 void ShardedOptimizer::Impl::take_noise(const double* sums) {
   constexpr double kept = 0.9;
-  const auto n = plan_.contributions();
+  const bool of_examples = plan_.noise_of_examples;
+  const auto slots = static_cast<std::size_t>(plan_.noise_sums());
+  std::int64_t n = of_examples ? 0 : plan_.contributions();
   const auto measured = [&](GradientNoise& noise, double mean_squared, double squared_mean) {
     noise.step = steps_;
     noise.contributions = n;
-    noise.examples = examples_each();
+    noise.examples = of_examples ? 1 : examples_each();
     noise.mean_squared = mean_squared;
     noise.squared_mean = squared_mean;
     noise.absolute_deviation = noise.absolute_mean = 0;  // unless they are looked at in this step
@@ -55,7 +106,12 @@ void ShardedOptimizer::Impl::take_noise(const double* sums) {
     group.all += elements;
     model.all += elements;
     if (p.gradient_state != GradientState::local) continue;
-    const double q = sums[2 * i] / static_cast<double>(n), r = sums[2 * i + 1];
+    if (of_examples) {
+      const auto given = std::llround(sums[slots * i + 2]);
+      if (given < 2) continue;  // none of this parameter
+      n = given;
+    }
+    const double q = sums[slots * i] / static_cast<double>(n), r = sums[slots * i + 1];
     measured(noise_[i], q, r);
     for (NoiseSums* const total : {&group, &model}) {
       total->q += q;

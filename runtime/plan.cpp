@@ -613,8 +613,9 @@ Plan make_plan(const Config& config, std::vector<ParameterShape> parameters, int
   plan.levels = mesh.levels;
   plan.virtual_shards = static_cast<int>(config.virtual_shards);
   plan.micro_batches = config.train.micro_batches;
-  if (config.diagnostics.every_steps > 0 && plan.contributions() > 1) {
-    plan.noise_slots = 2 * std::ssize(parameters);
+  plan.noise_of_examples = config.diagnostics.gns_source == "norm_layers";
+  if (config.diagnostics.every_steps > 0 && (plan.noise_of_examples || plan.contributions() > 1)) {
+    plan.noise_slots = plan.noise_sums() * std::ssize(parameters);
   }
   plan.looks = config.diagnostics.every_steps > 0 && config.diagnostics.spectra;
   plan.looks_at_noise = plan.looks && config.diagnostics.dual_noise;

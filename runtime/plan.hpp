@@ -398,6 +398,10 @@ struct Plan {
   /// Where gradient noise is measured: two per parameter, what contributions squared and what their
   /// mean squared come to. In the other steps they are zeros, so that every step sends the same.
   Index noise_slots = 0;
+  /// Noise between single examples, as the trainer hands them over: a third one per parameter, how
+  /// many there were.
+  bool noise_of_examples = false;
+  [[nodiscard]] Index noise_sums() const { return noise_of_examples ? 3 : 2; }
   /// Gradients behind a mean.
   [[nodiscard]] std::int64_t contributions() const {
     return virtual_shards > 0 ? virtual_shards : ranks * micro_batches;

@@ -618,6 +618,7 @@ void ShardedOptimizer::Impl::allocate() {
   group_sums_.assign(groups, {});
   noise_.assign(plan_.parameters.size(), {});
   local_squares_.assign(plan_.noise_slots > 0 ? plan_.parameters.size() : 0, 0);
+  example_squares_ = example_counts_ = local_squares_;
   euclidean_.assign(plan_.matrices.size(), 0);
   prepare_to_look();
   report_.skip_reason.reserve(256);
@@ -780,6 +781,10 @@ void ShardedOptimizer::micro_batch(std::int64_t index) { impl_->gradients_->micr
 void ShardedOptimizer::gradient_ready(int id) { impl_->gradient_ready(id); }
 const GradientNoise& ShardedOptimizer::noise(int id) const { return impl_->noise(id); }
 std::span<const MatrixSpectra> ShardedOptimizer::spectra() const { return impl_->spectra(); }
+bool ShardedOptimizer::wants_examples() const { return impl_->wants_examples(); }
+void ShardedOptimizer::observe_examples(int id, ConstMatrixView gradients) {
+  impl_->observe_examples(id, gradients);
+}
 bool ShardedOptimizer::wants_activations() const { return impl_->wants_activations(); }
 void ShardedOptimizer::observe_activation(int id, ConstMatrixView activations) {
   impl_->observe_activation(id, activations);

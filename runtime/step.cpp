@@ -179,12 +179,10 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
                           ? -1
                           : plan_.matrices[static_cast<std::size_t>(own.segment.matrix)].bound_slot;
     if (bound >= 0 && counts(own)) norms[plan_.norm_slots + bound] += sum;
-    if (measures_noise && counts(own)) noise[2 * own.segment.parameter + 1] += sum;
+    if (measures_noise && counts(own)) noise[plan_.noise_sums() * own.segment.parameter + 1] += sum;
     if (!std::isfinite(sum) && bad < 0) bad = own.segment.parameter;
   }
-  for (std::size_t i = 0; measures_noise && i < local_squares_.size(); ++i) {
-    noise[2 * i] = local_squares_[i];
-  }
+  if (measures_noise) put_squares(noise);
   slots[0] = (bad >= 0 ? 1 : 0) + (gradients_->misuse().empty() ? 0 : misused);
   slots[1] = lr_multiplier_;
   slots[2] = lr_multiplier_ * lr_multiplier_;
@@ -195,8 +193,10 @@ bool ShardedOptimizer::Impl::agree_to_go_on() {
   // Equal numbers, and only they, have Σ1·Σx² = (Σx)²; the sums are the same on all ranks.
   const bool rates_differ =
       plan_.ranks * slots[2] - slots[1] * slots[1] > 1e-12 * plan_.ranks * slots[2];
-  if (slots[0] >= misused || rates_differ) {
+  const std::string uneven = measures_noise ? uneven_examples(noise) : "";
+  if (slots[0] >= misused || rates_differ || !uneven.empty()) {
     std::string what = gradients_->misuse();
+    if (what.empty() && slots[0] < misused) what = uneven;
     if (what.empty() && slots[0] < misused)
       what = "set_lr_multiplier was given different factors on different ranks";
     gradients_->reset();

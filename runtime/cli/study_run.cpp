@@ -557,7 +557,7 @@ void check_probes(const runner::Expansion& expansion) {
           "gradient each: no train.micro_batches, no reproducible.virtual_shards",
           study.source, trial.directory()));
     }
-    if (gradients > 1) continue;
+    if (gradients > 1 || config.diagnostics.gns_source == "norm_layers") continue;
     throw ConfigError(fmt::format(
         "{}: probes.gns.every: trial {} has one gradient a step, and one alone says nothing of "
         "noise; execution.ranks_per_trial, or train.micro_batches of its base, of at least 2",

@@ -235,6 +235,12 @@ void Training::open(Communicator world) {
   runtime::agree(control_, [&] {
     workload_ = workloads::open_workload(config_, device.ordinal);
     place_ = workload_->device();
+    if (config_.diagnostics.every_steps > 0 && config_.diagnostics.gns_source == "norm_layers" &&
+        !workload_->watch_examples({})) {
+      throw ConfigError("diagnostics.gns_source: norm_layers: '" + config_.workload +
+                        "' has no normalization layers, whose gradients of single examples are at "
+                        "hand; gpt has");
+    }
     if (config_.zero_stage == 3 && config_.device != "cpu" && !place_) {
       throw ConfigError(
           "zero.stage: 3 keeps whole weights on the device, but this workload computes on the "
@@ -278,6 +284,11 @@ void Training::compute_gradients() {
       if (looks_) add_preactivations(id, inputs);
     });
   }
+  const bool examples = optimizer_->wants_examples();
+  if (examples) {
+    workload_->watch_examples(
+        [this](int id, ConstMatrixView gradients) { optimizer_->observe_examples(id, gradients); });
+  }
   for (std::size_t k = 0; k < deal_.parts.size(); ++k) {
     if (config_.virtual_shards > 0 || deal_.parts.size() > 1) {
       optimizer_->micro_batch(static_cast<std::int64_t>(k));
@@ -285,6 +296,7 @@ void Training::compute_gradients() {
     losses_.push_back(workload_->gradient(slice(index, k), ready));
   }
   if (watches || looks_) workload_->watch({});
+  if (examples) workload_->watch_examples({});
 }
 
 void Training::look_at_preactivations() {

@@ -812,6 +812,8 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
   if (study_.gns_every > 0) {
     o.push_back(fmt::format("diagnostics.every_steps={}", study_.gns_every));
     o.push_back("diagnostics.budget_frac=" + shortest(study_.probe_budget_frac));
+    if (study_.gns_source != "gradients")
+      o.push_back("diagnostics.gns_source=" + study_.gns_source);
     if (study_.asks_dual_noise()) o.emplace_back("diagnostics.dual_noise=true");
     if (study_.asks_dual_noise() || study_.advisor != "off")
       o.emplace_back("diagnostics.spectra=true");

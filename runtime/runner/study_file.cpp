@@ -166,6 +166,11 @@ const std::vector<Row>& rows() {
        .slot = &Study::gns_every,
        .doc = "steps between noise scales (diagnostics.every_steps); 0: as the base says",
        .max = many},
+      {.path = "probes.gns.source",
+       .slot = &Study::gns_source,
+       .doc = "noise between gradients of ranks and micro-batches, or between those of single "
+              "examples in normalization layers (diagnostics.gns_source)",
+       .words = {"gradients", "norm_layers"}},
       {.path = "probes.gns.geometry",
        .slot = &Study::gns_geometry,
        .doc = "norms of noise scales",

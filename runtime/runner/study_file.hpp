@@ -88,6 +88,7 @@ struct Study {
 
   std::int64_t gns_every = 0;
   std::vector<std::string> gns_geometry{"l2"};
+  std::string gns_source = "gradients";
   std::string advisor = "off";
   std::int64_t sharpness_every = 0;  ///< steps; 0: never
   double probe_budget_frac = 0.01;

@@ -34,6 +34,7 @@ class Gpt final : public TextModel {
       layers_.push_back(layer);
     }
     norm_ = &add_constant("norm.weight", {c}, 1);
+    says_it_has_norms();
     head_ = &add("head.weight", {vocab(), c}, deviation);
     // −∞ above the diagonal: no token sees a later one.
     mask_ = bring(at::full({context(), context()}, -INFINITY, at::kFloat).triu_(1));
@@ -43,10 +44,6 @@ class Gpt final : public TextModel {
   struct Layer {
     at::Tensor *norm1, *qkv, *project, *norm2, *up, *down;
   };
-
-  [[nodiscard]] at::Tensor norm(const at::Tensor& x, const at::Tensor& gain) const {
-    return at::layer_norm(x, {width_}, gain);
-  }
 
   [[nodiscard]] at::Tensor attention(const at::Tensor& x, const Layer& layer,
                                      std::int64_t windows) const {
@@ -69,10 +66,11 @@ class Gpt final : public TextModel {
     at::Tensor x =
         (at::embedding(*embed_, tokens) + *position_).view({windows * context(), width_});
     for (const Layer& layer : layers_) {
-      x = x + attention(norm(x, *layer.norm1), layer, windows);
-      x = x + linear(at::gelu(linear(norm(x, *layer.norm2), *layer.up), "tanh"), *layer.down);
+      x = x + attention(norm(x, *layer.norm1, windows), layer, windows);
+      x = x +
+          linear(at::gelu(linear(norm(x, *layer.norm2, windows), *layer.up), "tanh"), *layer.down);
     }
-    return linear(norm(x, *norm_), *head_);
+    return linear(norm(x, *norm_, windows), *head_);
   }
 
   std::int64_t width_ = 0, heads_ = 0;

@@ -30,6 +30,10 @@ class TorchModel : public Workload {
   void place_weights(int id, void* data) final;
   double gradient(const Slice& slice, const std::function<void(int)>& ready) final;
   void watch(const Observer& observer) final { observer_ = observer; }
+  bool watch_examples(const Observer& observer) final {
+    example_observer_ = observer;
+    return has_norms_;
+  }
   Evaluation evaluate(int rank, int size) final;
 
  protected:
@@ -48,6 +52,14 @@ class TorchModel : public Workload {
   [[nodiscard]] at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                                   const at::Tensor& bias = {}) const;
 
+  /// Layer normalization of rows, scaled by the gain, and tells who watches examples what the
+  /// gain's gradient is of each. @param x  examples·rows × elements, the rows of an example side by
+  /// side
+  [[nodiscard]] at::Tensor norm(const at::Tensor& x, const at::Tensor& gain,
+                                std::int64_t examples) const;
+  /// It normalizes by `norm`.
+  void says_it_has_norms() { has_norms_ = true; }
+
   /// Mean loss over a slice that is not empty.
   virtual at::Tensor loss(const Slice& slice) = 0;
   /// Held-out examples, and the sums of the metrics over some of them.
@@ -61,6 +73,7 @@ class TorchModel : public Workload {
 
  private:
   struct Hooks;
+  [[nodiscard]] int id_of(const at::Tensor& weight) const;
   at::Tensor& keep(const std::string& name, at::Tensor weights);
   double differentiate(const Slice& slice, const std::function<void(int)>& ready);
 
@@ -71,7 +84,8 @@ class TorchModel : public Workload {
   std::vector<std::unique_ptr<at::Tensor>> weights_;  // references to them stay valid
   std::vector<Parameter> list_;
   std::unique_ptr<Hooks> hooks_;
-  Observer observer_;
+  Observer observer_, example_observer_;
+  bool has_norms_ = false;
 };
 
 /// A model that predicts the next token of windows of text.

@@ -167,14 +167,33 @@ at::Tensor& TorchModel::add_constant(const std::string& name,
   return keep(name, at::full(shape, value, at::kFloat));
 }
 
+int TorchModel::id_of(const at::Tensor& weight) const {
+  const auto own = std::find_if(weights_.begin(), weights_.end(),
+                                [&](const auto& w) { return w.get() == &weight; });
+  return static_cast<int>(own - weights_.begin());
+}
+
+at::Tensor TorchModel::norm(const at::Tensor& x, const at::Tensor& gain,
+                            std::int64_t examples) const {
+  at::Tensor y = at::layer_norm(x, gain.sizes(), gain);
+  if (example_observer_ && y.requires_grad()) {
+    // y = gain·x̂: an example's gradient is Σ ∂L/∂y·x̂ over its rows, of the mean loss of all.
+    const at::Tensor normalized = at::layer_norm(x.detach(), gain.sizes());
+    y.register_hook([this, normalized, examples, id = id_of(gain)](const at::Tensor& back) {
+      const at::Tensor g = (back * normalized).view({examples, -1, back.size(1)}).sum(1);
+      const at::Tensor own = (g * static_cast<double>(examples)).to(at::kCPU).contiguous();
+      example_observer_(id, {own.data_ptr<float>(), own.size(0), own.size(1), own.size(1)});
+    });
+  }
+  return y;
+}
+
 at::Tensor TorchModel::linear(const at::Tensor& x, const at::Tensor& weight,
                               const at::Tensor& bias) const {
   if (observer_) {
-    const auto own = std::find_if(weights_.begin(), weights_.end(),
-                                  [&](const auto& w) { return w.get() == &weight; });
     const std::int64_t rows = std::min(x.size(0), ShardedOptimizer::activation_rows);
     const at::Tensor inputs = x.detach().narrow(0, 0, rows).to(at::kCPU).contiguous();
-    observer_(static_cast<int>(own - weights_.begin()),
+    observer_(id_of(weight),
               {inputs.data_ptr<float>(), inputs.size(0), inputs.size(1), inputs.size(1)});
   }
   return at::linear(x, weight, bias);

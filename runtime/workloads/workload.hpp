@@ -45,6 +45,10 @@ class Workload {
   /// each pass. Empty: it does not. A workload need not, for any of its parameters.
   using Observer = std::function<void(int id, ConstMatrixView inputs)>;
   virtual void watch(const Observer&) {}
+  /// Until told otherwise `gradient` hands over the gradients of single examples that it has at
+  /// hand, of gains of normalization layers: `observer(id, examples × elements)`, f32, of the host.
+  /// Empty: it does not. @return whether it has any.
+  virtual bool watch_examples(const Observer&) { return false; }
   /// Metrics on held-out data, computed on the share of rank `rank` of `size`: sums over examples
   /// and their number; the caller adds the ranks up and divides. Key "val_loss" is always there
   /// (analytic workloads: the true objective), "val_accuracy" for classifiers.

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <orthrus/studies/noise.hpp>
 #include <random>
 
 #include "modes_run.hpp"
@@ -239,6 +240,109 @@ TEST(GradientNoise, ChangesNoBitOfTheTrainingAndCostsWhatThePlanSays) {
   EXPECT_EQ(planned(on, 4).control_before(), planned("", 4).control_before() + 6);
   EXPECT_EQ(planned(on, 1).control_before(), planned("", 1).control_before()) << "one gradient";
   EXPECT_NE(planned(on, 4).hash, planned("", 4).hash);
+}
+
+constexpr int kExamples = 12;
+
+/// Twelve examples a step, dealt to ranks and micro-batches; of tensors 0 and 2 each example's own
+/// gradient is handed over.
+struct OfExamples {
+  std::vector<GradientNoise> parameters;
+  GradientNoise model;
+  std::vector<std::vector<float>> weights;
+};
+OfExamples train_with_examples(const std::string& text, int ranks, int micro, bool leave_one_out) {
+  const Config config = parse_config(
+      "schema: 1\ndiagnostics: {every_steps: 2, gns_source: norm_layers}\ntrain: {batch: 12, "
+      "micro_batches: " +
+      std::to_string(micro) + "}\n" + text + kGroups);
+  OfExamples out;
+  run_thread_ranks(ranks, [&](Communicator& comm) {
+    std::vector<std::vector<float>> weights, gradients;
+    std::vector<Parameter> list;
+    for (std::size_t i = 0; i < std::size(kShapes); ++i) weights.push_back(contribution(i, 77, 0));
+    gradients = weights;
+    for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+      Parameter p;
+      p.name = kShapes[i].name;
+      p.shape = {kShapes[i].rows, kShapes[i].cols};
+      p.weights = weights[i].data();
+      p.gradient = gradients[i].data();
+      list.push_back(p);
+    }
+    ShardedOptimizer optimizer(config, comm.duplicate("job"), list);
+    const int each = kExamples / (ranks * micro);
+    const StepReport* report = nullptr;
+    for (std::int64_t t = 1; t <= 2; ++t) {
+      EXPECT_EQ(optimizer.wants_examples(), t == 2);
+      for (int k = 0; k < micro; ++k) {
+        if (micro > 1) optimizer.micro_batch(k);
+        for (std::size_t i = 0; i < std::size(kShapes); ++i) {
+          std::vector<float> rows;
+          std::fill(gradients[i].begin(), gradients[i].end(), 0.0F);
+          for (int e = 0; e < each; ++e) {
+            const auto g = contribution(i, t, (comm.rank() * micro + k) * each + e);
+            rows.insert(rows.end(), g.begin(), g.end());
+            for (std::size_t x = 0; x < g.size(); ++x)
+              gradients[i][x] += g[x] / static_cast<float>(each);
+          }
+          const auto size = static_cast<Index>(gradients[i].size());
+          const Index given = leave_one_out && i == 2 && comm.rank() == 0 ? each - 1 : each;
+          if (i != 1)
+            optimizer.observe_examples(static_cast<int>(i), {rows.data(), given, size, size});
+          optimizer.gradient_ready(static_cast<int>(i));
+        }
+      }
+      report = &optimizer.step();
+    }
+    if (comm.rank() != 0) return;
+    out.model = report->model_noise;
+    for (int i = 0; i < 3; ++i) out.parameters.push_back(optimizer.noise(i));
+    out.weights = weights;
+  });
+  return out;
+}
+
+TEST(GradientNoise, IsBetweenExamplesWhereTheTrainerHasTheirGradients) {
+  for (const auto& [ranks, micro] : {std::pair{1, 1}, {1, 3}, {2, 1}, {3, 2}, {4, 1}}) {
+    for (const std::string stage : {"1", "2", "3"}) {
+      const OfExamples run =
+          train_with_examples("zero: {stage: " + stage + "}\n", ranks, micro, false);
+      double trace = 0, signal = 0;
+      for (const std::size_t i : {0U, 2U}) {
+        std::vector<float> all;
+        for (int e = 0; e < kExamples; ++e) {
+          const auto g = contribution(i, 2, e);
+          all.insert(all.end(), g.begin(), g.end());
+        }
+        const auto size = static_cast<Index>(all.size()) / kExamples;
+        const studies::NoiseProbe serial =
+            studies::example_noise({all.data(), kExamples, size, size});
+        const GradientNoise& noise = run.parameters[i];
+        EXPECT_EQ(noise.contributions, kExamples);
+        EXPECT_EQ(noise.examples, 1);
+        // q and r are known to the f32 sums of means, of squares ten times the signal's.
+        EXPECT_NEAR(noise.trace(), serial.trace, 1e-5 * serial.trace) << ranks << micro << stage;
+        EXPECT_NEAR(noise.signal(), serial.signal, 1e-5 * serial.trace) << ranks << micro << stage;
+        trace += serial.trace;
+        signal += serial.signal;
+      }
+      EXPECT_EQ(run.parameters[1].contributions, 0) << "nobody has said anything of it";
+      EXPECT_NEAR(run.model.trace(), trace, 1e-5 * trace);
+      EXPECT_NEAR(run.model.signal(), signal, 1e-5 * trace);
+      EXPECT_DOUBLE_EQ(run.model.share, (240.0 + 70) / (240 + 45 + 70));
+    }
+  }
+}
+
+TEST(GradientNoise, AsksForEveryExampleOnAllRanks) {
+  try {
+    static_cast<void>(train_with_examples("", 2, 1, true));
+    FAIL() << "11 of 12 were given";
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find("11 of 'v.bias'"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("12 gradients of 'm.a'"), std::string::npos);
+  }
 }
 
 TEST(GradientNoise, IsNotKnownOfAveragedGradientsOrOfOne) {

@@ -306,6 +306,45 @@ TEST_F(TorchWorkloads, ImbalanceThinsClassesOutAndWeighsThemEqually) {
   EXPECT_NE(test::run(*workloads::open_workload(c), {48, 16}), test::run(*again, {48, 16}));
 }
 
+// Of gains single examples have gradients of their own: each that of a slice of it alone, all of
+// them together the slice's.
+TEST_F(TorchWorkloads, GainsTellTheGradientOfEveryExample) {
+  constexpr std::int64_t first = 5, count = 4;
+  const auto w = workloads::open_workload(gpt());
+  const std::vector<Parameter> list = w->parameters();
+  const double loss = test::run(*w, {first, count});
+  const test::Buffers unwatched = test::gradients(*w);
+  std::map<int, std::vector<float>> seen;
+  EXPECT_TRUE(w->watch_examples([&](int id, ConstMatrixView g) {
+    EXPECT_EQ(g.rows, count);
+    const auto* const data = static_cast<const float*>(g.data);
+    seen[id].assign(data, data + g.rows * g.cols);
+  }));
+  EXPECT_EQ(test::run(*w, {first, count}), loss);
+  EXPECT_EQ(test::gradients(*w), unwatched) << "no bit of the training changes";
+  EXPECT_TRUE(w->watch_examples({}));
+  EXPECT_EQ(seen.size(), 5U);  // two of each of two layers, and the last
+  for (const auto& [id, rows] : seen) {
+    const Parameter& gain = list[static_cast<std::size_t>(id)];
+    EXPECT_NE(gain.name.find("norm"), std::string::npos);
+    const std::size_t n = test::elements(gain);
+    double scale = 0;
+    for (const float x : rows) scale = std::max(scale, std::abs(static_cast<double>(x)));
+    for (std::int64_t e = 0; e < count; ++e) {
+      test::run(*w, {first + e, 1});
+      for (std::size_t i = 0; i < n; ++i)
+        EXPECT_NEAR(rows[static_cast<std::size_t>(e) * n + i], test::gradient(gain)[i],
+                    1e-5 * scale);
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      double mean = 0;
+      for (std::size_t e = 0; e < count; ++e) mean += static_cast<double>(rows[e * n + i]) / count;
+      EXPECT_NEAR(mean, unwatched[static_cast<std::size_t>(id)][i], 1e-5 * scale);
+    }
+  }
+  EXPECT_FALSE(workloads::open_workload(mlp())->watch_examples({}));
+}
+
 TEST_F(TorchWorkloads, AnotherThreadComputesTheSameBits) {
   const auto w = workloads::open_workload(gpt());
   const double here = test::run(*w, {16, 8});

@@ -96,6 +96,9 @@ struct TelemetryConfig {
 /// `diagnostics:`
 struct DiagnosticsConfig {
   std::int64_t every_steps = 0;
+  /// What noise shows between: gradients (of ranks and micro-batches), or norm_layers (of single
+  /// examples, of the parameters that the trainer has those of).
+  std::string gns_source = "gradients";
   bool spectra = false;     ///< look at matrices, too
   bool dual_noise = false;  ///< and, then, at noise in dual norms
   bool dynamics = false;    ///< and at what steps do to the singular values of weights

@@ -131,8 +131,9 @@ struct RoundingReport {
 /// squared; examples, or where `train.batch` is not given, contributions.
 struct GradientNoise {
   std::int64_t step = 0;  ///< when it was measured; 0: never
-  /// Gradients behind the mean: ranks × micro-batches, or virtual shards. 0: nothing can be said of
-  /// one alone, nor of gradients that come averaged or in shards.
+  /// Gradients behind the mean: ranks × micro-batches, or virtual shards; of `observe_examples`,
+  /// examples. 0: nothing can be said of one alone, nor of gradients that come averaged or in
+  /// shards.
   std::int64_t contributions = 0;
   double examples = 1;      ///< of each contribution
   double mean_squared = 0;  ///< mean of the contributions' squared norms
@@ -331,6 +332,19 @@ class ShardedOptimizer {
   /// time is part of `diagnostics.budget_frac`.
   void observe_activation(int id, ConstMatrixView activations);
   static constexpr Index activation_rows = 4096;
+  /// With `diagnostics.gns_source: norm_layers`: will the step that gradients are made for now
+  /// measure noise?
+  [[nodiscard]] bool wants_examples() const;
+  /// Hands over the gradients of single examples of parameter `id`, examples × elements, f32, of
+  /// the host, each of that example's own loss (not divided by the batch). Any number of calls
+  /// between two steps; in all every example of the step on this rank, of each parameter that is
+  /// given at all. Its noise then is that between them, known to a batch of one, on a single rank
+  /// too: gains of normalization layers have such gradients at hand, and follow the noise of the
+  /// whole model (G. Gray et al., NeurIPS 2024). Groups and model are sums over the parameters
+  /// given. Without effect where `wants_examples` is false.
+  /// @throws ShapeError  other elements; ConfigError, by `step` on all ranks, unequal numbers.
+  /// @par Cost  2 flops per element; 8 bytes per parameter more in every step's first all-reduce.
+  void observe_examples(int id, ConstMatrixView gradients);
   /// Waits until the weights of `id` are new (with `step` this is so on return).
   void parameter_wait(int id);
 
