@@ -225,6 +225,26 @@ std::string noise_card(const std::vector<Row>& rows) {
       line_chart("Gradient noise scale per step", lines, {false, true, format_number, 220}));
 }
 
+/// Of the last look that says it: of how much of the parameters a plain spectral step promises
+/// more.
+std::string spectral_share(const std::vector<Row>& rows) {
+  const auto look = std::find_if(rows.rbegin(), rows.rend(), [](const Row& row) {
+    return row.diagnostics.contains("spec_ratio") && row.diagnostics.contains("elements");
+  });
+  if (look == rows.rend()) return {};
+  const auto& sizes = look->diagnostics.at("elements");
+  double above = 0, all = 0;
+  for (const auto& [name, ratio] : look->diagnostics.at("spec_ratio")) {
+    const auto size = sizes.find(name);
+    if (size == sizes.end()) continue;
+    all += size->second;
+    if (ratio > 1) above += size->second;
+  }
+  if (all == 0) return {};
+  return fmt::format(" Above one in step {}: {:.0f} % of the parameters it is known of.",
+                     look->step, 100 * above / all);
+}
+
 std::string spectra_cards(const std::vector<Row>& rows) {
   std::string out;
   for (const auto& [key, title, why] :
@@ -248,7 +268,9 @@ std::string spectra_cards(const std::vector<Row>& rows) {
       }
       lines.push_back({"", 6, Stroke::dashed, {{first, 1}, {last, 1}}, false});
     }
-    out += card(title, why, line_chart(title, lines, {false, true, format_number, 220}));
+    const std::string more =
+        std::string_view(key) == "spec_ratio" ? spectral_share(rows) : std::string();
+    out += card(title, why + more, line_chart(title, lines, {false, true, format_number, 220}));
   }
   return out;
 }

@@ -80,7 +80,7 @@ nlohmann::json spectra_of(const ShardedOptimizer& optimizer, const StepReport& r
   for (const MatrixSpectra& m : optimizer.spectra()) {
     if (m.step != report.step || report.skipped) continue;
     if (elements.empty()) elements = matrix_elements(optimizer, parameters);
-    nlohmann::json row{{"matrix", m.name}};
+    nlohmann::json row{{"matrix", m.name}, {"elements", elements.at(m.name)}};
     const auto add = [&](const std::string& of, const studies::Spectrum& s) {
       if (s.frobenius_norm == 0) return;  // it has none
       row["nr_" + of] = json_number(s.nuclear_rank);

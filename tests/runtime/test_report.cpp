@@ -280,7 +280,8 @@ TEST(RunReport, DrawsDiagnosticsByKindOfMatrix) {
       spectra.push_back({{"matrix", std::string("layers.") + layer + ".up.weight"},
                          {"nr_grad", *layer == '0' ? 2 : 8},
                          {"st_grad", 1.5},
-                         {"spec_ratio", 3}});
+                         {"elements", *layer == '0' ? 300 : 100},
+                         {"spec_ratio", *layer == '0' && step == 30 ? 0.5 : 3}});
     }
     const json noise = {{{"group", "all"}, {"gns_l2", 20.0 * step}, {"gns_unresolved", false}},
                         {{"group", "*<b>"}, {"gns_l2", 7.25}, {"gns_unresolved", true}}};
@@ -295,6 +296,7 @@ TEST(RunReport, DrawsDiagnosticsByKindOfMatrix) {
   }
   EXPECT_THAT(page, HasSubstr("layers.*.up.weight, step 20: 4<"));  // √(2·8)
   EXPECT_THAT(page, HasSubstr("model, l2, step 30: 600<"));
+  EXPECT_THAT(page, HasSubstr("Above one in step 30: 25 % of the parameters"));
   EXPECT_THAT(page, Not(HasSubstr("7.25")));  // unresolved
   // Without diagnostics there is no word of them.
   EXPECT_THAT(run_report("{}", R"({"step": 1, "loss": 1})"), Not(HasSubstr("noise scale")));
