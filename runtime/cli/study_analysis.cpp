@@ -106,6 +106,14 @@ void fit_rates(StudyAnalysis& analysis, const studies::Bootstrap& bootstrap, War
                                         "batch {} on; the exponent is of the batches below",
                                         series, format_number(rates.study.bent->knee)));
     }
+    const std::optional<studies::SurgeLaw>& surge = rates.study.surge;
+    if (surge &&
+        surge->aicc < std::min(studies::fit_power(rates.study.batches, rates.study.lrs).aicc,
+                               rates.study.bent->below.aicc)) {
+      warn.add("surge", fmt::format("{}: AICc prefers learning rates that rise as the root of the "
+                                    "batch to {:.3g} at batch {} and fall beyond",
+                                    series, surge->peak, format_number(surge->at)));
+    }
     analysis.rates.push_back(std::move(rates));
   }
 }

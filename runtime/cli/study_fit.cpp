@@ -352,6 +352,14 @@ void fit_power_law(FitPage& page, const Columns& columns, const FitOptions& o) {
   row["aicc"] = json_number(bent.below.aicc);
   row["preferred"] = bent.preferred;
   document["saturating"] = std::move(row);
+  const studies::SurgeLaw surge = studies::fit_surge(x, y);
+  document["surge"] = {{"peak", surge.peak},
+                       {"at", surge.at},
+                       {"rms_log", surge.rms_log},
+                       {"aicc", json_number(surge.aicc)},
+                       {"preferred", surge.aicc < std::min(law.aicc, bent.below.aicc)}};
+  page.line(fmt::format("largest somewhere (surge): {:.6g} at {:.6g}, RMS {:.3g}, AICc {:.4g}",
+                        surge.peak, surge.at, surge.rms_log, surge.aicc));
   page.line(
       fmt::format("constant from a knee on: knee {:.6g}, exponent {:.6g} {}, RMS {:.3g}, "
                   "AICc {:.4g}",

@@ -83,6 +83,10 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                            {"exponent", rates.study.bent->below.exponent},
                            {"aicc", json_number(rates.study.bent->below.aicc)},
                            {"preferred", rates.study.bent->preferred}};
+      row["surge"] = {{"peak", rates.study.surge->peak},
+                      {"at", rates.study.surge->at},
+                      {"rms_log", rates.study.surge->rms_log},
+                      {"aicc", json_number(rates.study.surge->aicc)}};
     }
     fits.push_back(std::move(row));
   }

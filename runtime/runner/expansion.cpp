@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <orthrus/error.hpp>
+#include <orthrus/studies/theory.hpp>
 #include <set>
 #include <stdexcept>
 #include <string_view>
@@ -428,7 +429,11 @@ double Expansion::center_at(const Point& point) const {
   }
   if (center.reference_batch == 0) return value->second;
   const double batch = std::get<double>(*variables(point)("batch_size"));
-  return value->second * std::pow(batch / center.reference_batch, center.exponent());
+  const auto rule = center.rule == "sqrt"     ? studies::LrRule::sqrt
+                    : center.rule == "linear" ? studies::LrRule::linear
+                    : center.rule == "surge"  ? studies::LrRule::surge
+                                              : studies::LrRule::constant;
+  return studies::scaled_lr(rule, value->second, center.reference_batch, batch, center.noise_scale);
 }
 
 double Expansion::value_at(const std::vector<double>& grid, int place) {

@@ -280,7 +280,8 @@ constexpr std::array specials{
         "optimizer, batch_size, lr, seed, ranks, weight_decay, momentum, beta2, warmup_examples; "
         "names with dots are keys of `base`; others serve expressions. lr: {center: {rule: sqrt | "
         "linear | constant, at: {batch_size: N}, per: optimizer, value}, multipliers: {sqrt2: "
-        "[lo, hi]}, extend_on_edge: 3}. seed: {tune: […], report: […]}"},
+        "[lo, hi]}, extend_on_edge: 3}, or rule: surge with noise_scale: N, the batch of the "
+        "largest rate. seed: {tune: […], report: […]}"},
     Special{"search.points", "[{NAME: scalar, …}, …]", "method list: the points"},
     Special{"search.telescope", "{over: NAME, of: [lr, …], points: [5, 3, 1], carry: {NAME: e}}",
             "method telescoping: the whole grid of `of` at the least value of `over`, then so many "
@@ -735,8 +736,8 @@ class Reader {
   }
 
   void read_center(const YamlNode& node, const std::string& path, Center& center) {
-    static const Words known{"rule", "at", "per", "value"};
-    static const Words rules{"sqrt", "linear", "constant"};
+    static const Words known{"rule", "at", "noise_scale", "per", "value"};
+    static const Words rules{"sqrt", "linear", "surge", "constant"};
     if (!expect(node, Kind::map, path, "a mapping with " + join(known))) return;
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
       const YamlNode& value = node.items[i];
@@ -754,6 +755,8 @@ class Reader {
         } else if (const auto x = read_number(*batch, at + ".batch_size", 1, many, true)) {
           center.reference_batch = *x;
         }
+      } else if (node.keys[i] == "noise_scale") {
+        if (const auto x = read_number(value, at, 1, many, false)) center.noise_scale = *x;
       } else if (node.keys[i] == "per") {
         center.per = value.text;
       } else if (node.keys[i] == "value") {
@@ -774,6 +777,9 @@ class Reader {
     if (center.values.empty()) error(node.origin, path, "value is required");
     if (center.rule != "constant" && center.reference_batch == 0)
       error(node.origin, path, "rule " + center.rule + " needs at: {batch_size: N}");
+    if ((center.rule == "surge") != (center.noise_scale > 0))
+      error(node.origin, path,
+            "rule surge and noise_scale, the batch of the largest rate, come together");
     if (center.per.empty() != (center.values.count("") == 1))
       error(node.origin, path, "value is a number, or with `per` a number for each word");
   }
@@ -1050,6 +1056,7 @@ Json to_json(const ParameterSpec& spec) {
   if (spec.center) {
     const Center& c = *spec.center;
     Json center{{"rule", c.rule}};
+    if (c.noise_scale > 0) center["noise_scale"] = c.noise_scale;
     if (c.reference_batch > 0) center["at"] = {{"batch_size", c.reference_batch}};
     if (c.per.empty()) {
       center["value"] = c.values.at("");

@@ -18,15 +18,15 @@
 
 namespace orthrus::runner {
 
-/// A rate about a centre that moves with the batch: value·(batch/reference)^exponent·2^e, for the
+/// A rate about a centre that moves with the batch: `studies::scaled_lr` of value·2^e, for the
 /// multipliers e.
 struct Center {
-  std::string rule = "constant";  ///< sqrt | linear | constant
+  std::string rule = "constant";  ///< sqrt | linear | surge | constant
+  double noise_scale = 0;         ///< of surge: the batch at which rates are largest
   double reference_batch = 0;     ///< `at: {batch_size: …}`; 0 where the rule is constant
   std::string per;                ///< the parameter whose words `values` has; empty: one value
   std::map<std::string, double> values;  ///< of each word; of "" without `per`
   double first = 0, last = 0, step = 0;  ///< e
-  [[nodiscard]] double exponent() const { return rule == "sqrt" ? 0.5 : rule == "linear" ? 1 : 0; }
 };
 
 /// One entry of `search.parameters`.

@@ -321,7 +321,10 @@ RateStudy study_rates(std::span<const Cell> cells, const Bootstrap& bootstrap) {
       resampled = resampled && (!tuned(rate) || rate.tuning.size() >= 2);
     }
   }
-  if (used.size() >= 5) study.bent = fit_saturating_power(study.batches, study.lrs);
+  if (used.size() >= 5) {
+    study.bent = fit_saturating_power(study.batches, study.lrs);
+    study.surge = fit_surge(study.batches, study.lrs);
+  }
   // Above the knee rates no longer follow the batch: the exponent is of those below.
   std::vector<std::size_t> below;
   for (std::size_t c = 0; c < used.size(); ++c) {

@@ -644,6 +644,50 @@ SaturatingPowerLaw fit_saturating_power(std::span<const double> x, std::span<con
   return law;
 }
 
+double SurgeLaw::operator()(double x) const {
+  return 2 * peak / (std::sqrt(at / x) + std::sqrt(x / at));
+}
+
+SurgeLaw fit_surge(std::span<const double> x, std::span<const double> y) {
+  expects(x.size() == y.size() && x.size() >= 3, "a surge needs three points");
+  const std::vector<double> lx = logs_of(x, "abscissas are finite and positive"),
+                            ly = logs_of(y, "ordinates are finite and positive");
+  const auto n = static_cast<double>(x.size());
+  // Of the top's place the height follows: the mean of what is left.
+  const auto height = [&](double top) {
+    double sum = 0;
+    for (std::size_t i = 0; i < lx.size(); ++i)
+      sum += ly[i] + std::log(std::cosh((lx[i] - top) / 2));
+    return sum / n;
+  };
+  const auto squares = [&](double top) {
+    const double h = height(top);
+    double sum = 0;
+    for (std::size_t i = 0; i < lx.size(); ++i) {
+      const double off = ly[i] + std::log(std::cosh((lx[i] - top) / 2)) - h;
+      sum += off * off;
+    }
+    return sum;
+  };
+  const double reach = std::log(1000.0);
+  const double first = *std::min_element(lx.begin(), lx.end()) - reach,
+               last = *std::max_element(lx.begin(), lx.end()) + reach;
+  // The cost may have several valleys; a scan finds the deepest.
+  constexpr int places = 400;
+  const double apart = (last - first) / places;
+  double best = first;
+  for (int k = 0; k <= places; ++k) {
+    if (squares(first + k * apart) < squares(best)) best = first + k * apart;
+  }
+  const double top = golden_section(squares, best - apart, best + apart);
+  SurgeLaw law;
+  law.at = std::exp(top);
+  law.peak = std::exp(height(top));
+  law.rms_log = std::sqrt(squares(top) / n);
+  law.aicc = akaike(squares(top) / n, x.size(), 3);
+  return law;
+}
+
 Tuned tuned_lr(std::span<const double> lrs, std::span<const double> values, double slack) {
   expects(lrs.size() == values.size(), "as many values as learning rates");
   expects(lrs.size() >= 3, "a tuning curve needs three learning rates");

@@ -390,6 +390,30 @@ search:
   EXPECT_NE(e.initial()[0].id, e.initial()[1].id);
 }
 
+// arXiv:2405.14578: largest at the noise scale, the same an octave below and above it.
+TEST(ACentre, MaySurge) {
+  const std::string head =
+                        "orthrus_study: 1\nname: s\nsearch:\n  parameters:\n    batch_size: "
+                        "{values: [32, 64, 128, 512]}\n"
+                        "    lr: {center: {rule: surge, at: {batch_size: 32}, ",
+                    tail = "value: 0.1}, multipliers: {log2: [0, 0]}}\n";
+  const Expansion e = expand(head + "noise_scale: 64, " + tail);
+  std::vector<double> rates;
+  for (const Trial& trial : e.initial()) rates.push_back(trial.params["lr"].get<double>());
+  ASSERT_EQ(rates.size(), 4U);
+  const double top = 0.1 * (std::sqrt(2) + std::sqrt(0.5)) / 2;
+  EXPECT_NEAR(rates[0], 0.1, 1e-12);
+  EXPECT_NEAR(rates[1], top, 1e-12);
+  EXPECT_NEAR(rates[2], 0.1, 1e-12);
+  EXPECT_NEAR(rates[3], 2 * top / (std::sqrt(8) + std::sqrt(0.125)), 1e-12);
+  try {
+    static_cast<void>(expand(head + tail));
+    FAIL() << "which batch has the largest rate?";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("noise_scale"));
+  }
+}
+
 TEST(ACell, IsReportedWithFreshSeedsAtItsBestRate) {
   const Expansion e = expand(tuned_study);
   Campaign campaign(e);

@@ -1,6 +1,7 @@
 // Fits give back the laws that made the data, and say when they do not fit.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <orthrus/error.hpp>
@@ -286,6 +287,29 @@ TEST(FitSaturatingPower, FindsTheKneeAndPrefersItOnlyWhereThereIsOne) {
   EXPECT_NEAR(bent.below.exponent, 0.7, 0.03);
   EXPECT_FALSE(fit_saturating_power(x, map(x, [&](double b) { return std::pow(b, 0.7) * noise(); }))
                    .preferred);
+}
+
+TEST(FitSurge, FindsTheTopOfWhatItIsMadeOf) {
+  const SurgeLaw law{0.02, 96, 0, 0};
+  EXPECT_DOUBLE_EQ(law(96), 0.02);
+  // Of batches on one side of the top alone, and on both.
+  for (const auto& batches : {std::vector<double>{4, 8, 16, 32, 64}, {16, 64, 256, 1024, 4096}}) {
+    std::vector<double> rates;
+    for (const double b : batches)
+      rates.push_back(scaled_lr(LrRule::surge, law(16), 16, b, law.at));
+    const SurgeLaw found = fit_surge(batches, rates);
+    EXPECT_NEAR(found.at, law.at, 1e-4 * law.at);
+    EXPECT_NEAR(found.peak, law.peak, 1e-6 * law.peak);
+    EXPECT_LT(found.rms_log, 1e-6);
+  }
+  // A power law of another exponent is none.
+  std::vector<double> x, y;
+  for (double b = 1; b <= 1024; b *= 2) {
+    x.push_back(b);
+    y.push_back(1e-3 * std::pow(b, 0.9));
+  }
+  EXPECT_GT(fit_surge(x, y).aicc, fit_power(x, y).aicc);
+  EXPECT_THROW((void)fit_surge(std::vector<double>{1, 2}, std::vector<double>{1, 2}), ShapeError);
 }
 
 TEST(TunedLr, FindsTheBottomOfAParabola) {

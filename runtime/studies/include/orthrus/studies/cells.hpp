@@ -97,6 +97,7 @@ struct RateStudy {
   std::vector<Interval> lr_intervals;
   PowerLaw law;                            ///< of batches below the knee, where there is one
   std::optional<SaturatingPowerLaw> bent;  ///< five batches or more
+  std::optional<SurgeLaw> surge;           ///< with it
   Interval exponent;
   IntervalKind kind = IntervalKind::none;
 };

@@ -141,6 +141,17 @@ struct SaturatingPowerLaw {
 [[nodiscard]] SaturatingPowerLaw fit_saturating_power(std::span<const double> x,
                                                       std::span<const double> y);
 
+/// y = 2·peak/(√(x₀/x) + √(x/x₀)): rates that rise as √x, are largest at x₀ and fall beyond (S. Li
+/// et al., NeurIPS 2024, where x is the batch and x₀ the noise scale).
+struct SurgeLaw {
+  double peak = 0;
+  double at = 0;  ///< x₀, looked for within a factor 1000 of the abscissas
+  double rms_log = 0, aicc = 0;
+  [[nodiscard]] double operator()(double x) const;
+};
+/// Least squares of logarithms, at least 3 points of 2 abscissas.
+[[nodiscard]] SurgeLaw fit_surge(std::span<const double> x, std::span<const double> y);
+
 /// Where a tuning curve is least: a parabola in ln η through the best points and their neighbours.
 struct Tuned {
   double lr = 0;
