@@ -102,11 +102,26 @@ void BenchPrinter::row(const Measured& m) {
   std::fflush(stdout);
 }
 
+void BenchPrinter::note(const std::string& name, const nlohmann::ordered_json& numbers) {
+  if (!prints_) return;
+  if (json_) {
+    nlohmann::ordered_json line{{"name", name}, {"device", device_}, {"ranks", ranks_}};
+    line.update(numbers);
+    std::printf("%s\n", line.dump().c_str());
+  } else {
+    std::string line = name + ":";
+    for (const auto& [key, value] : numbers.items())
+      line += fmt::format("  {} {:.4g}", key, value.get<double>());
+    std::printf("%s\n", line.c_str());
+  }
+  std::fflush(stdout);
+}
+
 Run add_bench(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
   app.add_option("WHAT", options->what,
-                 "kernels, step, comm or accuracy; with --json a line per measurement")
-      ->check(CLI::IsMember({"kernels", "step", "comm", "accuracy"}));
+                 "kernels, step, comm, messages or accuracy; with --json a line per measurement")
+      ->check(CLI::IsMember({"kernels", "step", "comm", "messages", "accuracy"}));
   app.add_option("--repeats", options->repeats, "Timed rounds, after a warm-up")
       ->check(CLI::Range(5, 1000));
   app.add_option("--device", options->device, "kernels: cpu or cuda")
@@ -125,7 +140,7 @@ Run add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"local", "averaged"}));
   app.add_flag("--matrices-only", options->matrices_only,
                "step: leave embeddings, norms and biases out");
-  app.add_option("--sizes", options->sizes, "comm: bytes of a message, several by commas")
+  app.add_option("--sizes", options->sizes, "comm, messages: bytes, several by commas")
       ->delimiter(',')
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--collective", options->collective, "comm: this one alone")
@@ -150,6 +165,7 @@ Run add_bench(CLI::App& app) {
     if (options->what == "kernels") bench_kernels(*options, out, world);
     if (options->what == "step") bench_step(*options, out, world);
     if (options->what == "comm") bench_comm(*options, out, world);
+    if (options->what == "messages") bench_messages(*options, out, world);
     return 0;
   };
 }

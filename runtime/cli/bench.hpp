@@ -85,6 +85,8 @@ class BenchPrinter {
         repeats_(repeats),
         device_(std::move(device)) {}
   void row(const Measured& m);
+  /// Numbers that measurements came to.
+  void note(const std::string& name, const nlohmann::ordered_json& numbers);
 
  private:
   bool json_, prints_;
@@ -99,6 +101,8 @@ void bench_kernels(const BenchOptions& options, BenchPrinter& out, Communicator&
 void bench_step(const BenchOptions& options, BenchPrinter& out, Communicator& world);
 /// Collectives by size. Collective.
 void bench_comm(const BenchOptions& options, BenchPrinter& out, Communicator& world);
+/// Round trips between the first rank and the last by size, and the LogGP of them. Collective.
+void bench_messages(const BenchOptions& options, BenchPrinter& out, Communicator& world);
 /// How far from 1 every way to msign leaves singular values, where `prints`; elsewhere options are
 /// checked, and that is all.
 void bench_accuracy(const BenchOptions& options, bool json, bool prints);

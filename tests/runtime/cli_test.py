@@ -370,6 +370,19 @@ class Ranks(Case):
             self.assertEqual(line["ranks"], 2)
             self.assertGreater(line["latency_us"], 0)
 
+    def test_bench_fits_messages_between_two_ranks(self):
+        out = self.run_orthrus("bench", "messages", "--json", "--repeats", "5", "--sizes", "1,64,4k,64k", ranks=3).stdout
+        rows = [json.loads(line) for line in out.splitlines()]
+        self.assertEqual([r["name"] for r in rows], ["message, there and back"] * 4 + ["loggp"])
+        self.assertEqual([r["bytes"] for r in rows[:4]], [2, 128, 8192, 131072])
+        for row in rows[:4]:
+            self.assertGreater(row["delay_us"], row["gap_us"])
+        for key in ("L_us", "o_us", "O_ns_per_byte", "g_us", "G_ns_per_byte"):
+            self.assertGreaterEqual(rows[4][key], 0)
+        self.assertGreater(rows[4]["g_us"] + rows[4]["G_ns_per_byte"], 0)
+        said = self.run_orthrus("bench", "messages", code=78).stderr
+        self.assertIn("between two ranks", said)
+
     def test_telemetry_has_a_file_per_rank(self):
         self.run_orthrus("train", "q.yaml", "--run-dir", "r", "--set", "telemetry.path=t/{name}-{rank}.jsonl", "--set",
                          "telemetry.every_steps=4", ranks=2)

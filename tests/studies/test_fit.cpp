@@ -6,6 +6,7 @@
 #include <limits>
 #include <orthrus/error.hpp>
 #include <orthrus/studies/fit.hpp>
+#include <orthrus/studies/loggp.hpp>
 #include <orthrus/studies/theory.hpp>
 
 #include "runtime/studies/random.hpp"
@@ -391,6 +392,64 @@ TEST(FitMessage, KeepsCostsPositiveAndPredicts) {
   EXPECT_NEAR(exact.pieces[0].s_per_byte, 2e-10, 1e-16);
   EXPECT_NEAR(exact.pieces[0].half_bytes(), 15000, 1e-3);
   EXPECT_NEAR(exact.seconds(1e6, shape), 3e-6 * 7 + 2e-10 * 0.875 * 1e6, 1e-12);
+}
+
+/// A round trip on a machine that LogGP describes, event by event: the processor is busy for o with
+/// each send and receive, the wire for g + (bytes − 1)·G with each message.
+double round_trip(const LogGp& machine, double bytes, int messages, double delay) {
+  const double o = machine.overhead_s,
+               flight = machine.latency_s + (bytes - 1) * machine.s_per_byte;
+  double processor = 0, wire = 0, there = 0;
+  for (int k = 0; k < messages; ++k) {
+    if (k > 0) processor += delay;
+    processor = std::max(processor + o, wire);  // a send waits for the wire
+    wire = processor + machine.gap_s + (bytes - 1) * machine.s_per_byte;
+    there = std::max(there, processor + flight) + o;
+  }
+  return there + o + flight + o;
+}
+
+TEST(FitLogGp, FindsTheMachineThatTookTheTimes) {
+  const LogGp machine{2e-6, 0.4e-6, 0.9e-6, 0.12e-9, 0, 0};
+  for (const double noise : {0.0, 0.02}) {
+    Random random(7);
+    std::vector<RoundTrips> samples;
+    const auto seen = [&](double seconds) { return seconds * std::exp(noise * random.normal()); };
+    for (double bytes = 1; bytes < 1e7; bytes *= 4) {
+      const double delay = 2 * (machine.gap_s + bytes * machine.s_per_byte);
+      samples.push_back({bytes, seen(round_trip(machine, bytes, 1, 0)),
+                         seen(round_trip(machine, bytes, 64, 0)),
+                         seen(round_trip(machine, bytes, 64, delay)), 64, delay});
+    }
+    const LogGp found = fit_loggp(samples);
+    // The overhead is what is left of a delay twice the gap, 2 % of which is noise, of a few sizes.
+    // Without noise only what a burst hides of the first gap is left.
+    const double tolerance = noise > 0 ? 0.1 : 0.01;
+    EXPECT_NEAR(found.gap_s, machine.gap_s, tolerance * machine.gap_s);
+    EXPECT_NEAR(found.s_per_byte, machine.s_per_byte, tolerance * machine.s_per_byte);
+    EXPECT_NEAR(found.overhead_s, machine.overhead_s, (noise > 0 ? 0.5 : 0.02) * 0.4e-6);
+    EXPECT_NEAR(found.latency_s, machine.latency_s, (noise > 0 ? 0.3 : 0.02) * 2e-6);
+    EXPECT_LE(found.rms_relative, noise > 0 ? 0.05 : 0.01);
+  }
+}
+
+TEST(FitLogGp, NamesWhatIsMissing) {
+  const RoundTrips good{1, 5e-6, 20e-6, 60e-6, 16, 3e-6};
+  RoundTrips quick = good, alone = good;
+  quick.delay = 0.5e-6;
+  alone.messages = 1;
+  const auto refused = [](std::vector<RoundTrips> samples) -> std::string {
+    try {
+      static_cast<void>(fit_loggp(samples));
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_NE(refused({good, good}).find("3 sizes"), std::string::npos);
+  EXPECT_NE(refused({good, good, good}).find("different sizes"), std::string::npos);
+  EXPECT_NE(refused({good, good, quick}).find("longer than the gap"), std::string::npos);
+  EXPECT_NE(refused({good, good, alone}).find("2 messages"), std::string::npos);
 }
 
 TEST(StrongScaling, SeparatesSerialWorkFromCommunication) {

@@ -5,6 +5,7 @@
 #include <orthrus/studies/cells.hpp>
 #include <orthrus/studies/fit.hpp>
 #include <orthrus/studies/horizon.hpp>
+#include <orthrus/studies/loggp.hpp>
 #include <orthrus/studies/noise.hpp>
 #include <orthrus/studies/ramp.hpp>
 #include <orthrus/studies/smoothness.hpp>
