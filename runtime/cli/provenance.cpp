@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "kernels/cuda/devices.hpp"
+#include "runtime/cli/run_directory.hpp"
 #include "runtime/safetensors.hpp"
 
 namespace orthrus::cli {
@@ -40,12 +41,6 @@ Json environment() {
       out[std::string(name)] = std::string(text.substr(name.size() + 1));
   }
   return out;
-}
-
-std::string host() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
 }
 
 /// Processors that this process may run on: "0-3,8".
@@ -119,7 +114,7 @@ Json provenance(Communicator& group) {
   out["world_size"] = ranks_of_launch();
   out["ranks_per_trial"] = group.size();
   Json hosts = Json::array(), bindings = Json::array();
-  for (const std::string& rank : group.all_gather_strings(host() + "\n" + processors())) {
+  for (const std::string& rank : group.all_gather_strings(host_name() + "\n" + processors())) {
     const std::size_t line = rank.find('\n');
     hosts.push_back(rank.substr(0, line));
     bindings.push_back(rank.substr(line + 1));

@@ -51,6 +51,12 @@ std::string slurp(const fs::path& file) {
 
 }  // namespace
 
+std::string host_name() {
+  char name[256] = {};
+  ::gethostname(name, sizeof name - 1);
+  return name;
+}
+
 std::string checkpoint_name(std::int64_t step) { return fmt::format("step-{:06d}", step); }
 
 void make_directories(const fs::path& directory) {
@@ -100,9 +106,7 @@ DirectoryLock::DirectoryLock(const fs::path& directory) {
                   ExitCode::cannot_create);
   }
   // A file system without locks leaves the run unprotected, not impossible. The text is for people.
-  char host[256] = {};
-  ::gethostname(host, sizeof host - 1);
-  const std::string holder = fmt::format("host {}, process {}\n", host, ::getpid());
+  const std::string holder = fmt::format("host {}, process {}\n", host_name(), ::getpid());
   if (::ftruncate(lock_, 0) != 0 || ::write(lock_, holder.data(), holder.size()) < 0) {
     const int why = errno;
     ::close(lock_);

@@ -19,6 +19,8 @@ namespace orthrus::cli {
 
 /// "step-000120".
 [[nodiscard]] std::string checkpoint_name(std::int64_t step);
+/// Of this machine.
+[[nodiscard]] std::string host_name();
 
 /// A file that grows by whole lines: each is in the kernel's hands when `line` returns.
 class LineFile {

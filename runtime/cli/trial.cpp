@@ -16,6 +16,7 @@
 #include "runtime/cli/learning_times.hpp"
 #include "runtime/cli/provenance.hpp"
 #include "runtime/cli/run_directory.hpp"
+#include "runtime/cli/start_window.hpp"
 #include "runtime/cli/training.hpp"
 #include "runtime/cli/trial_timing.hpp"
 #include "runtime/runner/reported.hpp"
@@ -114,7 +115,9 @@ class TrialRun {
                   group.duplicate("control"), Training::Trust::nobody,
                   {study.branch_steps, study.branch_steps * study.branch_batch}),
         diverged_(study.diverged),
-        score_(study) {}
+        score_(study) {
+    if (study.exclusive) window_.emplace(training_.control());
+  }
 
   /// @param fork  what a branch starts from. @return whether it was stopped.
   bool run(const Fork& fork) {
@@ -138,6 +141,7 @@ class TrialRun {
         training_.look_at_preactivations();
       if (study_.sharpness_every > 0 && (done + 1) % study_.sharpness_every == 0)
         training_.look_at_sharpness();
+      const double late_s = window_ ? window_->wait() : 0;
       try {
         step = training_.step([this]() -> Training::Word {
           return {stop_() || out_of_time(), false, problem_ != nullptr};
@@ -155,7 +159,7 @@ class TrialRun {
       if (at == 1) first_loss_ = smoothed_ = loss_;
       smoothed_ += 0.5 * (loss_ - smoothed_);
       if (study_.exclusive) {
-        timing_.add(step.step_ms, step.report.ms, static_cast<double>(step.bytes_max));
+        timing_.add(step.step_ms, step.report.ms, static_cast<double>(step.bytes_max), late_s);
       }
       const bool timed =
           study_.timed_to > 0 && timing_.settled(training_.control(), study_.timed_to);
@@ -400,6 +404,7 @@ class TrialRun {
   std::vector<runner::Decay> decays_;
   std::int64_t horizon_ = 0, branch_steps_ = 0;  // reached by a branch; of all branches
   TrialTiming timing_;
+  std::optional<StartWindow> window_;  // where times are measured
   LearningTimes learning_;
   Json record_;
 };

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "runtime/cli/ceilings.hpp"
+#include "runtime/cli/run_directory.hpp"
 #include "runtime/machine.hpp"
 #include "runtime/plan.hpp"
 #include "runtime/timeline.hpp"
@@ -50,12 +51,6 @@ double predicted_ms(const runtime::Timeline& timeline, const std::vector<runtime
   return 1e3 * most;
 }
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
-
 /// Has some machine more of these ranks than processors?
 bool is_oversubscribed(Communicator& ranks) {
   const std::string mine = host_name();
@@ -85,7 +80,8 @@ MedianInterval median_interval(std::vector<double> values) {
           values[static_cast<std::size_t>(std::min(high, n - 1))]};
 }
 
-void TrialTiming::add(double step_ms, const StepTimes& t, double bytes_max) {
+void TrialTiming::add(double step_ms, const StepTimes& t, double bytes_max, double late_s) {
+  late_.push_back(late_s);
   steps_.push_back({step_ms, t.total, t.reduce, t.control, t.update - t.lmo, t.lmo, t.meet,
                     t.gather, t.copy, t.probe});
   bytes_max_ = bytes_max;
@@ -157,6 +153,9 @@ Json TrialTiming::summary(Training& training) const {
   for (std::size_t k = 2; k < names.size(); ++k) {
     out["phases_ms"][names[k]] = quantile(column(k), 0.5);
   }
+  std::vector<double> late(late_.begin() + static_cast<std::ptrdiff_t>(first), late_.end());
+  if (!late.empty()) training.control().all_reduce(std::span(late), ReduceOp::max);
+  out["start_late_us"] = 1e6 * quantile(late, 0.5);
   // What a rank computes by itself: momentum, LMO, weights.
   std::vector<double> work;
   for (std::size_t i = first; i < steps_.size(); ++i) work.push_back(steps_[i][4] + steps_[i][5]);

@@ -13,7 +13,8 @@ namespace orthrus::cli {
 /// Of every step, on this rank.
 class TrialTiming {
  public:
-  void add(double step_ms, const StepTimes& optimizer, double bytes_max);
+  /// @param late_s  after the moment at which all ranks were to begin it
+  void add(double step_ms, const StepTimes& optimizer, double bytes_max, double late_s = 0);
   /// Is the 95 % interval of the median of the optimizer's times, those of `summary`, below `share`
   /// of it? Of 30 steps or more after the first five; looked at every fifth step. Collective.
   [[nodiscard]] bool settled(Communicator& ranks, double share) const;
@@ -21,7 +22,8 @@ class TrialTiming {
   /// faults and plans of libraries), medians with 95 % intervals of the median, and 5 % and 95 %
   /// quantiles; the phases of the optimizer's part; the planner's prediction of it on the machine
   /// of the configuration's profile, of all and of the phases; most over mean of the ranks' work;
-  /// whether some machine has more ranks than processors. Collective.
+  /// whether some machine has more ranks than processors; how late the last rank began, the median
+  /// of the steps. Collective.
   [[nodiscard]] runner::Json summary(Training& training) const;
 
  private:
@@ -30,6 +32,7 @@ class TrialTiming {
   [[nodiscard]] std::vector<double> slowest(Communicator& ranks) const;
 
   std::vector<std::vector<double>> steps_;  // ms, in the order of `names`
+  std::vector<double> late_;                // seconds
   double bytes_max_ = 0;
 };
 

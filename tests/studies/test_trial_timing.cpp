@@ -2,14 +2,50 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <random>
+#include <thread>
 #include <vector>
 
+#include "runtime/cli/start_window.hpp"
 #include "runtime/cli/trial_timing.hpp"
 
 namespace orthrus::cli {
 namespace {
+
+// Clocks that are seconds apart, of ranks that come milliseconds apart: they begin together by the
+// clock that they share, which they do not know of.
+TEST(StartWindow, LetsRanksBeginTogetherWhateverTheirClocksSay) {
+  constexpr int ranks = 4, steps = 12;
+  std::vector<std::vector<double>> began(steps, std::vector<double>(ranks));
+  std::vector<double> offsets(ranks), round_trips(ranks), late(ranks);
+  run_thread_ranks(ranks, [&](Communicator& comm) {
+    const auto me = static_cast<std::size_t>(comm.rank());
+    const double wrong = 17.5 * comm.rank();
+    StartWindow window(comm, [wrong] { return StartWindow::steady() + wrong; });
+    for (int step = 0; step < steps; ++step) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(comm.rank()));
+      late[me] = std::max(late[me], window.wait());
+      began[static_cast<std::size_t>(step)][me] = StartWindow::steady();
+    }
+    offsets[me] = window.offset();
+    round_trips[me] = window.round_trip();
+  });
+  double most_late = 0;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    EXPECT_NEAR(offsets[r], -17.5 * static_cast<double>(r), round_trips[r] / 2 + 1e-9);
+    EXPECT_GE(late[r], 0);
+    most_late = std::max(most_late, late[r] + round_trips[r]);
+  }
+  // Not later than they say, but for the time until a thread that shares a processor runs again:
+  // half of the steps have none of it.
+  std::vector<double> spreads;
+  for (const std::vector<double>& step : began)
+    spreads.push_back(*std::max_element(step.begin(), step.end()) -
+                      *std::min_element(step.begin(), step.end()));
+  EXPECT_LE(quantile(spreads, 0), most_late + 1e-4);
+}
 
 TEST(MedianInterval, HoldsTheMedianAsOftenAsItSays) {
   // Of a skewed law, whose median is ln 2.
