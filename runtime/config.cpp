@@ -69,8 +69,7 @@ std::string yaml_slot(const Slot& slot, Kind kind) {
                     slot);
 }
 
-using Leaves =
-    std::vector<std::pair<std::string, std::string>>;  // path of at most two parts, YAML value
+using Leaves = std::vector<std::pair<std::string, std::string>>;  // path, YAML value
 
 template <class Scope>
 Leaves row_leaves(std::span<const Row<Scope>> rows, const Scope& object) {
@@ -114,13 +113,16 @@ Leaves free_leaves(const Config& config) {
 }
 
 void print_leaves(std::string& out, const Leaves& leaves, const std::string& indent) {
-  std::string open;
+  std::string open;  // the sections that the last line was in, each with its dot
   for (const auto& [path, value] : leaves) {
-    const auto dot = path.find('.');
-    const std::string section = dot == std::string::npos ? "" : path.substr(0, dot);
-    if (section != open && !section.empty()) out += indent + section + ":\n";
-    open = section;
-    out += indent + (section.empty() ? path : "  " + path.substr(dot + 1)) + ": " + value + "\n";
+    std::size_t at = 0, depth = 0;
+    for (auto dot = path.find('.'); dot != std::string::npos; dot = path.find('.', at), ++depth) {
+      if (path.compare(0, dot + 1, open, 0, dot + 1) != 0)
+        out += indent + std::string(2 * depth, ' ') + path.substr(at, dot - at) + ":\n";
+      at = dot + 1;
+    }
+    open = path.substr(0, at);
+    out += indent + std::string(2 * depth, ' ') + path.substr(at) + ": " + value + "\n";
   }
 }
 

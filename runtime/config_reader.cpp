@@ -615,6 +615,34 @@ class Reader {
       conflict("diagnostics.advisor",
                c.diagnostics.advisor + " needs diagnostics.spectra and diagnostics.every_steps");
     }
+    const GnsRampConfig& ramp = c.gns_ramp;
+    if (ramp.on() && c.diagnostics.every_steps == 0) {
+      conflict("gns_ramp.geometry", ramp.geometry + " needs diagnostics.every_steps");
+    } else if (ramp.on() && ramp.geometry != "l2" &&
+               !(c.diagnostics.spectra && c.diagnostics.dual_noise)) {
+      conflict("gns_ramp.geometry",
+               ramp.geometry + " needs diagnostics.spectra and diagnostics.dual_noise");
+    } else if (ramp.on() && ramp.geometry != "l2" &&
+               (c.virtual_shards > 0 || c.train.micro_batches > 1 || ramp.max_local > 0)) {
+      conflict("gns_ramp.geometry",
+               ramp.geometry +
+                   " is measured between ranks: no reproducible.virtual_shards, "
+                   "train.micro_batches or gns_ramp.max_local");
+    }
+    if (ramp.on() && ramp.max_local > 0 && c.virtual_shards > 0) {
+      conflict("gns_ramp.max_local",
+               "contradicts reproducible.virtual_shards, which are what a batch is cut into");
+    }
+    if (ramp.on() && ramp.max_batch > 0 && ramp.max_batch < c.train.batch) {
+      conflict("gns_ramp.max_batch",
+               std::to_string(ramp.max_batch) +
+                   " is less than train.batch = " + std::to_string(c.train.batch));
+    }
+    if (ramp.on() && ramp.price_second == 0 && (ramp.price_step > 0) != (ramp.price_example > 0)) {
+      conflict("gns_ramp.price",
+               "of a step without that of an example, or the other way round: the best batch is "
+               "the largest or the smallest");
+    }
     if (c.diagnostics.advisor == "auto" && c.train.save_every == 0) {
       conflict("diagnostics.advisor",
                "auto decides every train.save_every steps, which is 0 here: never");

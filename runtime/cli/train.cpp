@@ -26,6 +26,7 @@
 #include "optim/rule.hpp"
 #include "runtime/agree.hpp"
 #include "runtime/cli/command.hpp"
+#include "runtime/cli/gns_ramp.hpp"
 #include "runtime/cli/learning_times.hpp"
 #include "runtime/cli/progress.hpp"
 #include "runtime/cli/run_directory.hpp"
@@ -151,6 +152,7 @@ class Trainer {
       : options_(options),
         context_(context),
         training_(std::move(config), std::move(world), std::move(control)) {
+    if (config_.gns_ramp.on()) ramp_.emplace(training_);
     // What cannot be run as given has ended here, and left nothing behind.
     open_directory();
     if (options_.resume) resume();
@@ -226,6 +228,7 @@ class Trainer {
         first_step_ = optimizer_.steps();
         saved_step_ = first_step_;
         warn_of_changes(user);
+        go_on(directory, user);
         break;
       } catch (const DataError& error) {
         last_problem = error.what();
@@ -242,19 +245,47 @@ class Trainer {
     });
   }
 
+  /// The stream goes on where it was, whatever the batch was; a ramp with its batch.
+  void go_on(const std::string& checkpoint, const std::map<std::string, std::string>& user) {
+    const auto number = [&user](const char* key) -> std::optional<std::int64_t> {
+      const auto found = user.find(key);
+      return found == user.end() ? std::nullopt : std::optional(std::stoll(found->second));
+    };
+    std::optional<std::int64_t> unit = number("unit");
+    if (const auto batch = number("batch"); !unit && batch) unit = *batch * first_step_;
+    const std::int64_t begin = unit.value_or(training_.units());
+    if (ramp_ && ramp_->read_from(user) && ramp_->now().batch != training_.batch()) {
+      training_.go_on_from(checkpoint, begin, ramp_->now().batch, ramp_->now().micro_batches);
+    } else {
+      training_.begin_at(begin);
+    }
+    if (!ramp_ && user.count("gns_ramp") > 0) {
+      optimizer_.set_lr_multiplier(1);
+      if (rank_ == 0)
+        spdlog::warn(
+            "gns_ramp was on when the checkpoint was written: from here on batches are of "
+            "{}, at the rate of the configuration",
+            training_.batch());
+    }
+  }
+
   /// The examples of a step follow from these: other values continue with other data.
   [[nodiscard]] std::map<std::string, std::string> user_values() const {
-    return {{"workload", config_.workload},
-            {"batch", std::to_string(config_.train.batch)},
-            {"seed", std::to_string(config_.seed)},
-            {"config_hash", config_hash(config_)}};
+    std::map<std::string, std::string> user{{"workload", config_.workload},
+                                            {"batch", std::to_string(training_.batch())},
+                                            {"unit", std::to_string(training_.units())},
+                                            {"seed", std::to_string(config_.seed)},
+                                            {"config_hash", config_hash(config_)}};
+    if (ramp_) ramp_->write_to(user);
+    return user;
   }
 
   void warn_of_changes(const std::map<std::string, std::string>& user) const {
     if (rank_ != 0) return;
     for (const auto& [key, value] : user_values()) {
       const auto before = user.find(key);
-      if (key == "config_hash" || before == user.end() || before->second == value) continue;
+      if ((key != "workload" && key != "seed") || before == user.end() || before->second == value)
+        continue;
       spdlog::warn(
           "{} was {} when the checkpoint was written and is {} now: the data will not continue "
           "where it stopped",
@@ -311,8 +342,25 @@ class Trainer {
     if (evaluated_) evaluation_ = training_.evaluate();
     record(done);
     const bool due = config_.train.save_every > 0 && at % config_.train.save_every == 0;
-    if (due || done.any.save) save();
+    const std::optional<GnsRamp::Decision> other =
+        ramp_ && !last ? ramp_->after(done, training_) : std::nullopt;
+    if (other) optimizer_.set_lr_multiplier(other->lr_multiplier);
+    if (due || done.any.save || other) save();
+    if (other) take_other_batch(*other);
     return done.any.stop;
+  }
+
+  /// Goes on from the checkpoint that was just written.
+  void take_other_batch(const GnsRamp::Decision& next) {
+    const std::int64_t at = optimizer_.steps(), before = training_.batch();
+    training_.go_on_from((run_path_ / "checkpoints" / checkpoint_name(at)).string(),
+                         training_.units(), next.batch, next.micro_batches);
+    if (rank_ != 0) return;
+    progress_->note(
+        fmt::format("step {:5d} | batch {} -> {} in {} micro-batch{} | lr x {:.3g} | noise scale "
+                    "{:.4g} | price: {}",
+                    at, before, next.batch, next.micro_batches, next.micro_batches == 1 ? "" : "es",
+                    next.lr_multiplier, ramp_->noise_scale(), ramp_->objective()));
   }
 
   std::string hash_gathered_weights() {
@@ -348,6 +396,8 @@ class Trainer {
       json row{{"schema", 1},
                {"step", report.step},
                {"loss", done.loss},
+               {"batch", training_.batch()},
+               {"examples", training_.units()},
                {"lr_multiplier", report.lr_multiplier},
                {"ms", std::move(ms)},
                {"bytes_sent", static_cast<std::int64_t>(done.bytes)},
@@ -458,6 +508,8 @@ class Trainer {
     out["ranks"] = size_;
     out["zero_stage"] = config_.zero_stage;
     out["batch"] = config_.train.batch;
+    out["final_batch"] = training_.batch();
+    out["examples"] = training_.units();
     if (config_.virtual_shards > 0) {
       out["virtual_shards"] = config_.virtual_shards;
     } else {
@@ -586,6 +638,7 @@ class Trainer {
 
   std::filesystem::path run_path_;
   std::unique_ptr<RunDirectory> directory_;  // on rank 0
+  std::optional<GnsRamp> ramp_;
   LineFile telemetry_;
   std::set<std::size_t> warned_;      ///< groups that have left ECO's regime
   std::optional<Progress> progress_;  // on rank 0

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "runtime/agree.hpp"
+#include "runtime/cli/gns_ramp.hpp"
 #include "runtime/cli/learning_times.hpp"
 #include "runtime/cli/provenance.hpp"
 #include "runtime/cli/run_directory.hpp"
@@ -116,6 +117,7 @@ class TrialRun {
                   {study.branch_steps, study.branch_steps * study.branch_batch}),
         diverged_(study.diverged),
         score_(study) {
+    if (training_.config().gns_ramp.on()) ramp_.emplace(training_);
     if (study.exclusive) window_.emplace(training_.control());
   }
 
@@ -142,6 +144,7 @@ class TrialRun {
       if (study_.sharpness_every > 0 && (done + 1) % study_.sharpness_every == 0)
         training_.look_at_sharpness();
       const double late_s = window_ ? window_->wait() : 0;
+      step_batch_ = training_.batch();
       try {
         step = training_.step([this]() -> Training::Word {
           return {stop_() || out_of_time(), false, problem_ != nullptr};
@@ -189,7 +192,8 @@ class TrialRun {
       }
       const bool rung =
           std::find(trial_.rungs.begin(), trial_.rungs.end(), at) != trial_.rungs.end();
-      if (at < config.train.steps && at % config.train.eval_every != 0 && !rung && !timed) continue;
+      const bool over = at >= config.train.steps || (ramp_ && ramped(step));
+      if (!over && at % config.train.eval_every != 0 && !rung && !timed) continue;
       lr_multiplier_ = step.report.lr_multiplier;
       evaluate(at);
       if (!std::isfinite(score_.value()))
@@ -198,6 +202,7 @@ class TrialRun {
       if (rung) rungs_.push_back(score_.value());
       if (at == trial_.until) return finish("paused", "");
       if (timed) return finish("complete", "");
+      if (over) break;
     }
     if (study_.has_target() && !score_.reached()) return finish("censored", "");
     return finish("complete", "");
@@ -206,6 +211,22 @@ class TrialRun {
   [[nodiscard]] Json take_record() { return std::move(record_); }
 
  private:
+  /// Takes another batch where the noise asks for one. @return whether the examples that the trial
+  /// may see do not suffice for another step.
+  bool ramped(const Training::Step& step) {
+    if (const auto next = ramp_->after(step, training_); next) {
+      const std::filesystem::path checkpoint = directory_ / "ramp";
+      training_.optimizer().set_lr_multiplier(next->lr_multiplier);
+      training_.optimizer().save(checkpoint.string());
+      training_.go_on_from(checkpoint.string(), training_.units(), next->batch,
+                           next->micro_batches);
+      runtime::agree(training_.control(), [&] {
+        if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
+      });
+    }
+    return training_.units() + training_.batch() > trial_.steps * trial_.batch;
+  }
+
   /// The branch that leaves after `at` steps.
   [[nodiscard]] std::optional<runner::Decay> leaving(std::int64_t at) const {
     const auto found = std::find_if(decays_.begin(), decays_.end(),
@@ -291,15 +312,19 @@ class TrialRun {
     });
   }
 
+  /// Seen after so many steps of its own.
+  [[nodiscard]] std::int64_t examples(std::int64_t steps) const {
+    return ramp_ && steps == this->steps() ? training_.units() : steps * trial_.batch;
+  }
   [[nodiscard]] std::int64_t tokens(std::int64_t steps) const {
-    return steps * trial_.batch * training_.workload().items_per_unit();
+    return examples(steps) * training_.workload().items_per_unit();
   }
   /// What every line of its metrics begins with.
   [[nodiscard]] Json line_of(const char* type, std::int64_t step) const {
     return {{"t", type},
             {"trial", trial_.id},
             {"step", step},
-            {"examples", step * trial_.batch},
+            {"examples", examples(step)},
             {"tokens", tokens(step)},
             {"wall_s", seconds()}};
   }
@@ -307,7 +332,7 @@ class TrialRun {
   [[nodiscard]] Json epochs_seen() const {
     const std::int64_t epoch = training_.workload().training_units();
     if (epoch == 0) return nullptr;
-    const std::int64_t own = std::max<std::int64_t>(steps(), 0) * trial_.batch;
+    const std::int64_t own = examples(std::max<std::int64_t>(steps(), 0));
     return static_cast<double>(own + study_.branch_steps * study_.branch_batch) /
            static_cast<double>(epoch);
   }
@@ -333,6 +358,7 @@ class TrialRun {
     Json row = line_of("eval", step);
     row["val_loss"] = runner::number(found->second);
     row["train_loss"] = step > 0 ? runner::number(loss_) : Json(nullptr);
+    if (ramp_) row["batch"] = step_batch_;
     for (const auto& [key, x] : all) row[key] = runner::number(x);
     if (trial_.params.contains("lr"))
       row["lr"] = trial_.params["lr"].get<double>() * (step > 0 ? lr_multiplier_ : 1);
@@ -363,8 +389,9 @@ class TrialRun {
     // Of branches that decay, the longest stands for the trial.
     const std::int64_t steps = std::max<std::int64_t>({this->steps(), 0, horizon_});
     record_ = runner::summary(trial_, attempt_, state, message, &score_,
-                              {steps, steps * trial_.batch, loss_, tokens(steps), seconds()});
+                              {steps, examples(steps), loss_, tokens(steps), seconds()});
     record_["epochs_seen"] = epochs_seen();
+    if (ramp_) record_["final_batch"] = training_.batch();
     if (!trial_.rungs.empty()) record_["rungs"] = rungs_;
     if (const auto share = training_.clip_fraction()) record_["clip_fraction"] = *share;
     learning_.write_to(record_);
@@ -392,12 +419,14 @@ class TrialRun {
   const std::function<bool()>& stop_;
   const Clock::time_point start_ = Clock::now();
   Training training_;
+  std::optional<GnsRamp> ramp_;
   const runner::Expression diverged_;
   runner::Score score_;
   LineFile metrics_;  // of the first rank
   std::exception_ptr problem_;
 
   double loss_ = std::nan(""), first_loss_ = std::nan(""), lr_multiplier_ = 1;
+  std::int64_t step_batch_ = trial_.batch;
   double smoothed_ = std::nan("");  // average of losses, of weight 1/2
   bool timed_out_ = false;
   std::vector<double> rungs_;  // the metric on each

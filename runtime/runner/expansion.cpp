@@ -684,6 +684,21 @@ void Expansion::make_branch(const Config& base, Trial& trial) const {
   trial.fork = identity_of(to_json(runtime::parse_yaml(to_yaml(fork_config(base, trial)), "fork")));
 }
 
+/// A trial whose batch grows has as many examples as its budget, and fewer steps.
+void Expansion::check_ramp(const Config& config) const {
+  const auto refuse = [](const char* what) {
+    throw ConfigError(std::string("gns_ramp.geometry: a batch that grows ") + what);
+  };
+  if (config.gns_ramp.price_second > 0)
+    throw ConfigError(
+        "gns_ramp.price.second: no two runs of a trial take as long; give a price of "
+        "steps and examples");
+  if (study_.has_target()) refuse("has no steps to a target at a batch: no search.metric.target");
+  if (study_.branches() || study_.decays()) refuse("leaves no branches: no branch, no wsd_branch");
+  if (study_.halves()) refuse("has no rungs at equal steps: no asha");
+  if (study_.exclusive) refuse("has no time of a step: no execution.exclusive");
+}
+
 void Expansion::check_decays(const Config& config) const {
   const std::vector<Decay> decays = decays_of(study_, config.train.steps);
   if (decays.empty()) {
@@ -829,6 +844,7 @@ Json Expansion::configure(const Point& point, Trial& trial) const {
   if (study_.branches()) make_branch(base, trial);
   const Config config = trial_config(base, trial);
   if (study_.decays()) check_decays(config);
+  if (config.gns_ramp.on()) check_ramp(config);
   // A name with dots may have said these, too.
   trial.batch = config.train.batch;
   trial.steps = config.train.steps;

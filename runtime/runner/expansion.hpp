@@ -157,6 +157,7 @@ class Expansion {
   [[nodiscard]] Trial make_trial(const Point& point, std::int64_t index) const;
   [[nodiscard]] std::int64_t budget_steps(std::int64_t batch, std::int64_t otherwise) const;
   void check_decays(const Config& config) const;
+  void check_ramp(const Config& config) const;
   Json configure(const Point& point, Trial& trial) const;
   void make_branch(const Config& base, Trial& trial) const;
 

@@ -14,24 +14,24 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 BatchRamp::BatchRamp(std::int64_t batch, const Options& options)
     : options_(options), first_(batch) {
   expects<ConfigError>(options.ranks > 0, "ranks is positive");
-  expects<ConfigError>(batch > 0 && batch % options.ranks == 0,
-                       "batch is a positive multiple of ranks");
+  expects<ConfigError>(options.micro_batches > 0, "micro_batches is positive");
+  expects<ConfigError>(batch > 0 && batch % (options.ranks * options.micro_batches) == 0,
+                       "batch is a positive multiple of ranks and micro_batches");
   expects<ConfigError>(options.most >= batch, "most is no less than the first batch");
   expects<ConfigError>(options.most_local >= 0, "most_local is not negative");
   expects<ConfigError>(options.factor > 0, "factor is positive");
   expects<ConfigError>(options.decay >= 0 && options.decay < 1, "decay lies in [0, 1)");
   expects<ConfigError>(options.every > 0, "every is positive");
   const BatchPrice& p = options.price;
-  const double of_step = p.step + p.second * p.step_seconds,
-               of_example = p.example + p.second * p.example_seconds;
   expects<ConfigError>(p.step >= 0 && p.example >= 0 && p.second >= 0 && p.step_seconds >= 0 &&
                            p.example_seconds >= 0,
                        "prices and seconds are not negative");
-  expects<ConfigError>(!p.given() || (of_step > 0 && of_example > 0),
+  expects<ConfigError>(!p.given() || p.second > 0 || (p.step > 0 && p.example > 0),
                        "a price needs the cost of a step and of an example: without either the "
                        "best batch is the smallest or the largest");
-  now_ = divided(static_cast<double>(batch));
-  now_.lr_multiplier = 1;
+  now_ = {.batch = batch,
+          .local = batch / (options.ranks * options.micro_batches),
+          .micro_batches = options.micro_batches};
 }
 
 void BatchRamp::add(double noise, double signal) {
@@ -40,6 +40,24 @@ void BatchRamp::add(double noise, double signal) {
   noise_ = options_.decay * noise_ + (1 - options_.decay) * noise;
   signal_ = options_.decay * signal_ + (1 - options_.decay) * signal;
   weight_ = options_.decay * weight_ + (1 - options_.decay);
+}
+
+void BatchRamp::set_seconds(double of_step, double of_example) {
+  expects<ConfigError>(of_step >= 0 && of_example >= 0, "seconds are not negative");
+  options_.price.step_seconds = of_step;
+  options_.price.example_seconds = of_example;
+}
+
+void BatchRamp::restore(const State& state) {
+  noise_ = state.noise;
+  signal_ = state.signal;
+  weight_ = state.weight;
+  now_ = state.now;
+  if (now_.batch == options_.ranks * now_.local * now_.micro_batches) return;
+  // On another number of ranks.
+  const double lr_multiplier = now_.lr_multiplier;
+  now_ = divided(static_cast<double>(now_.batch));
+  now_.lr_multiplier = lr_multiplier;
 }
 
 double BatchRamp::noise_scale() const {
@@ -52,6 +70,7 @@ double BatchRamp::wanted() const {
   if (!p.given()) return options_.factor * noise_scale();
   const double of_step = p.step + p.second * p.step_seconds,
                of_example = p.example + p.second * p.example_seconds;
+  if (of_step <= 0 || of_example <= 0) return 0;  // seconds that are not known
   return std::sqrt(noise_scale() * of_step / of_example);
 }
 
@@ -75,7 +94,9 @@ BatchRamp::Decision BatchRamp::divided(double batch) const {
       static_cast<std::int64_t>(std::ceil(std::min(batch, static_cast<double>(options_.most))));
   const std::int64_t each = ceil_div(whole, options_.ranks);
   Decision d;
-  d.micro_batches = options_.most_local > 0 ? ceil_div(each, options_.most_local) : 1;
+  d.micro_batches = options_.micro_batches;
+  if (options_.most_local > 0)
+    d.micro_batches = std::max(d.micro_batches, ceil_div(each, options_.most_local));
   const std::int64_t groups = options_.ranks * d.micro_batches;
   d.local =
       std::max<std::int64_t>(1, std::min(ceil_div(each, d.micro_batches), options_.most / groups));

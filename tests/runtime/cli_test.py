@@ -421,6 +421,38 @@ class Ranks(Case):
         process.send_signal(signal.SIGUSR1)
         self.assertEqual(process.wait(60), 75)
 
+    def test_a_batch_grows_with_the_noise_and_a_resumed_run_knows_it(self):
+        ramp = ["--set", "diagnostics.every_steps=2", "--set", "gns_ramp.geometry=l2", "--set",
+                "gns_ramp.every_steps=10", "--set", "gns_ramp.factor=9", "--set", "gns_ramp.max_local=6",
+                "--set", "gns_ramp.max_batch=36"]
+        for stage in ["2", "3"]:
+            zero = ["--set", "zero.stage=" + stage]
+            self.run_orthrus("train", "q.yaml", "--run-dir", "whole" + stage, "--steps", "50", *ramp, *zero, ranks=2)
+            self.run_orthrus("train", "q.yaml", "--run-dir", "cut" + stage, "--steps", "25", *ramp, *zero, ranks=2)
+            self.run_orthrus("train", "q.yaml", "--run-dir", "cut" + stage, "--steps", "50", "--resume", *ramp, *zero,
+                             ranks=2)
+            whole, cut = self.summary("whole" + stage), self.summary("cut" + stage)
+            self.assertEqual(whole["weights_hash"], cut["weights_hash"])
+            self.assertEqual((whole["batch"], whole["final_batch"]), (8, 36))
+            rows = self.rows("whole" + stage)
+            self.assertEqual(whole["examples"], sum(r["batch"] for r in rows))
+            seen = 0
+            for row, before in zip(rows, [rows[0], *rows]):
+                seen += row["batch"]
+                self.assertEqual(row["examples"], seen)
+                self.assertGreaterEqual(row["batch"], before["batch"])
+                self.assertAlmostEqual(row["lr_multiplier"], (row["batch"] / 8) ** 0.5, delta=1e-12)
+                if row["batch"] > before["batch"]:
+                    self.assertEqual(before["step"] % 10, 0)
+        # Switched off, its batch and its rate are left behind, and the examples go on where they were.
+        off = self.run_orthrus("train", "q.yaml", "--run-dir", "cut2", "--steps", "52", "--resume", ranks=2)
+        self.assertIn("gns_ramp was on", off.stderr + off.stdout)
+        last = self.rows("cut2")[-1]
+        self.assertEqual((last["step"], last["batch"], last["lr_multiplier"]), (52, 8, 1))
+        self.assertEqual(last["examples"], self.rows("whole2")[-1]["examples"] + 2 * 8)
+        refused = self.run_orthrus("train", "q.yaml", *ramp, "--set", "train.batch=9", code=78)
+        self.assertIn("one of each", refused.stderr)
+
     def test_more_ranks_than_units_is_refused(self):
         self.assertIn("8 is not divisible", self.run_orthrus("train", "q.yaml", code=78, ranks=3).stderr)
 

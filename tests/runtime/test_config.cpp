@@ -236,6 +236,22 @@ INSTANTIATE_TEST_SUITE_P(
                 "a.yaml:5:17: groups[0].lmo.norm: 'operator' is not a norm; known: spectral, "
                 "frobenius, sign, row, "
                 "column"},
+        Refused{"ramp_without_measurement", with("gns_ramp: {geometry: l2}"),
+                "a.yaml:2:22: gns_ramp.geometry: l2 needs diagnostics.every_steps"},
+        Refused{"ramp_without_dual_noise",
+                with("gns_ramp: {geometry: nuc}\ndiagnostics: {every_steps: 5}"),
+                "a.yaml:2:22: gns_ramp.geometry: nuc needs diagnostics.spectra and "
+                "diagnostics.dual_noise"},
+        Refused{"ramp_to_less",
+                with("gns_ramp: {geometry: l2, max_batch: 8}\ndiagnostics: {every_steps: 5}"),
+                "a.yaml:2:37: gns_ramp.max_batch: 8 is less than train.batch = 32"},
+        Refused{"half_a_price",
+                with("gns_ramp: {geometry: l2, price: {step: 2}}\ndiagnostics: {every_steps: 5}"),
+                "a.yaml:2:33: gns_ramp.price: of a step without that of an example, or the other "
+                "way round: the best batch is the largest or the smallest"},
+        Refused{"misspelt_price", with("gns_ramp: {price: {steps: 2}}"),
+                "a.yaml:2:20: gns_ramp.price.steps: unknown key; known: step, example, second (did "
+                "you mean 'step'?)"},
         Refused{"misspelt_key", with("comm: {timeuot_s: 3}"),
                 "a.yaml:2:8: comm.timeuot_s: unknown key; known: backend, bucket_bytes, timeout_s, "
                 "gradient_dtype, "
@@ -244,7 +260,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "a.yaml:2:1: sede: unknown key; known: schema, name, seed, device, cuda, profile, "
                 "memory_cap, "
                 "mesh, comm, zero, "
-                "reproducible, checks, checks_every_steps, telemetry, train, diagnostics, groups, "
+                "reproducible, checks, checks_every_steps, telemetry, train, gns_ramp, "
+                "diagnostics, groups, "
                 "workload, data "
                 "(did you mean 'seed'?)"},
         Refused{"key_in_the_wrong_place", group("iterations: 3"),

@@ -414,6 +414,32 @@ TEST(ACentre, MaySurge) {
   }
 }
 
+TEST(ABatchThatGrows, IsRefusedWhereStepsOfABatchAreAskedFor) {
+  const auto refusal = [](const std::string& more, const std::string& price = "") -> std::string {
+    try {
+      static_cast<void>(expand(R"(orthrus_study: 1
+name: s
+probes: {gns: {every: 5}}
+search:
+  parameters:
+    batch_size: 8
+    lr: 0.02
+    gns_ramp.geometry: {values: [none, l2]}
+)" + price + more));
+    } catch (const ConfigError& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  const std::string budget = "budget: {max_examples: 640}\n";
+  EXPECT_EQ(refusal(budget), "accepted");
+  EXPECT_THAT(refusal(budget, "    gns_ramp.price.second: 1\n"),
+              testing::HasSubstr("gns_ramp.price.second"));
+  EXPECT_THAT(refusal(budget + "execution: {exclusive: true}\n"),
+              testing::HasSubstr("execution.exclusive"));
+  EXPECT_THAT(refusal(budget + "wsd_branch: {horizons: 2}\n"), testing::HasSubstr("wsd_branch"));
+}
+
 TEST(ACell, IsReportedWithFreshSeedsAtItsBestRate) {
   const Expansion e = expand(tuned_study);
   Campaign campaign(e);

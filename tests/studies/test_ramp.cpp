@@ -74,6 +74,35 @@ TEST(BatchRamp, PaysLeastAtItsPrice) {
   EXPECT_THAT(BatchRamp(8, {}).objective(), HasSubstr("none"));
 }
 
+TEST(BatchRamp, GoesOnFromItsState) {
+  BatchRamp::Options options;
+  options.every = 10;
+  options.micro_batches = 2;  // on one rank noise shows between them
+  BatchRamp ramp(8, options);
+  ramp.add(100, 1);
+  EXPECT_EQ(ramp.decide(10).batch, 60);
+  EXPECT_EQ(ramp.now().micro_batches, 2);
+  ramp.add(300, 1);
+  BatchRamp again(8, options);
+  again.restore(ramp.state());
+  EXPECT_EQ(again.now().batch, 60);
+  EXPECT_EQ(again.noise_scale(), ramp.noise_scale());
+  EXPECT_EQ(again.decide(20).batch, ramp.decide(20).batch);
+  EXPECT_GT(again.now().batch, 60);
+  EXPECT_DOUBLE_EQ(again.now().lr_multiplier, ramp.now().lr_multiplier);
+}
+
+TEST(BatchRamp, WaitsForSecondsThatArePaid) {
+  BatchRamp::Options options;
+  options.every = 1;
+  options.price.second = 1;
+  BatchRamp ramp(8, options);
+  ramp.add(100, 1);
+  EXPECT_EQ(ramp.decide(1).batch, 8) << "nobody has said what a step takes";
+  ramp.set_seconds(0.09, 0.01);
+  EXPECT_EQ(ramp.decide(2).batch, 30);  // √(100·9)
+}
+
 TEST(BatchRamp, NamesWhatIsWrong) {
   const auto refusal = [](std::int64_t batch, const BatchRamp::Options& o) -> std::string {
     try {

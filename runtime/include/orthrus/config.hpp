@@ -86,6 +86,21 @@ struct TrainConfig {
   friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
 };
 
+/// `gns_ramp:` a batch that grows with the gradient's noise scale (`studies::BatchRamp`); for
+/// bundled trainers, a trainer of its own uses that class.
+struct GnsRampConfig {
+  std::string geometry = "none";  ///< l2, l1 or nuc: of the noise; none: the batch stays
+  double factor = 0.6;            ///< κ: without a price the batch is κ times the noise scale
+  double decay = 0.9;             ///< of the averages of noise and of signal
+  std::int64_t every_steps = 100;
+  std::int64_t warmup_steps = 0;  ///< no decision before
+  std::int64_t max_batch = 0;     ///< 0: a million
+  std::int64_t max_local = 0;     ///< examples of a micro-batch; 0: as train.micro_batches has it
+  double price_step = 0, price_example = 0, price_second = 0;
+  [[nodiscard]] bool on() const { return geometry != "none"; }
+  friend bool operator==(const GnsRampConfig&, const GnsRampConfig&) = default;
+};
+
 /// `telemetry:`
 struct TelemetryConfig {
   std::int64_t every_steps = 10;
@@ -131,6 +146,7 @@ struct Config {
       0;  ///< `checks_every_steps`: compare weights across ranks; 0: never
   TelemetryConfig telemetry;
   TrainConfig train;
+  GnsRampConfig gns_ramp;
   DiagnosticsConfig diagnostics;
   std::string workload;  ///< `workload.name`; empty: none
   std::map<std::string, Value>

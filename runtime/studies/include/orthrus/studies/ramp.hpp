@@ -24,11 +24,12 @@ class BatchRamp {
   struct Options {
     std::int64_t ranks = 1;
     std::int64_t most_local = 0;  ///< of a rank's forward and backward; then micro-batches. 0: any
-    std::int64_t most = 1 << 20;  ///< examples in all
-    double factor = 0.6;          ///< κ
-    double decay = 0.9;           ///< of the averages of noise and of signal
-    std::int64_t every = 100;     ///< steps between decisions
-    std::int64_t warmup_steps = 0;  ///< none before
+    std::int64_t micro_batches = 1;  ///< no fewer: noise shows between them on a single rank
+    std::int64_t most = 1 << 20;     ///< examples in all
+    double factor = 0.6;             ///< κ
+    double decay = 0.9;              ///< of the averages of noise and of signal
+    std::int64_t every = 100;        ///< steps between decisions
+    std::int64_t warmup_steps = 0;   ///< none before
     BatchPrice price;
   };
   struct Decision {
@@ -36,7 +37,13 @@ class BatchRamp {
     double lr_multiplier = 1;                              ///< √(batch/first batch)
     bool changed = false;                                  ///< in this call
   };
-  /// @param batch  to begin with, a multiple of `ranks`. @throws ConfigError  naming the option.
+  /// What decisions come of: for checkpoints.
+  struct State {
+    double noise = 0, signal = 0, weight = 0;
+    Decision now;
+  };
+  /// @param batch  to begin with, a multiple of `ranks`·`micro_batches`.
+  /// @throws ConfigError  naming the option.
   BatchRamp(std::int64_t batch, const Options& options);
   /// What a step measured, in any geometry: trΣ and |G|², or the squares of a dual norm's noise and
   /// signal.
@@ -44,6 +51,12 @@ class BatchRamp {
   /// After step `step`: the batch never falls. While the averaged signal is not above 0 it stays.
   const Decision& decide(std::int64_t step);
   [[nodiscard]] const Decision& now() const noexcept { return now_; }
+  /// The seconds of a step without examples and of an example, as measured by now; where seconds
+  /// are paid and these are not known, the batch stays.
+  void set_seconds(double of_step, double of_example);
+  [[nodiscard]] State state() const { return {noise_, signal_, weight_, now_}; }
+  /// Of another number of ranks, too: the batch may then be a little larger.
+  void restore(const State& state);
   /// Of the averages; 0 before the first measurement, ∞ without signal.
   [[nodiscard]] double noise_scale() const;
   /// The batch that costs least on the way to a target, S(b) = S_min(1 + B/b) steps and
