@@ -8,12 +8,15 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <orthrus/error.hpp>
 #include <string_view>
+#include <system_error>
+#include <thread>
 
 namespace orthrus::cli {
 namespace {
@@ -117,6 +120,70 @@ void kill_orphan(pid_t pid, const std::string& mark) {
   marked += '\0';
   if (entries.starts_with(marked) || entries.find('\0' + marked) != std::string::npos)
     ::kill(-pid, SIGKILL);
+}
+
+bool Pulse::moved() {
+  const std::vector<State> now = look();
+  return std::exchange(last_, now) != now;
+}
+
+std::vector<Pulse::State> Pulse::look() const {
+  std::vector<State> out;
+  for (const std::filesystem::path& file : files_) {
+    std::error_code gone;
+    out.emplace_back(std::filesystem::file_size(file, gone),
+                     std::filesystem::last_write_time(file, gone));
+  }
+  return out;
+}
+
+Watched watch(Child& child, const Watch& watch) {
+  using Clock = std::chrono::steady_clock;
+  using Why = Watched::Why;
+  const auto since = [](Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  };
+  const Clock::time_point start = Clock::now();
+  Pulse pulse(watch.alive);
+  Clock::time_point heard = start, asked = start;
+  Watched out;
+  bool killed = false;
+  std::optional<Child::Ending> ending;
+  for (auto pause = std::chrono::microseconds(500); !(ending = child.poll());
+       pause = std::min(2 * pause, std::chrono::microseconds(20000))) {
+    const bool stopping = watch.stop();
+    if (out.why == Why::none) {
+      if (pulse.moved()) heard = Clock::now();
+      if (watch.decided()) {
+        out.why = Why::decided;
+      } else if (stopping) {
+        out.why = Why::stopped;
+      } else if (watch.max_seconds > 0 && since(start) > watch.max_seconds) {
+        out.why = Why::late;
+      } else if (since(heard) > 4 * watch.heartbeat_s) {
+        out.why = Why::silent;
+      }
+      if (out.why != Why::none) {
+        child.signal(SIGTERM);
+        asked = Clock::now();
+      }
+    } else if (!killed && since(asked) > watch.heartbeat_s) {
+      child.signal(SIGKILL);
+      killed = true;
+    }
+    std::this_thread::sleep_for(pause);
+  }
+  out.ending = *ending;
+  return out;
+}
+
+std::string last_line(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  std::string last;
+  for (std::string line; std::getline(in, line);) {
+    if (line.find_first_not_of(" \t\r") != std::string::npos) last = line;
+  }
+  return last.substr(0, 300);
 }
 
 }  // namespace orthrus::cli

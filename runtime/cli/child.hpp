@@ -4,9 +4,12 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace orthrus::cli {
@@ -41,6 +44,42 @@ class Child {
   pid_t pid_ = -1;
   std::optional<Ending> ending_;
 };
+
+/// Files whose growth, or whose new time, is a sign of life.
+class Pulse {
+ public:
+  explicit Pulse(std::vector<std::filesystem::path> files)
+      : files_(std::move(files)), last_(look()) {}
+  /// Since this was asked last?
+  [[nodiscard]] bool moved();
+
+ private:
+  using State = std::pair<std::uintmax_t, std::filesystem::file_time_type>;
+  [[nodiscard]] std::vector<State> look() const;
+
+  std::vector<std::filesystem::path> files_;
+  std::vector<State> last_;
+};
+
+/// When a child is to be ended before it ends by itself.
+struct Watch {
+  std::vector<std::filesystem::path> alive;  ///< silent for four heartbeats: it hangs
+  double heartbeat_s = 30;
+  double max_seconds = 0;         ///< 0: any
+  std::function<bool()> decided;  ///< asked some fifty times a second, as is the next
+  std::function<bool()> stop;
+};
+struct Watched {
+  enum class Why : std::uint8_t { none, decided, stopped, silent, late };
+  Why why = Why::none;  ///< it was ended; none: it has ended by itself
+  Child::Ending ending;
+};
+/// Waits for its end, with SIGTERM to its process group where it is to be ended, and a heartbeat
+/// later SIGKILL.
+[[nodiscard]] Watched watch(Child& child, const Watch& watch);
+
+/// Of its output: the last line that says something, for messages.
+[[nodiscard]] std::string last_line(const std::filesystem::path& file);
 
 /// Kills the group of a child that outlived the process which started it; of another process of
 /// that number nothing is done to.

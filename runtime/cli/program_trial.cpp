@@ -12,7 +12,6 @@
 #include <orthrus/error.hpp>
 #include <string>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,41 +36,6 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-/// The last line that says something, for messages.
-std::string last_line(const fs::path& file) {
-  std::ifstream in(file);
-  std::string last;
-  for (std::string line; std::getline(in, line);) {
-    if (line.find_first_not_of(" \t\r") != std::string::npos) last = line;
-  }
-  return last.substr(0, 300);
-}
-
-/// Files whose growth, or whose new time, is a sign of life.
-class Pulse {
- public:
-  explicit Pulse(std::vector<fs::path> files) : files_(std::move(files)), last_(look()) {}
-
-  [[nodiscard]] bool moved() {
-    const std::vector<State> now = look();
-    return std::exchange(last_, now) != now;
-  }
-
- private:
-  using State = std::pair<std::uintmax_t, fs::file_time_type>;
-  [[nodiscard]] std::vector<State> look() const {
-    std::vector<State> out;
-    for (const fs::path& file : files_) {
-      std::error_code gone;
-      out.emplace_back(fs::file_size(file, gone), fs::last_write_time(file, gone));
-    }
-    return out;
-  }
-
-  std::vector<fs::path> files_;
-  std::vector<State> last_;
-};
-
 class ProgramTrial {
  public:
   ProgramTrial(const runner::Study& study, const TrialTask& task, const fs::path& directory)
@@ -81,43 +45,25 @@ class ProgramTrial {
     prepare(base);
     Child child(command_, output(), directory_.string());
     runtime::write_file_atomically(pid_file(), std::to_string(child.pid()) + "\n");
-    Pulse pulse({metrics(), output()}), written({metrics()});
-    Clock::time_point heard = Clock::now(), asked = heard;
-    enum class Why : std::uint8_t { none, decided, stopped, silent, late } why = Why::none;
-    bool killed = false;
-    std::optional<Child::Ending> ending;
-    for (auto pause = std::chrono::microseconds(500); !(ending = child.poll());
-         pause = std::min(2 * pause, std::chrono::microseconds(20000))) {
-      const bool stopping = stop();
-      if (why == Why::none) {
-        if (pulse.moved()) heard = Clock::now();
-        if (written.moved()) read();
-        if (reported_.decided) {
-          why = Why::decided;
-        } else if (stopping) {
-          why = Why::stopped;
-        } else if (study_.max_seconds > 0 && seconds_since(start_) > study_.max_seconds) {
-          why = Why::late;
-        } else if (seconds_since(heard) > 4 * study_.heartbeat_s) {
-          why = Why::silent;
-        }
-        if (why != Why::none) {
-          child.signal(SIGTERM);
-          asked = Clock::now();
-        }
-      } else if (!killed && seconds_since(asked) > study_.heartbeat_s) {
-        child.signal(SIGKILL);
-        killed = true;
-      }
-      std::this_thread::sleep_for(pause);
-    }
+    Pulse written({metrics()});
+    const auto decided = [&] {
+      if (written.moved()) read();
+      return reported_.decided;
+    };
+    const Watched watched = watch(child, {.alive = {metrics(), output()},
+                                          .heartbeat_s = study_.heartbeat_s,
+                                          .max_seconds = study_.max_seconds,
+                                          .decided = decided,
+                                          .stop = stop});
+    const Child::Ending& ending = watched.ending;
     fs::remove(pid_file());
-    const bool again = ending->signal == 0 && ending->code == requeue;
+    const bool again = ending.signal == 0 && ending.code == requeue;
     if (again) runtime::write_file_atomically(requeued_file(), "");
     read();
     // What it wrote before it was ended, or ended by itself, may decide it all the same.
     if (reported_.decided) return ended(reported_.state, reported_.message);
-    switch (why) {
+    using Why = Watched::Why;
+    switch (watched.why) {
       case Why::stopped:
         return {true, false, {}, seconds_since(start_)};
       case Why::silent:
@@ -132,12 +78,11 @@ class ProgramTrial {
         break;
     }
     if (again) return failed("asked to be run again (75)", true);
-    if (ending->signal != 0) {
+    if (ending.signal != 0) {
       return failed(
-          fmt::format("killed by signal {} ({})", ending->signal, ::strsignal(ending->signal)),
-          true);
+          fmt::format("killed by signal {} ({})", ending.signal, ::strsignal(ending.signal)), true);
     }
-    if (ending->code != 0) return failed(fmt::format("ended with {}", ending->code), true);
+    if (ending.code != 0) return failed(fmt::format("ended with {}", ending.code), true);
     if (reported_.state.empty()) {
       return failed(
           fmt::format("wrote no evaluation of '{}' to {}", study_.metric, metrics().string()),

@@ -184,7 +184,9 @@ Json dry_run(const runner::Study& study, const runner::Bases& bases,
   }
   const int ranks = world.size() - (study.dedicated_scheduler ? 1 : 0);
   const std::int64_t groups =
-      study.exclusive ? 1 : std::max<std::int64_t>(ranks / expansion->initial()[0].ranks, 1);
+      study.exclusive    ? 1
+      : study.isolates() ? ranks
+                         : std::max<std::int64_t>(ranks / expansion->initial()[0].ranks, 1);
   const double wall_s =
       std::max(total_s / static_cast<double>(groups * expansion->initial()[0].ranks), longest_s);
   Json out{{"schema", 1},

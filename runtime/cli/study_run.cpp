@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "runtime/agree.hpp"
+#include "runtime/cli/isolated_trial.hpp"
 #include "runtime/cli/program_trial.hpp"
 #include "runtime/cli/signals.hpp"
 #include "runtime/cli/study_directory.hpp"
@@ -168,9 +169,9 @@ class Scheduler {
     return running_.empty() &&
            std::none_of(due_.begin(), due_.end(), [this](const Trial* t) { return fits(*t); });
   }
-  /// A program's ranks are not this job's.
+  /// Ranks of a job of its own are not this job's.
   [[nodiscard]] bool fits(const Trial& trial) const {
-    return expansion_.study().runs_command() || trial.ranks == ranks_;
+    return expansion_.study().isolates() || trial.ranks == ranks_;
   }
 
   /// Looks once at everything that may have happened.
@@ -377,6 +378,7 @@ struct Shared {
   runner::Study study;
   runner::Bases bases;
   fs::path directory;
+  Json source;  ///< all of it, for other processes
 };
 
 /// A group of ranks: orders by its leader, work among its ranks.
@@ -395,6 +397,8 @@ TrialEnd run_on_group(const Shared& shared, Squad& squad, const std::string& tex
         shared.study.configures() ? &shared.bases.at(task.trial.base) : nullptr;
     return run_program(shared.study, base, task, directory, stop);
   }
+  if (shared.study.isolates())
+    return run_isolated(shared.study, shared.source, task, directory, stop);
   return run_trial(shared.study, shared.bases.at(task.trial.base), task, squad.work, directory,
                    stop);
 }
@@ -467,11 +471,25 @@ void run_phase(const Shared& shared, Communicator& world, std::int64_t ranks, st
 
 // ---- the study ----------------------------------------------------------------------------------
 
+/// What rank 0 has resolved, elsewhere.
+Shared shared_of(const Json& source) {
+  Shared shared;
+  shared.source = source;
+  shared.study = runner::parse_study(source.at("text").get<std::string>(), source.at("file"),
+                                     source.at("set").get<std::vector<std::string>>());
+  for (const auto& [word, base] : source.at("bases").items()) {
+    Config config = parse_config(base["yaml"].get<std::string>(), base["source"]);
+    config.source = base["source"];
+    shared.bases[word] = std::move(config);
+  }
+  shared.directory = source.at("directory").get<std::string>();
+  return shared;
+}
+
 /// Rank 0 reads the files and the environment; the others parse what it resolved.
 Shared shared_study(const StudyRunOptions& options, Communicator& world, std::string& text,
                     std::optional<runner::Expansion>& expansion) {
   Shared shared;
-  Json message;
   std::string sent;
   runtime::agree(world, [&] {
     if (world.rank() != 0) return;
@@ -497,28 +515,20 @@ Shared shared_study(const StudyRunOptions& options, Communicator& world, std::st
     shared.directory = options.directory.empty() ? fs::path("studies") / shared.study.name
                                                  : fs::path(options.directory);
     expansion.emplace(shared.study, shared.bases);
-    message = {
-        {"text", text}, {"bases", std::move(bases)}, {"directory", shared.directory.string()}};
-    sent = dump(message);
+    shared.source = {{"text", text},
+                     {"file", options.file},
+                     {"set", options.set},
+                     {"bases", std::move(bases)},
+                     {"directory", shared.directory.string()}};
+    sent = dump(shared.source);
   });
   world.broadcast(sent, 0);
-  if (world.rank() != 0) {
-    message = Json::parse(sent);
-    shared.study =
-        runner::parse_study(message["text"].get<std::string>(), options.file, options.set);
-    for (const auto& [word, base] : message["bases"].items()) {
-      Config config = parse_config(base["yaml"].get<std::string>(), base["source"]);
-      config.source = base["source"];
-      shared.bases[word] = std::move(config);
-    }
-    shared.directory = message["directory"].get<std::string>();
-  }
-  return shared;
+  return world.rank() == 0 ? shared : shared_of(Json::parse(sent));
 }
 
 /// Numbers of ranks that trials want of this job, ascending.
 std::vector<std::int64_t> phases_of(const runner::Expansion& expansion) {
-  if (expansion.study().runs_command()) return {1};
+  if (expansion.study().isolates()) return {1};
   std::set<std::int64_t> ranks;
   for (const Trial& trial : expansion.initial()) ranks.insert(trial.ranks);
   return {ranks.begin(), ranks.end()};
@@ -613,6 +623,37 @@ double duration_s(const std::string& text) {
   }
   throw ConfigError("'" + text + "' is no duration; examples: 3h, 90m, 2h30m, 45s",
                     ExitCode::usage);
+}
+
+int run_trial_job(const std::string& file, Context& context) {
+  const SignalScope signals;
+  Communicator world = context.world(60);
+  std::string text;
+  runtime::agree(world, [&] {
+    if (world.rank() == 0) text = dump(read_job(file));
+  });
+  world.broadcast(text, 0);
+  const Json job = Json::parse(text);
+  const Shared shared = shared_of(job["study"]);
+  const TrialTask task = trial_task(job["task"]);
+  const fs::path directory = job["trial_dir"].get<std::string>();
+  Clock::time_point last = Clock::now();
+  const std::chrono::duration<double> between(shared.study.heartbeat_s / 4);
+  try {
+    const TrialEnd end =
+        run_trial(shared.study, shared.bases.at(task.trial.base), task, world, directory, [&] {
+          if (world.rank() == 0 && Clock::now() - last > between) {
+            touch_beat(directory);
+            last = Clock::now();
+          }
+          return stop_requested();
+        });
+    if (world.rank() == 0) write_end(directory, end);
+    return end.stopped ? static_cast<int>(ExitCode::preempted) : 0;
+  } catch (...) {
+    context.settle_error();
+    throw;
+  }
 }
 
 StudyEnd run_study(const StudyRunOptions& options, Context& context) {

@@ -39,6 +39,10 @@ struct StudyEnd {
   std::map<std::int64_t, runner::Json> results;
   runner::Json document;  ///< what --json prints
 };
+/// `orthrus study trial JOB`, which nobody but `run_study` calls (isolated_trial.hpp): one trial on
+/// all ranks of this job.
+[[nodiscard]] int run_trial_job(const std::string& file, Context& context);
+
 /// Collective over all ranks. @return on rank 0 how it ended; elsewhere whether it is complete.
 [[nodiscard]] StudyEnd run_study(const StudyRunOptions& options, Context& context);
 /// The same on any ranks, those that are threads included; signals are not listened to.

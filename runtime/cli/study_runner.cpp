@@ -511,6 +511,11 @@ std::function<std::optional<int>(Context&)> add_study_runner(CLI::App& app) {
     return finish(end, context);
   });
 
+  CLI::App* const job = app.add_subcommand("trial", "A trial of a running study")->group("");
+  job->add_option("JOB", given->run.file)->required();
+  table.emplace_back(job,
+                     [given](Context& context) { return run_trial_job(given->run.file, context); });
+
   // What only looks at files is done by one process.
   const auto alone = [](std::function<int(Context&)> command) {
     return [command = std::move(command)](Context& context) {

@@ -202,8 +202,9 @@ std::string filled(const std::string& word, const Trial& trial,
       std::vector<std::string_view> known(trial_places.begin(), trial_places.end());
       known.insert(known.end(), {"seed", "ranks", "steps", "examples"});
       for (const auto& [parameter, value] : trial.params.items()) known.push_back(parameter);
-      throw ConfigError("task.command: nothing is called '{" + name + "}'; known: " +
-                        runtime::config_file::join(known) + runtime::nearest_hint(name, known));
+      throw ConfigError("task.command, execution.launcher: nothing is called '{" + name +
+                        "}'; known: " + runtime::config_file::join(known) +
+                        runtime::nearest_hint(name, known));
     }
   }
   return out;
@@ -763,6 +764,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
     all["steps"] = trial.steps;
     for (const std::string& word : study_.command) static_cast<void>(filled(word, trial, {}));
   }
+  for (const std::string& word : study_.launcher) static_cast<void>(filled(word, trial, {}));
   if (study_.averages()) all["ema_halflife_examples"] = study_.ema_halflife_examples;
   if (!trial.rungs.empty()) all["rungs"] = trial.rungs;
   if (study_.decays())

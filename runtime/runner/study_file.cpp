@@ -209,9 +209,14 @@ const std::vector<Row>& rows() {
        .none = "auto"},
       {.path = "execution.mode",
        .slot = &Study::mode,
-       .doc = "trials share this job's ranks, or each is a program that one of them starts "
-              "(task.command)",
+       .doc = "trials share this job's ranks, or each is a job of its own that one of them starts "
+              "and watches, so that it may crash: this program's, or task.command",
        .words = {"inprocess", "subprocess"}},
+      {.path = "execution.launcher",
+       .slot = &Study::launcher,
+       .doc =
+           "of such jobs of this program, with {ranks} filled in: [srun, -n, \"{ranks}\"]; empty: "
+           "mpirun without binding where a trial wants several ranks"},
       {.path = "execution.max_retries",
        .slot = &Study::max_retries,
        .doc = "of a trial that failed",
@@ -968,8 +973,13 @@ class Reader {
     const auto refuse = [this](const char* path, const std::string& what) {
       error(runtime::config_file::origin_of(root_, path), path, what);
     };
-    if (study_.runs_command() != (study_.mode == "subprocess"))
-      refuse("execution.mode", "task.command and subprocess come together");
+    if (study_.runs_command() && !study_.isolates())
+      refuse("execution.mode", "a program (task.command) needs subprocess");
+    if (!study_.launcher.empty() && (study_.runs_command() || !study_.isolates()))
+      refuse(
+          "execution.launcher",
+          "is of trials of this program in execution.mode: subprocess; a program's own launcher is "
+          "part of task.command");
     if (!study_.runs_command()) return;
     if (study_.halves())
       refuse("search.method", "asha takes trials from rung to rung; a program goes to its end");

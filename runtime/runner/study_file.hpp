@@ -102,6 +102,8 @@ struct Study {
 
   std::int64_t ranks_per_trial = 1, max_parallel = 0, max_retries = 2;
   std::string mode = "inprocess", order = "longest_first";
+  std::vector<std::string>
+      launcher;  ///< of jobs of their own; empty: mpirun, where they want ranks
   double heartbeat_s = 30;
   bool exclusive = false, dedicated_scheduler = false;
 
@@ -122,6 +124,8 @@ struct Study {
   }
   /// Is a trial a program, and has it a configuration of this library?
   [[nodiscard]] bool runs_command() const { return !command.empty(); }
+  /// Is every trial a process of its own, or a job of them?
+  [[nodiscard]] bool isolates() const { return mode == "subprocess"; }
   [[nodiscard]] bool configures() const {
     return !runs_command() || !base.empty() || !bases.empty();
   }

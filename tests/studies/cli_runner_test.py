@@ -86,6 +86,19 @@ class Case(unittest.TestCase):
             time.sleep(0.1)
         self.fail("never came to its end")
 
+    def left_running(self, trial=""):
+        """Processes of a trial of this study."""
+        mark = f"ORTHRUS_TRIAL_DIR={os.path.realpath(self.dir)}".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                text = environ.read_bytes()
+                if mark in text and trial.encode() in text:
+                    found.append(int(environ.parent.name))
+            except OSError:
+                continue
+        return found
+
     def results(self, study):
         rows = [json.loads(line) for line in (self.dir / study / "results.jsonl").read_text().splitlines()]
         for row in rows:
@@ -494,18 +507,6 @@ class Programs(Case):
                          list(range(0, 21, 2)))
         self.assertEqual(self.left_running(), [])
 
-    def left_running(self):
-        """Processes of a trial of this study."""
-        mark = f"ORTHRUS_TRIAL_DIR={os.path.realpath(self.dir)}".encode()
-        found = []
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if mark in environ.read_bytes():
-                    found.append(environ.parent.name)
-            except OSError:
-                continue
-        return found
-
     def test_leave_the_same_record_after_kills_and_stops(self):
         many = ["--set", "lr=0.5,1,2,5", "--set", "mode=waits", "--set", "search.metric.target=0.2"]
         self.write("go", "")
@@ -625,6 +626,107 @@ class Sharpness(Case):
             losses[out] = [r["final_val"] for r in self.results(out)]
         self.study("run", "s.yaml", "--dir", "without", "--set", "probes.sharpness=0")
         self.assertEqual([r["final_val"] for r in self.results("without")], losses["s8-None"], "no bit of the training changes")
+
+
+class TrialsOfTheirOwn(Case):
+    """`execution.mode: subprocess` without a program: each trial a job of this one."""
+
+    STUDY = """\
+orthrus_study: 1
+name: i
+base: q.yaml
+search: {parameters: {lr: 0.1, seed: {values: [1, 2, 3]}}}
+execution: {mode: subprocess, heartbeat_s: 0.5, max_retries: 1, order: by_index}
+"""
+
+    def setUp(self):
+        super().setUp()
+        self.write("i.yaml", self.STUDY)
+
+    def test_leave_the_record_of_a_shared_job(self):
+        launcher = ["--set", "execution.launcher=[" + ", ".join([*MPIRUN, "-np", '"{ranks}"']) + "]"]
+        two = ["--set", "execution.ranks_per_trial=2"]
+        halves = ["--set", "search.method=asha", "--set", "search.early_terminate.min_examples=60",
+                  "--set", "search.early_terminate.eta=2", "--set", "eval.on=[raw, ema]", "--set", "eval.ema_halflife_examples=99"]
+        for name, job, own in (("one", halves, []), ("two", two, launcher)):
+            self.study("run", "i.yaml", "--dir", name, "--set", "execution.mode=inprocess", *job, ranks=2)
+            self.study("run", "i.yaml", "--dir", name + "-own", *job, *own, ranks=2)
+            self.assertEqual(self.results(name), self.results(name + "-own"))
+            self.assertEqual(self.evaluations(name, 1), self.evaluations(name + "-own", 1))
+        self.assertEqual(self.left_running(), [])
+        rubbish = self.dir / "one-own/trials"
+        self.assertEqual([p.name for p in rubbish.glob("*/*") if p.name in ("job.json", "end.json", "beat", "pid")], [])
+
+    def test_may_crash_and_hang_and_the_study_goes_on(self):
+        self.write("q.yaml", BASE.replace("steps: 60", "steps: 40000").replace("rows: 8, cols: 8", "rows: 4, cols: 4"))
+        self.study("run", "i.yaml", "--dir", "whole", "--set", "execution.mode=inprocess")
+        process = subprocess.Popen([ORTHRUS, "study", "run", "i.yaml", "--dir", "hit"], cwd=self.dir,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for trial, number in (("0000-", signal.SIGKILL), ("0001-", signal.SIGSTOP)):
+            for _ in range(3000):
+                hit = [p for p in self.left_running(trial)  # and not what MPI has started beside it
+                       if Path(f"/proc/{p}/comm").read_text().startswith("orthrus")
+                       and list((self.dir / "hit/trials").glob(trial + "*/metrics.jsonl"))]
+                if hit:
+                    break
+                self.assertIsNone(process.poll(), "it ended before it was hit")
+                time.sleep(0.01)
+            for pid in hit:
+                os.kill(pid, number)
+        self.assertEqual(process.wait(60), 0)
+        self.assertEqual(self.results("hit"), self.results("whole"))
+        attempts = [json.loads(x)["attempt"] for x in (self.dir / "hit/results.jsonl").read_text().splitlines()]
+        self.assertEqual(attempts, [2, 2, 1])
+        said = [x["message"] for x in self.journal("hit") if x["t"] == "state" and x["state"] == "waiting"]
+        self.assertIn("killed by signal 9", said[0])
+        self.assertIn("no step for 2 s", said[1])
+        for _ in range(100):
+            if not self.left_running():
+                break
+            time.sleep(0.1)
+        self.assertEqual(self.left_running(), [], "what MPI had started beside them goes, too")
+
+    def test_leave_the_same_record_after_kills(self):
+        self.study("run", "i.yaml", "--dir", "whole")
+        self.kill_until_done("i.yaml", "killed", 2, 1)
+        self.assertEqual(self.results("killed"), self.results("whole"))
+
+    def test_name_what_is_wrong(self):
+        said = self.study("run", "i.yaml", "--set", "execution.launcher=[nowhere-to-be-found]", code=78).stderr
+        self.assertIn("nowhere-to-be-found", said)
+        said = self.study("run", "i.yaml", "--set", "execution.mode=inprocess", "--set", "execution.launcher=[mpirun]",
+                          code=78).stderr
+        self.assertIn("execution.launcher", said)
+        self.write("job.json", "{}")
+        self.assertIn("no trial of", self.study("trial", "job.json", code=65).stderr)
+
+
+class GrowingBatches(Case):
+    def test_have_the_examples_of_the_budget_in_fewer_steps(self):
+        self.write("g.yaml", "orthrus_study: 1\nname: g\nbase: q.yaml\nsearch:\n  parameters:\n    batch_size: {values: [8, 16]}\n    lr: 0.05\n"
+                   "    gns_ramp.geometry: {values: [none, l2]}\n    gns_ramp.every_steps: 20\n    gns_ramp.factor: 9\n    gns_ramp.max_batch: 40\n"
+                   "    seed: {values: [1, 2]}\n  exclude: [\"batch_size > 8 && gns_ramp.geometry == l2\"]\n"
+                   "budget: {max_examples: 1600}\neval: {every_frac: 0.1}\n"
+                   "probes: {gns: {every: 4}}\nexecution: {ranks_per_trial: 2}\n")
+        self.study("run", "g.yaml", "--dir", "g", ranks=2)
+        rows = self.results("g")
+        for row in rows:
+            lines = self.evaluations("g", row["index"])
+            evals = [x for x in lines if x["t"] == "eval"]
+            self.assertEqual(row["examples"], evals[-1]["examples"])
+            if row["params"]["gns_ramp.geometry"] == "none":
+                self.assertEqual((row["steps"], row["examples"]), (1600 // row["params"]["batch_size"], 1600))
+                continue
+            self.assertEqual(row["final_batch"], 40)
+            self.assertLess(row["steps"], 100)
+            self.assertTrue(1600 - 40 < row["examples"] <= 1600, row["examples"])
+            self.assertEqual([x["batch"] for x in evals], sorted(x["batch"] for x in evals))
+            self.assertFalse(list((self.dir / "g").glob("trials/*/ramp")), "what it grew from is gone")
+        self.assertEqual(len(rows), 6)
+        self.assertNotIn("no finished trial", self.study("check", "g").stdout, "what the file left out is not missing")
+        # Whoever is cut off begins anew, and ends with the same bits.
+        self.kill_until_done("g.yaml", "killed", 4, 1)
+        self.assertEqual(sorted(map(str, self.results("killed"))), sorted(map(str, rows)))
 
 
 class Decays(Case):

@@ -126,9 +126,11 @@ TEST(AStudyFile, WithImpossibleValuesIsRefused) {
 
 TEST(AStudyFile, OfAProgramSaysWhatAProgramCanDo) {
   const std::string program = "orthrus_study: 1\nname: s\ntask: {command: [./t, \"{config}\"]}\n";
-  EXPECT_THAT(refusal(program), HasSubstr("execution.mode: task.command and subprocess"));
-  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nexecution: {mode: subprocess}\n"),
-              AllOf(HasSubstr("s.yaml:3:"), HasSubstr("come together")));
+  EXPECT_THAT(refusal(program),
+              HasSubstr("execution.mode: a program (task.command) needs subprocess"));
+  EXPECT_EQ(refusal("orthrus_study: 1\nname: s\nexecution: {mode: subprocess}\n"), "");
+  EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nexecution: {launcher: [srun]}\n"),
+              AllOf(HasSubstr("s.yaml:3:"), HasSubstr("execution.launcher")));
   const auto with = [&](const std::string& more) {
     return refusal(program + "execution: {mode: subprocess}\n" + more);
   };
