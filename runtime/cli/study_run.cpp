@@ -17,12 +17,14 @@
 #include "runtime/agree.hpp"
 #include "runtime/cli/isolated_trial.hpp"
 #include "runtime/cli/program_trial.hpp"
+#include "runtime/cli/run_directory.hpp"
 #include "runtime/cli/signals.hpp"
 #include "runtime/cli/study_directory.hpp"
 #include "runtime/cli/study_dry_run.hpp"
 #include "runtime/cli/trial.hpp"
 #include "runtime/config_scalar.hpp"
 #include "runtime/report.hpp"
+#include "runtime/runner/groups.hpp"
 #include "runtime/safetensors.hpp"
 
 namespace orthrus::cli {
@@ -438,18 +440,22 @@ void serve(const Shared& shared, Squad& squad, Communicator& leaders) {
 }
 
 /// Cuts the world into groups of `ranks`, at most `most` of them (0: as many as there is room for),
-/// and runs what is due. Collective over the world.
+/// none of them over two nodes where it has room on one, and runs what is due. Collective over the
+/// world.
 void run_phase(const Shared& shared, Communicator& world, std::int64_t ranks, std::int64_t most,
                Scheduler* scheduler) {
   const auto size = static_cast<int>(ranks);
   // A dedicated scheduler is a leader without a group.
-  const int first = shared.study.dedicated_scheduler ? 1 : 0, place = world.rank() - first;
-  int groups = (world.size() - first) / size;
-  if (most > 0) groups = static_cast<int>(std::min<std::int64_t>(groups, most));
-  const int group = place / size;
-  const bool works = place >= 0 && group < groups;
-  const bool leads = world.rank() == 0 || (works && place % size == 0);
-  Squad squad{world.split(works ? group : groups, world.rank(), "orders"), {}};
+  const std::vector<int> groups =
+      runner::groups_of(world.all_gather_strings(host_name()), size,
+                        shared.study.dedicated_scheduler ? 1 : 0, static_cast<int>(most));
+  const int group = groups[static_cast<std::size_t>(world.rank())];
+  const int count = 1 + *std::max_element(groups.begin(), groups.end());
+  const bool works = group >= 0;
+  const bool leads =
+      world.rank() == 0 ||
+      (works && std::find(groups.begin(), groups.end(), group) - groups.begin() == world.rank());
+  Squad squad{world.split(works ? group : count, world.rank(), "orders"), {}};
   squad.orders.set_timeout(0);
   squad.work = squad.orders.duplicate("group");
   squad.work.set_timeout(60);
@@ -459,7 +465,7 @@ void run_phase(const Shared& shared, Communicator& world, std::int64_t ranks, st
   if (!works) return;
   if (!leads) return follow(shared, squad);
   if (scheduler == nullptr) return serve(shared, squad, leaders);
-  scheduler->run({ranks, groups > 1 ? &leaders : nullptr,
+  scheduler->run({ranks, count > 1 ? &leaders : nullptr,
                   [&](const TrialTask& task, const std::function<bool()>& stop) {
                     std::string text = to_text(task);
                     squad.orders.broadcast(text, 0);

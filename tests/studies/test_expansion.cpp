@@ -12,6 +12,7 @@
 
 #include "runtime/runner/example_study.hpp"
 #include "runtime/runner/expansion.hpp"
+#include "runtime/runner/groups.hpp"
 
 namespace orthrus::runner {
 namespace {
@@ -412,6 +413,24 @@ TEST(ACentre, MaySurge) {
   } catch (const ConfigError& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("noise_scale"));
   }
+}
+
+TEST(Groups, AreOfOneNodeWhereTheyFit) {
+  using Nodes = std::vector<std::string>;
+  using Map = std::vector<int>;
+  const Nodes two{"a", "a", "a", "b", "b", "b"}, turns{"a", "b", "a", "b", "a", "b"};
+  EXPECT_EQ(groups_of(two, 2, 0, 0), (Map{0, 0, -1, 1, 1, -1})) << "two are left over";
+  EXPECT_EQ(groups_of(turns, 2, 0, 0), (Map{0, 1, 0, 1, -1, -1}))
+      << "ranks dealt to nodes in turns";
+  EXPECT_EQ(groups_of(two, 1, 0, 0), (Map{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(groups_of(two, 1, 0, 2), (Map{0, 1, -1, -1, -1, -1})) << "no more than asked for";
+  EXPECT_EQ(groups_of(two, 2, 1, 0), (Map{-1, 0, 0, 1, 1, -1})) << "the first only schedules";
+  // Larger than a node: node by node, as they come.
+  EXPECT_EQ(groups_of(two, 4, 0, 0), (Map{0, 0, 0, 0, -1, -1}));
+  EXPECT_EQ(groups_of(turns, 6, 0, 0), (Map{0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(groups_of(turns, 4, 0, 0), (Map{0, 0, 0, -1, 0, -1}));
+  // The first rank's node is too small: it schedules, and trains nothing.
+  EXPECT_EQ(groups_of({"small", "b", "b", "c", "c"}, 2, 0, 0), (Map{-1, 0, 0, 1, 1}));
 }
 
 TEST(ABatchThatGrows, IsRefusedWhereStepsOfABatchAreAskedFor) {
