@@ -6,7 +6,7 @@ scripts/study_picture.py DIR [--curves METRIC,METRIC] [--rates METRIC] [--steps]
 One panel for each that is asked for, a colour for each value of `--per` (optimizer):
   --curves   METRIC of the evaluations against examples, from the second on: trials at the best rate, with seeds that
              did not choose it if there are any; mean and range over seeds
-  --rates    least METRIC against the learning rate, one line per batch size
+  --rates    METRIC at the end against the learning rate, one line per batch size
   --steps    steps to the target against the batch size, and the line of perfect scaling
 """
 
@@ -34,10 +34,10 @@ def spread(panel, points, colour, label, marker=""):
 
 
 def at_best_rate(trials):
-    """Those of the learning rate whose mean best value is least."""
+    """Those of the learning rate whose mean final value is least."""
     values = collections.defaultdict(list)
     for t in trials:
-        values[t["params"].get("lr")].append(number(t["best_val"]))
+        values[t["params"].get("lr")].append(number(t["final_val"]))
     best = min(values, key=lambda lr: sum(values[lr]) / len(values[lr]), default=None)
     return [t for t in trials if t["params"].get("lr") == best]
 
@@ -89,7 +89,7 @@ def main():
                     points = collections.defaultdict(list)
                     for t in trials:
                         if name(t) == s and t["params"].get("batch_size", 0) == batch and t["state"] != "diverged":
-                            points[t["params"]["lr"]].append(number(t["best_val"]))
+                            points[t["params"]["lr"]].append(number(t["final_val"]))
                     spread(panel, points, colour[s], s + (f", batch {batch}" if len(batches) > 1 else ""),
                            MARKERS[b % len(MARKERS)])
             panel.set(xscale="log", xlabel="learning rate", ylabel=metric.replace("_", " "))

@@ -44,15 +44,21 @@ std::vector<std::string> listed_values(const ordered_json& parameter) {
   return out;
 }
 
-/// Does `search.exclude` say so by optimizer and batch size alone? What asks for more leaves part
-/// of a cell.
+/// Does `search.exclude` say so by batch size and what tells the series apart? What asks for more
+/// leaves part of a cell.
 bool is_excluded(const StudyResults& study, const std::string& series, double batch) {
   const ordered_json& list = study.setting("search.exclude");
   if (!list.is_array()) return false;
+  const std::vector<std::string> keys = series_keys(study);
+  const auto trial =
+      std::find_if(study.trials.begin(), study.trials.end(),
+                   [&](const StudyTrial& t) { return series_name(t, keys).label() == series; });
   const auto variable = [&](const std::string& name) -> std::optional<runner::Value> {
     if (name == "batch_size") return batch;
-    if (name == "optimizer") return series.substr(0, series.find(','));
-    return {};
+    if (trial == study.trials.end() || std::find(keys.begin(), keys.end(), name) == keys.end())
+      return {};
+    const double number = trial->param(name.c_str());
+    return std::isnan(number) ? runner::Value(trial->param_text(name)) : runner::Value(number);
   };
   return std::any_of(list.begin(), list.end(), [&](const ordered_json& text) {
     const runner::Expression expression(text.get<std::string>());

@@ -936,7 +936,7 @@ std::vector<int> Campaign::record(const Json& record) {
 /// What a trial came to, less being better: steps to the target, or the metric. Infinite: nothing.
 double Campaign::outcome(const Json& result, bool by_steps) const {
   const std::string state = result.at("state");
-  const Json& value = result.at(by_steps ? "steps_to_target" : "best_val");
+  const Json& value = result.at(by_steps ? "steps_to_target" : "final_val");
   const bool ended = by_steps || state == "complete" || state == "censored";
   if (!ended || !value.is_number()) return std::numeric_limits<double>::infinity();
   return by_steps ? value.get<double>() : expansion_.study().loss_of(value.get<double>());

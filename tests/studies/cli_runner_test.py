@@ -1007,7 +1007,7 @@ search:
         self.assertEqual([r["params"]["workload.rows"] for r in rows], [4] * 20 + [8] * 6 + [16] * 2)
 
         def means(of):
-            return {lr: sum(r["best_val"] for r in of if r["params"]["lr"] == lr) / 2 for lr in {r["params"]["lr"] for r in of}}
+            return {lr: sum(r["final_val"] for r in of if r["params"]["lr"] == lr) / 2 for lr in {r["params"]["lr"] for r in of}}
         for of, then in ((rows[:20], rows[20:26]), (rows[20:26], rows[26:])):
             rates = sorted(means(then))
             self.assertEqual(rates[len(rates) // 2], min(means(of), key=means(of).get))
