@@ -24,6 +24,7 @@
 #include "runtime/cli/study_scaling.hpp"
 #include "runtime/cli/training.hpp"
 #include "runtime/report.hpp"
+#include "runtime/runner/sweep.hpp"
 #include "runtime/safetensors.hpp"
 
 namespace orthrus::cli {
@@ -36,7 +37,7 @@ struct Given {
   StudyRunOptions run;
   PresetOptions preset;
   double target = std::nan("");
-  std::string preset_name, out, where, trial, directory;
+  std::string preset_name, out, where, trial, directory, import_base;
   std::vector<std::string> configs;
 };
 
@@ -368,6 +369,22 @@ int init(Given& given) {
   return 0;
 }
 
+/// `study import SWEEP.yaml`
+int import_sweep(const Given& given) {
+  const fs::path out = given.out.empty()
+                           ? fs::path(fs::path(given.run.file).stem().string() + ".study.yaml")
+                           : fs::path(given.out);
+  if (fs::exists(out)) throw ConfigError(out.string() + ": exists; give another --out");
+  const std::string text =
+      runner::study_of_sweep(runtime::read_file(given.run.file), given.run.file, given.import_base);
+  // What comes out is a study, or it is said here why not.
+  static_cast<void>(runner::parse_study(text, out.string(), {}));
+  make_directories(out.parent_path());
+  runtime::write_file_atomically(out, text);
+  fmt::print("{}: orthrus study run {}\n", out.string(), out.string());
+  return 0;
+}
+
 /// The loss that the base comes to with a constant rate: what steps to a target are counted to.
 double reference_loss(const PresetBase& base, std::int64_t steps) {
   Config config = base.config;
@@ -540,6 +557,13 @@ std::function<std::optional<int>(Context&)> add_study_runner(CLI::App& app) {
   make->add_option("CONFIG", given->configs, "Configurations that it is made of");
   make->add_option("--out", given->out, "File; default PRESET.yaml");
   make->footer("Presets:\n" + known);
+
+  CLI::App* const sweep = add_alone("import", "A sweep of Weights & Biases as a study file",
+                                    [given](Context&) { return import_sweep(*given); });
+  sweep->add_option("SWEEP", given->run.file, "Sweep (YAML): grid or random")->required();
+  sweep->add_option("--base", given->import_base,
+                    "Configuration that its parameters are of; without it, its program is run");
+  sweep->add_option("--out", given->out, "File; default SWEEP.study.yaml");
 
   add_directory(add_alone("status", "How far a study is",
                           [given](Context& context) { return status(*given, context); }));

@@ -697,7 +697,7 @@ class Refusals(Case):
 
     def test_what_is_not_there_yet_is_not_offered(self):
         offered = re.findall(r"^  ([a-z-]+) {2,}", self.study("--help").stdout.partition("Subcommands:")[2], re.MULTILINE)
-        self.assertEqual(offered, ["reproduce", "fit", "report", "export", "run", "init", "status", "ls", "retry",
+        self.assertEqual(offered, ["reproduce", "fit", "report", "export", "run", "init", "import", "status", "ls", "retry",
                                    "check", "schema", "critical-batch", "lr", "compare", "scaling"])
 
     def test_what_is_not_a_file_of_records(self):

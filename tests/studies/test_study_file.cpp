@@ -9,9 +9,11 @@
 #include <stdexcept>
 
 #include "runtime/runner/example_study.hpp"
+#include "runtime/runner/expansion.hpp"
 #include "runtime/runner/expression.hpp"
 #include "runtime/runner/journal.hpp"
 #include "runtime/runner/study_file.hpp"
+#include "runtime/runner/sweep.hpp"
 
 namespace orthrus::runner {
 namespace {
@@ -122,6 +124,74 @@ TEST(AStudyFile, WithImpossibleValuesIsRefused) {
   EXPECT_THAT(with(", ema_halflife_examples: 5000", ""), HasSubstr("ema_halflife_examples"));
   EXPECT_THAT(refusal("orthrus_study: 1\nname: s\nsearch: {metric: {name: val_loss_ema}}\n"),
               AllOf(HasSubstr("s.yaml:3:"), HasSubstr("averaged weights")));
+}
+
+// https://docs.wandb.ai/models/sweeps/sweep-config-keys
+TEST(ASweep, BecomesAStudyOfItsProgram) {
+  const std::string sweep = R"(program: train.py
+name: my sweep
+method: random
+run_cap: 12
+metric: {name: accuracy, goal: maximize, target: 0.9}
+early_terminate: {type: hyperband, min_iter: 3}
+parameters:
+  lr: {distribution: log_uniform_values, min: 0.001, max: 0.1}
+  momentum: {min: 0.5, max: 0.9}
+  layers: {min: 1, max: 3}
+  optimizer:
+    parameters:
+      kind: {values: [adam, sgd]}
+  epochs: {value: 5}
+)";
+  const std::string text = study_of_sweep(sweep, "sweep.yaml", "");
+  const Study study = parse_study(text, "s.yaml", {});
+  EXPECT_EQ(study.name, "my-sweep");
+  EXPECT_EQ(study.method, "random");
+  EXPECT_EQ(study.samples, 2) << "of each of three layers with two optimizers";
+  EXPECT_EQ(study.run_cap, 12);
+  EXPECT_EQ(std::tie(study.metric, study.goal, study.target),
+            std::make_tuple(std::string("accuracy"), std::string("maximize"), 0.9));
+  EXPECT_EQ(study.command,
+            (std::vector<std::string>{"/usr/bin/env", "python3", "train.py", "--lr={lr}",
+                                      "--momentum={momentum}", "--layers={layers}",
+                                      "--optimizer.kind={optimizer.kind}", "--epochs={epochs}"}));
+  EXPECT_TRUE(study.isolates());
+  EXPECT_EQ(study.find("layers")->values, (std::vector<Json>{1, 2, 3}));
+  EXPECT_EQ(study.find("lr")->distribution, "log_uniform");
+  EXPECT_EQ(study.find("momentum")->max, 0.9);
+  EXPECT_THAT(text, HasSubstr("# left out: early_terminate: {\"type\":\"hyperband\""));
+  EXPECT_EQ(Expansion(study, {}).initial().size(), 12U);
+}
+
+TEST(ASweep, MayBeOfAConfiguration) {
+  const std::string text =
+      study_of_sweep("method: grid\nparameters: {batch_size: {values: [4, 8]}, lr: {value: 0.1}}\n",
+                     "w.yaml", "quad.yaml");
+  const Study study = parse_study(text, "s.yaml", {});
+  EXPECT_EQ(study.base, "quad.yaml");
+  EXPECT_FALSE(study.runs_command());
+  EXPECT_EQ(study.find("batch_size")->values.size(), 2U);
+}
+
+TEST(ASweep, NamesWhatAStudyHasNot) {
+  const auto said = [](const std::string& sweep) -> std::string {
+    try {
+      static_cast<void>(study_of_sweep(sweep, "w.yaml", "q.yaml"));
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(said("method: bayes\nparameters: {lr: {value: 1}}\n"),
+              HasSubstr("w.yaml: method: \"bayes\""));
+  EXPECT_THAT(said("method: random\nparameters: {lr: {value: 1}}\n"), HasSubstr("run_cap"));
+  EXPECT_THAT(said("parameters: {lr: {min: 0.1, max: 1}}\n"),
+              HasSubstr("parameters.lr: a grid needs values"));
+  EXPECT_THAT(
+      said(
+          "method: random\nrun_cap: 1\nparameters: {lr: {distribution: normal, min: 1, max: 2}}\n"),
+      HasSubstr("'normal'"));
+  EXPECT_THAT(said("name: x\n"), HasSubstr("no parameters"));
 }
 
 TEST(AStudyFile, OfAProgramSaysWhatAProgramCanDo) {
