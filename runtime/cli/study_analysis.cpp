@@ -322,6 +322,53 @@ void compare_efficiency(StudyAnalysis& analysis, const StudyResults& study,
   }
 }
 
+/// Series that differ in `over` alone are one model that grows.
+void transfer(StudyAnalysis& analysis, const StudyResults& study,
+              const std::vector<std::string>& keys, const AnalysisItem& item,
+              const studies::Bootstrap& bootstrap, Warnings& warn) {
+  // By what does not grow, and the batch: cells by size.
+  std::map<std::pair<std::string, double>, std::map<double, Cell>> models;
+  std::vector<std::string> others;
+  std::copy_if(keys.begin(), keys.end(), std::back_inserter(others),
+               [&](const std::string& key) { return key != item.over; });
+  for (const std::string& series : analysis.series) {
+    const auto trial =
+        std::find_if(study.trials.begin(), study.trials.end(),
+                     [&](const StudyTrial& t) { return series_name(t, keys).label() == series; });
+    if (trial == study.trials.end() || !(trial->param(item.over.c_str()) > 0)) continue;
+    for (Cell& cell : analysis.of(series))
+      models[{series_name(*trial, others).label(), cell.batch}].emplace(
+          trial->param(item.over.c_str()), cell);
+  }
+  bool found = false;
+  for (const auto& [model, by_size] : models) {
+    std::vector<Cell> cells;
+    std::vector<double> sizes;
+    for (const auto& [size, cell] : by_size) {
+      sizes.push_back(size);
+      cells.push_back(cell);
+    }
+    if (cells.size() < 2) continue;
+    SeriesTransfer out{model.first, item.over, model.second,
+                       studies::rate_shifts(cells, sizes, bootstrap)};
+    found = found || out.shifts.size() > 1;
+    for (const studies::RateShift& shift : out.shifts) {
+      if (shift.stays() != std::optional(false)) continue;
+      warn.add("lr_moves",
+               fmt::format("{}, batch {}: the best rate at {} = {} is {:+.2f} octaves from that of "
+                           "the least: it does not transfer",
+                           out.series, format_number(out.batch), item.over,
+                           format_number(shift.size), shift.shift));
+    }
+    analysis.transfers.push_back(std::move(out));
+  }
+  if (!found) {
+    warn.add("too_few_points", fmt::format("transfer of rates over {}: needs two sizes with a best "
+                                           "rate, that differ in nothing else",
+                                           item.over));
+  }
+}
+
 /// @param reference  an optimizer; empty: the first
 void converge(StudyAnalysis& analysis, const std::vector<SeriesName>& names,
               const AnalysisItem& item, Warnings& warn) {
@@ -423,6 +470,8 @@ StudyAnalysis analyse(const StudyResults& study) {
       fit_laws(analysis, study, keys, bootstrap, warn);
     } else if (item.fit == "lr_exponent") {
       fit_rates(analysis, bootstrap, warn);
+    } else if (item.compare == "lr_transfer") {
+      transfer(analysis, study, keys, item, bootstrap, warn);
     } else if (item.compare == "data_efficiency") {
       compare_efficiency(analysis, study, names, keys, item, bootstrap, warn);
     } else if (!steps) {

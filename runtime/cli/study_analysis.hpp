@@ -41,6 +41,13 @@ struct SeriesRatios {
   std::vector<studies::TokenRatio> ratios;
 };
 
+/// Best rates of one optimizer at one batch, over the sizes of its model.
+struct SeriesTransfer {
+  std::string series, over;
+  double batch = 0;
+  std::vector<studies::RateShift> shifts;
+};
+
 /// The branches of one series, and the local critical batch they show.
 struct SeriesBranches {
   std::string series;
@@ -59,6 +66,7 @@ struct StudyAnalysis {
   std::vector<SeriesSteps> steps;
   std::vector<SeriesRates> rates;
   std::vector<SeriesRatios> ratios;
+  std::vector<SeriesTransfer> transfers;
   std::vector<SeriesBranches> branches;
   std::vector<SeriesLaw> laws;
   std::vector<SeriesEfficiency> efficiencies;

@@ -67,7 +67,8 @@ std::vector<AnalysisItem> items_of(const StudyResults& study, std::vector<StudyW
   static constexpr std::array<std::string_view, 9> fits{
       "hyper",       "hyper_alpha", "three_term_inv", "three_term",        "auto",
       "lr_exponent", "local_cbs",   "loss_law",       "convergence_points"};
-  static constexpr std::array<std::string_view, 2> comparisons{"token_ratio", "data_efficiency"};
+  static constexpr std::array<std::string_view, 3> comparisons{"token_ratio", "data_efficiency",
+                                                               "lr_transfer"};
   const ordered_json& listed = study.setting("analysis.items");
   std::vector<AnalysisItem> items;
   for (const ordered_json& entry : listed) {
@@ -89,6 +90,9 @@ std::vector<AnalysisItem> items_of(const StudyResults& study, std::vector<StudyW
                                 runtime::quoted_for_message(item.fit), fmt::join(fits, ", ")));
     }
     item.reference = text_of(entry, "reference");
+    item.over = text_of(entry, "over");
+    if (item.compare == "lr_transfer" && item.over.empty())
+      refuse(study, "analysis.items: lr_transfer: over is missing, the parameter that is the size");
     // To one target, the three-term law of the loss is this law of the steps.
     if (item.fit == "three_term") item.fit = "three_term_inv";
     for (const std::string& name : texts_of(entry, "definitions")) {
@@ -153,6 +157,7 @@ std::vector<std::string> series_keys(const StudyResults& study) {
   for (const ordered_json& item : study.setting("analysis.items")) {
     if (!item.is_object()) continue;
     for (const std::string& key : texts_of(item, "per")) add(key);
+    add(text_of(item, "over"));  // what grows with it has no name of its own
   }
   std::set<std::string> others;
   for (const StudyTrial& trial : study.trials) {

@@ -14,9 +14,10 @@ namespace orthrus::cli {
 struct AnalysisItem {
   std::string fit;  ///< hyper, hyper_alpha, three_term_inv, auto, lr_exponent, local_cbs,
   ///< loss_law, convergence_points; or empty
-  std::string compare;  ///< token_ratio, data_efficiency: of
+  std::string compare;  ///< token_ratio, data_efficiency, lr_transfer: of
   std::string numerator, denominator;
   std::string reference;  ///< of convergence_points: an optimizer
+  std::string over;       ///< of lr_transfer: the parameter that is the size
   std::vector<studies::CbsDefinition> definitions;
   double reference_batch = 256, overhead = 0.2;
   double epsilon = 0.01;

@@ -106,6 +106,28 @@ ordered_json analysis_json(const StudyResults& study, const StudyAnalysis& analy
                       {"claimed", r.claimed()}});
     }
   }
+  for (const SeriesTransfer& of : analysis.transfers) {
+    for (const studies::RateShift& s : of.shifts) {
+      const bool known = s.kind != studies::IntervalKind::none;
+      const auto answer = [](std::optional<bool> x) {
+        return x ? ordered_json(*x) : ordered_json(nullptr);
+      };
+      fits.push_back({{"t", "fit"},
+                      {"model", "lr_transfer"},
+                      {"per", {{"series", of.series}}},
+                      {"batch_size", of.batch},
+                      {"over", of.over},
+                      {"size", s.size},
+                      {"shift_octaves", s.shift},
+                      {"lo", end_of(s.interval.lo, known)},
+                      {"hi", end_of(s.interval.hi, known)},
+                      {"ci_kind", studies::name_of(s.kind)},
+                      {"penalty", json_number(s.penalty)},
+                      {"penalty_error", s.penalty_error},
+                      {"stays", answer(s.stays())},
+                      {"costs_nothing", answer(s.costs_nothing())}});
+    }
+  }
   for (const SeriesEfficiency& fit : analysis.efficiencies) {
     fits.push_back({{"t", "fit"},
                     {"model", "data_efficiency"},

@@ -279,9 +279,13 @@ std::string lr_transfer(const std::vector<PresetBase>& bases, const PresetOption
   const Config& c = bases[0].config;
   std::vector<std::string> together;
   const std::string parameters = widths(bases[0], {1, 2, 4}, together);
+  const auto width = std::find_if(together.begin(), together.end(),
+                                  [](const std::string& name) { return name.ends_with("width"); });
+  const std::string& size = width == together.end() ? together.front() : *width;
   return fmt::format(
-      R"(# Does the best rate stay where it is when the model becomes two and four times as wide? `study status` has
-# the rate of each width (fitted_lr): it passes with half an octave at most between the ends. The rule under
+      R"(# Does the best rate stay where it is when the model becomes two and four times as wide? `study report` has
+# how far it moves, in octaves: it passes with half of one between the ends; and what the narrowest model's
+# rate costs the others. The rule under
 # test is lmo.scale of the base; rates of other groups stay. `study check` says whether pre-activations are as
 # large in all widths, after a few steps: ln rms over ln width within 0.1.
 orthrus_study: 1
@@ -290,7 +294,8 @@ base: {}
 search:
   metric: {{name: val_loss}}
   parameters:
-{}    lr:
+{}    batch_size: {}
+    lr:
       center: {{value: {}}}
       multipliers: {{sqrt2: [-2, 2]}}
       extend_on_edge: 3
@@ -299,9 +304,10 @@ search:
 budget: {{max_steps: {}}}
 eval: {{every_frac: 0.1}}
 probes: {{coordinates: {{over: {}, steps: [1, 2, 5, 10]}}}}
+analysis: {{items: [{{compare: lr_transfer, over: {}}}]}}
 )",
-      options.name, bases[0].file, parameters, shortest(base_rate(c)), list(together),
-      options.steps > 0 ? options.steps : c.train.steps, together.front());
+      options.name, bases[0].file, parameters, c.train.batch, shortest(base_rate(c)),
+      list(together), options.steps > 0 ? options.steps : c.train.steps, size, size);
 }
 
 std::string weak_scaling(const PresetBase& base, const PresetOptions& options,

@@ -150,6 +150,33 @@ StudyTable ratio_table(const StudyAnalysis& analysis) {
   return table;
 }
 
+StudyTable transfer_table(const StudyAnalysis& analysis) {
+  StudyTable table{"lr_transfer",
+                   "Transfer of the learning rate",
+                   "Octaves from the best rate of the least size: it transfers within half of one. "
+                   "Penalty: loss at that rate over the own best one, on the seeds that chose.",
+                   {"series", "batch", "over", "size", "shift", "lo", "hi", "interval", "penalty",
+                    "error", "reading"},
+                   {}};
+  for (const SeriesTransfer& of : analysis.transfers) {
+    for (const studies::RateShift& s : of.shifts) {
+      const bool known = s.kind != studies::IntervalKind::none;
+      const bool least = s.size == of.shifts.front().size;
+      const std::string reading = least         ? "-"
+                                  : !s.stays()  ? "inconclusive"
+                                  : !*s.stays() ? "moves"
+                                  : s.costs_nothing() == std::optional(false)
+                                      ? "stays, at a penalty"
+                                      : "transfers";
+      table.rows.push_back({of.series, of.batch, of.over, s.size, s.shift,
+                            end_of(s.interval.lo, known && !least),
+                            end_of(s.interval.hi, known && !least), studies::name_of(s.kind),
+                            json_number(s.penalty), s.penalty_error, reading});
+    }
+  }
+  return table;
+}
+
 StudyTable law_table(const StudyAnalysis& analysis) {
   StudyTable table{"loss_law",
                    "Law of the loss",
@@ -302,10 +329,11 @@ std::vector<StudyTable> verdict_tables(const StudyAnalysis& analysis) {
   std::vector<StudyTable> tables;
   for (StudyTable table :
        {critical_table(analysis), branch_table(analysis), rate_table(analysis),
-        ratio_table(analysis), efficiency_table(analysis), convergence_table(analysis),
-        law_table(analysis), classes_table(analysis.classes), scaling_table(analysis.scaling),
-        planned_table(analysis.scaling), phases_table(analysis.scaling),
-        roofline_table(analysis.scaling), messages_table(analysis.messages)}) {
+        ratio_table(analysis), transfer_table(analysis), efficiency_table(analysis),
+        convergence_table(analysis), law_table(analysis), classes_table(analysis.classes),
+        scaling_table(analysis.scaling), planned_table(analysis.scaling),
+        phases_table(analysis.scaling), roofline_table(analysis.scaling),
+        messages_table(analysis.messages)}) {
     if (!table.rows.empty()) tables.push_back(std::move(table));
   }
   if (StudyTable best = best_rate_table(analysis);

@@ -522,9 +522,9 @@ class Reader {
           study_.derive.emplace_back(node.keys[i], std::move(*e));
       }
     } else if (path == "analysis.items") {
-      static const Words known{"fit",       "compare",     "per",      "definitions",
-                               "b_ref",     "group",       "epsilon",  "loss",
-                               "numerator", "denominator", "censored", "reference"};
+      static const Words known{"fit",      "compare",   "per",  "definitions", "b_ref",
+                               "group",    "epsilon",   "loss", "numerator",   "denominator",
+                               "censored", "reference", "over"};
       if (!expect(node, Kind::list, path, "a list of mappings")) return;
       for (const YamlNode& item : node.items) {
         if (!expect(item, Kind::map, path, "{fit: NAME, …} or {compare: NAME, …}")) continue;

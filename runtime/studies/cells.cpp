@@ -367,6 +367,82 @@ RateStudy study_rates(std::span<const Cell> cells, const Bootstrap& bootstrap) {
   return study;
 }
 
+std::optional<bool> RateShift::stays() const {
+  constexpr double most = 0.5;  // of an octave
+  if (kind == IntervalKind::none) return std::abs(shift) <= most;
+  if (interval.lo >= -most && interval.hi <= most) return true;
+  if (interval.hi < -most || interval.lo > most) return false;
+  return {};
+}
+
+std::optional<bool> RateShift::costs_nothing() const {
+  if (std::isnan(penalty)) return {};
+  return penalty <= std::max(0.01, 2 * penalty_error);
+}
+
+namespace {
+
+/// Of `cell`, seed by seed: what `lr` costs over its own best rate.
+void set_penalty(RateShift& shift, const Cell& cell, double lr) {
+  shift.penalty = std::nan("");
+  const auto tried = std::find_if(cell.rates.begin(), cell.rates.end(),
+                                  [lr](const CellRate& rate) { return rate.lr == lr; });
+  if (cell.metric != RateMetric::loss || tried == cell.rates.end()) return;
+  std::vector<double> costs;
+  for (const SeedValue& own : rate_of(cell, cell.choice.lr).tuning) {
+    for (const SeedValue& other : tried->tuning)
+      if (other.seed == own.seed) costs.push_back(other.value - own.value);
+  }
+  if (costs.empty()) return;
+  const auto n = static_cast<double>(costs.size());
+  shift.penalty = std::accumulate(costs.begin(), costs.end(), 0.0) / n;
+  if (costs.size() < 2 || !std::isfinite(shift.penalty)) return;
+  double squares = 0;
+  for (const double cost : costs) squares += (cost - shift.penalty) * (cost - shift.penalty);
+  shift.penalty_error = std::sqrt(squares / (n - 1) / n);
+}
+
+}  // namespace
+
+std::vector<RateShift> rate_shifts(std::span<const Cell> cells, std::span<const double> sizes,
+                                   const Bootstrap& bootstrap) {
+  expects(cells.size() == sizes.size(), "as many sizes as cells");
+  std::vector<std::size_t> used;
+  bool resampled = bootstrap.resamples > 0;
+  for (std::size_t c = 0; c < cells.size(); ++c) {
+    expects<ConfigError>(c == 0 || sizes[c] > sizes[c - 1], "sizes ascend");
+    if (cells[c].choice.censored) continue;
+    used.push_back(c);
+    for (const CellRate& rate : cells[c].rates)
+      resampled = resampled && (!tuned(rate) || rate.tuning.size() >= 2);
+  }
+  std::vector<RateShift> out;
+  if (used.empty()) return out;
+  const Cell& least = cells[used.front()];
+  std::vector<std::vector<double>> drawn(used.size());  // log₂ of rates
+  Random random(bootstrap.seed, 7);
+  for (int k = 0; resampled && k < bootstrap.resamples; ++k) {
+    std::vector<double> rates;
+    for (const std::size_t c : used) rates.push_back(draw(cells[c], random).lr);
+    if (*std::min_element(rates.begin(), rates.end()) <= 0) continue;
+    for (std::size_t i = 0; i < used.size(); ++i)
+      drawn[i].push_back(std::log2(rates[i] / rates[0]));
+  }
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    const Cell& cell = cells[used[i]];
+    RateShift shift;
+    shift.size = sizes[used[i]];
+    shift.shift = std::log2(cell.choice.fitted_lr / least.choice.fitted_lr);
+    if (!drawn[i].empty()) {
+      shift.interval = percentile_interval(std::move(drawn[i]), bootstrap.level);
+      shift.kind = IntervalKind::stratified;
+    }
+    set_penalty(shift, cell, least.choice.lr);
+    out.push_back(shift);
+  }
+  return out;
+}
+
 SeedSpread seed_spread(std::span<const Cell> cells) {
   double squares = 0;
   SeedSpread spread;

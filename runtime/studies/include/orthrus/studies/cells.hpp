@@ -105,6 +105,25 @@ struct RateStudy {
 /// @throws ShapeError  fewer than two uncensored cells.
 [[nodiscard]] RateStudy study_rates(std::span<const Cell> cells, const Bootstrap& bootstrap = {});
 
+/// What becomes of the best rate where a model grows (spec: transfer over width).
+struct RateShift {
+  double size = 0;
+  double shift = 0;  ///< log₂ of the best rate over that of the least size: octaves
+  Interval interval;
+  IntervalKind kind = IntervalKind::none;
+  /// Loss at the least size's best rate over the own best one's, the mean over tuning seeds and its
+  /// standard error (of two or more); NaN where that rate was not tried, or the metric is no loss.
+  double penalty = 0, penalty_error = 0;
+  /// Within half an octave. Nothing where the interval holds both.
+  [[nodiscard]] std::optional<bool> stays() const;
+  /// Not worse by more than .01, or by two standard errors. Nothing where it is not known.
+  [[nodiscard]] std::optional<bool> costs_nothing() const;
+};
+/// @param cells  one for each size, which ascend. Those without a best rate are passed over.
+[[nodiscard]] std::vector<RateShift> rate_shifts(std::span<const Cell> cells,
+                                                 std::span<const double> sizes,
+                                                 const Bootstrap& bootstrap = {});
+
 /// Standard deviation of ln(value) from seed to seed, pooled over cells.
 struct SeedSpread {
   double sigma = 0;
