@@ -143,6 +143,7 @@ class TrialRun {
         training_.look_at_preactivations();
       if (study_.sharpness_every > 0 && (done + 1) % study_.sharpness_every == 0)
         training_.look_at_sharpness();
+      if (study_.branch_rewarm_frac > 0) rewarm(done);
       const double late_s = window_ ? window_->wait() : 0;
       step_batch_ = training_.batch();
       try {
@@ -211,6 +212,12 @@ class TrialRun {
   [[nodiscard]] Json take_record() { return std::move(record_); }
 
  private:
+  /// The rate of a branch's step after `done` of them.
+  void rewarm(std::int64_t done) {
+    const double steps = std::ceil(study_.branch_rewarm_frac * static_cast<double>(trial_.steps));
+    training_.optimizer().set_lr_multiplier(std::min(1.0, static_cast<double>(done + 1) / steps));
+  }
+
   /// Takes another batch where the noise asks for one. @return whether the examples that the trial
   /// may see do not suffice for another step.
   bool ramped(const Training::Step& step) {

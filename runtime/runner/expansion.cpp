@@ -772,6 +772,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   if (study_.exclusive) all["ranks"] = trial.ranks;
   if (study_.timed_to > 0) all["timed_to"] = study_.timed_to;
   if (study_.branches()) all["fork"] = trial.fork;
+  if (study_.branches() && study_.branch_rewarm_frac > 0) all["rewarm"] = study_.branch_rewarm_frac;
   trial.id = identity_of(all);
   return trial;
 } catch (const ConfigError& error) {

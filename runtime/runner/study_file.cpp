@@ -105,6 +105,11 @@ const std::vector<Row>& rows() {
        .doc = "how a branch's rate grows with its batch over the base run's, which lr is the rate "
               "of; auto: linear for sgd, else sqrt",
        .words = {"auto", "sqrt", "linear", "constant"}},
+      {.path = "branch.rewarm_frac",
+       .slot = &Study::branch_rewarm_frac,
+       .doc = "part of a branch in which its rate rises linearly from 0, so that the jump of batch "
+              "and rate is no shock; 0: none",
+       .max = 1},
       {.path = "wsd_branch.horizons",
        .slot = &Study::decay_horizons,
        .doc =
@@ -879,8 +884,8 @@ class Reader {
       if (study_.tunes())
         error(study_.find("seed")->origin, "search.parameters.seed",
               "branches choose no rate, it follows from the base's: give values");
-    } else if (study_.branch_batch > 0) {
-      error(key("branch"), "branch.steps", "is required with branch.batch");
+    } else if (study_.branch_batch > 0 || study_.branch_rewarm_frac > 0) {
+      error(key("branch"), "branch.steps", "is required with branch.batch and branch.rewarm_frac");
     }
     if (study_.decays()) {
       const auto refuse = [&](const char* what) {

@@ -78,6 +78,7 @@ struct Study {
   /// own; 0: they start at its beginning.
   std::int64_t branch_steps = 0, branch_batch = 0;
   std::string branch_rate = "auto";
+  double branch_rewarm_frac = 0;  ///< of a branch, in which its rate rises from 0
   /// So many horizons, half octaves apart up to the budget, each reached by a branch that decays.
   std::int64_t decay_horizons = 0;
   double decay_frac = 0.2, decay_final = 0;

@@ -821,6 +821,17 @@ class Branches(Case):
         self.assertIn("train.batch=12", text)
         self.assertIn("groups.0.rule.lr=0.17320508075688", text)
 
+    def test_may_warm_up_once_more(self):
+        self.study("run", "b.yaml", "--set", "branch.rewarm_frac=0.5")
+        for row in self.results("studies/b"):
+            steps, lr = row["steps"], None
+            for e in self.evaluations("studies/b", row["index"]):
+                lr = lr or e["lr"]  # on step 0 the rate itself
+                if e["step"] > 0:
+                    self.assertAlmostEqual(e["lr"], lr * min(1, e["step"] / -(-steps // 2)), delta=1e-12)
+        self.study("run", "b.yaml", "--dir", "plain")
+        self.assertNotEqual([r["trial"] for r in self.results("plain")], [r["trial"] for r in self.results("studies/b")])
+
     def test_have_one_base_run_for_each_seed_and_the_same_results_on_any_groups(self):
         said = json.loads(self.study("run", "b.yaml", "--dry-run", "--json").stdout)
         self.assertEqual(said["examples"], 6 * 96 + 2 * 12 * 4)
