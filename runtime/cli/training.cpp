@@ -226,7 +226,8 @@ void Training::deal() {
   }
 }
 
-void Training::open(Communicator world) {
+/// @param weights  of each parameter, to begin with; empty: the workload's
+void Training::open(Communicator world, const std::vector<std::vector<float>>& weights) {
   DeviceChoice device;
   if (config_.device == "cuda") {
     const auto devices = static_cast<int>(kernels::cuda_report().devices.size());
@@ -248,6 +249,8 @@ void Training::open(Communicator world) {
     }
   });
   parameters_ = workload_->parameters();
+  for (std::size_t p = 0; p < weights.size(); ++p)
+    std::copy(weights[p].begin(), weights[p].end(), static_cast<float*>(parameters_[p].weights));
   optimizer_.emplace(now_, std::move(world), parameters_, place_.value_or(device));
   ids_.clear();
   for (int id = 0; id < std::ssize(parameters_); ++id) {
@@ -267,6 +270,17 @@ void Training::go_on_from(const std::string& checkpoint, std::int64_t unit, std:
   optimizer_->load(checkpoint);
   begin_at(unit);
   remember();
+}
+
+void Training::begin_with_weights_of(const std::string& checkpoint) {
+  require_host_weights("branch.optimizer_state: reset");
+  optimizer_->load(checkpoint);
+  optimizer_->gather(ids_);
+  const std::vector<std::vector<float>> weights = copy_of_weights();
+  optimizer_->release(ids_);
+  optimizer_.reset();
+  workload_.reset();
+  open(control_.duplicate("job"), weights);
 }
 
 workloads::Slice Training::slice(std::int64_t step, std::size_t part) const {

@@ -90,6 +90,10 @@ class Training {
   void go_on_from(const std::string& checkpoint, std::int64_t unit, std::int64_t batch,
                   std::int64_t micro_batches);
 
+  /// Takes the weights of a checkpoint, and nothing else: the optimizer begins anew. Collective.
+  /// @throws ConfigError  on all ranks: the weights are not f32 on the host.
+  void begin_with_weights_of(const std::string& checkpoint);
+
   /// As given; what a step's batch is by now says `batch`.
   [[nodiscard]] const Config& config() const { return config_; }
   [[nodiscard]] std::int64_t batch() const { return now_.train.batch; }
@@ -124,7 +128,7 @@ class Training {
   };
   static Deal divide(const Config& config, int rank, int ranks);
   void deal();
-  void open(Communicator world);
+  void open(Communicator world, const std::vector<std::vector<float>>& weights = {});
   /// The first of a step's batch.
   [[nodiscard]] std::int64_t unit_of(std::int64_t step) const {
     return start_.unit + (step - start_.step) * now_.train.batch;

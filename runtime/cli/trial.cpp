@@ -114,7 +114,7 @@ class TrialRun {
         stop_(stop),
         training_(runner::trial_config(base, task.trial), group.duplicate("trial"),
                   group.duplicate("control"), Training::Trust::nobody,
-                  {study.branch_steps, study.branch_steps * study.branch_batch}),
+                  {first_step_, study.branch_steps * study.branch_batch}),
         diverged_(study.diverged),
         score_(study) {
     if (training_.config().gns_ramp.on()) ramp_.emplace(training_);
@@ -125,7 +125,7 @@ class TrialRun {
   bool run(const Fork& fork) {
     open_files();
     if (!fork.diverged.empty()) return finish("diverged", "before the fork: " + fork.diverged);
-    if (!fork.checkpoint.empty()) training_.optimizer().load(fork.checkpoint.string());
+    if (!fork.checkpoint.empty()) leave(fork.checkpoint.string());
     if (study_.averages()) training_.keep_average(study_.ema_halflife_examples);
     evaluate(0);
     if (!std::isfinite(score_.value()))
@@ -212,6 +212,15 @@ class TrialRun {
   [[nodiscard]] Json take_record() { return std::move(record_); }
 
  private:
+  /// A base run, where it was when it wrote `checkpoint`.
+  void leave(const std::string& checkpoint) {
+    if (study_.resets()) {
+      training_.begin_with_weights_of(checkpoint);
+    } else {
+      training_.optimizer().load(checkpoint);
+    }
+  }
+
   /// The rate of a branch's step after `done` of them.
   void rewarm(std::int64_t done) {
     const double steps = std::ceil(study_.branch_rewarm_frac * static_cast<double>(trial_.steps));
@@ -285,7 +294,7 @@ class TrialRun {
   }
 
   /// Of its own: those of a base run before it do not count.
-  [[nodiscard]] std::int64_t steps() const { return training_.steps() - study_.branch_steps; }
+  [[nodiscard]] std::int64_t steps() const { return training_.steps() - first_step_; }
 
   /// Only the first rank looks at a clock; another's may be ahead of it.
   bool out_of_time() {
@@ -407,6 +416,8 @@ class TrialRun {
     if (study_.branches()) {
       record_["fork_steps"] = study_.branch_steps;
       record_["fork_batch"] = study_.branch_batch;
+      record_["fork_optimizer_state"] = study_.branch_state;
+      record_["rewarm_frac"] = study_.branch_rewarm_frac;
       record_["smoothed_loss"] = steps > 0 ? runner::number(smoothed_) : Json(nullptr);
     }
     runtime::agree(training_.control(), [&] {
@@ -424,6 +435,7 @@ class TrialRun {
   const int attempt_;
   const std::filesystem::path directory_;
   const std::function<bool()>& stop_;
+  const std::int64_t first_step_ = study_.resets() ? 0 : study_.branch_steps;  // the optimizer's
   const Clock::time_point start_ = Clock::now();
   Training training_;
   std::optional<GnsRamp> ramp_;

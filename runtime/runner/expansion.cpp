@@ -677,6 +677,11 @@ void Expansion::make_branch(const Config& base, Trial& trial) const {
                                                           : "sqrt";
     const auto k = static_cast<double>(factor);
     const double growth = rule == "linear" ? k : rule == "sqrt" ? std::sqrt(k) : 1;
+    if (study_.resets() && group.schedule.warmup_steps > 0) {
+      const std::string key = fmt::format("groups.{}.schedule.warmup_steps=", g);
+      trial.fork_overrides.push_back(key + std::to_string(group.schedule.warmup_steps));
+      trial.overrides.push_back(key + "0");
+    }
     const double rate = rate_of(group);
     if (rate == 0) continue;
     trial.fork_overrides.push_back(fmt::format("groups.{}.rule.lr={}", g, shortest(rate)));
@@ -773,6 +778,7 @@ Trial Expansion::make_trial(const Point& given, std::int64_t index) const try {
   if (study_.timed_to > 0) all["timed_to"] = study_.timed_to;
   if (study_.branches()) all["fork"] = trial.fork;
   if (study_.branches() && study_.branch_rewarm_frac > 0) all["rewarm"] = study_.branch_rewarm_frac;
+  if (study_.branches() && study_.resets()) all["optimizer_state"] = study_.branch_state;
   trial.id = identity_of(all);
   return trial;
 } catch (const ConfigError& error) {

@@ -110,6 +110,11 @@ const std::vector<Row>& rows() {
        .doc = "part of a branch in which its rate rises linearly from 0, so that the jump of batch "
               "and rate is no shock; 0: none",
        .max = 1},
+      {.path = "branch.optimizer_state",
+       .slot = &Study::branch_state,
+       .doc = "a branch goes on with moments and step count of the base run, or with its weights "
+              "alone and no warm-up but rewarm_frac",
+       .words = {"keep", "reset"}},
       {.path = "wsd_branch.horizons",
        .slot = &Study::decay_horizons,
        .doc =
@@ -884,8 +889,9 @@ class Reader {
       if (study_.tunes())
         error(study_.find("seed")->origin, "search.parameters.seed",
               "branches choose no rate, it follows from the base's: give values");
-    } else if (study_.branch_batch > 0 || study_.branch_rewarm_frac > 0) {
-      error(key("branch"), "branch.steps", "is required with branch.batch and branch.rewarm_frac");
+    } else if (study_.branch_batch > 0 || study_.branch_rewarm_frac > 0 || study_.resets()) {
+      error(key("branch"), "branch.steps",
+            "is required with branch.batch, branch.rewarm_frac and branch.optimizer_state");
     }
     if (study_.decays()) {
       const auto refuse = [&](const char* what) {

@@ -78,7 +78,8 @@ struct Study {
   /// own; 0: they start at its beginning.
   std::int64_t branch_steps = 0, branch_batch = 0;
   std::string branch_rate = "auto";
-  double branch_rewarm_frac = 0;  ///< of a branch, in which its rate rises from 0
+  double branch_rewarm_frac = 0;      ///< of a branch, in which its rate rises from 0
+  std::string branch_state = "keep";  ///< of the optimizer
   /// So many horizons, half octaves apart up to the budget, each reached by a branch that decays.
   std::int64_t decay_horizons = 0;
   double decay_frac = 0.2, decay_final = 0;
@@ -133,6 +134,7 @@ struct Study {
   [[nodiscard]] bool halves() const { return method == "asha"; }
   [[nodiscard]] bool telescopes() const { return method == "telescoping"; }
   [[nodiscard]] bool branches() const { return branch_steps > 0; }
+  [[nodiscard]] bool resets() const { return branch_state == "reset"; }
   /// Has `seed` two lists: rates are chosen with one and reported with the other?
   [[nodiscard]] bool tunes() const;
   /// Are averaged weights evaluated beside the trained ones?

@@ -832,6 +832,29 @@ class Branches(Case):
         self.study("run", "b.yaml", "--dir", "plain")
         self.assertNotEqual([r["trial"] for r in self.results("plain")], [r["trial"] for r in self.results("studies/b")])
 
+    def test_may_leave_the_optimizer_state_behind(self):
+        def losses(name, *settings, ranks=None):
+            self.study("run", "b.yaml", "--dir", name, "--set", "seed=1", *settings, ranks=ranks)
+            return {r["params"]["batch_size"]: [e["val_loss"] for e in self.evaluations(name, r["index"])]
+                    for r in self.results(name)}
+
+        reset = ["--set", "branch.optimizer_state=reset"]
+        two = ["--set", "execution.ranks_per_trial=2"]
+        for zero in 1, 3:
+            # Muon has a momentum: branches start alike and go on otherwise.
+            muon = BASE.replace("train:", f"zero: {{stage: {zero}}}\ntrain:")
+            self.write("q.yaml", muon)
+            kept, begun = losses(f"kept{zero}"), losses(f"begun{zero}", *reset)
+            for batch in 4, 8, 12:
+                self.assertEqual(kept[batch][0], begun[batch][0])
+                self.assertNotEqual(kept[batch][1:], begun[batch][1:])
+            record = self.results(f"begun{zero}")[0]
+            self.assertEqual((record["fork_optimizer_state"], record["rewarm_frac"]), ("reset", 0))
+            # A rule without state does not notice; the warm-up is over.
+            self.write("q.yaml", muon.replace("muon, lr: 0.1}, lmo: {scale: original}", "sgd, lr: 0.01, momentum: 0}, "
+                                              "schedule: {kind: constant, warmup_steps: 6}"))
+            self.assertEqual(losses(f"a{zero}", *two, ranks=2), losses(f"b{zero}", *two, *reset, ranks=2))
+
     def test_have_one_base_run_for_each_seed_and_the_same_results_on_any_groups(self):
         said = json.loads(self.study("run", "b.yaml", "--dry-run", "--json").stdout)
         self.assertEqual(said["examples"], 6 * 96 + 2 * 12 * 4)
