@@ -57,7 +57,7 @@ std::vector<char*> pointers(std::vector<std::string>& texts) {
 }  // namespace
 
 Child::Child(const std::vector<std::string>& command, const std::filesystem::path& output,
-             const std::string& mark) {
+             const std::string& mark, const char* key) {
   std::vector<std::string> words = command, entries = environment(mark);
   posix_spawn_file_actions_t files;
   posix_spawn_file_actions_init(&files);
@@ -84,7 +84,8 @@ Child::Child(const std::vector<std::string>& command, const std::filesystem::pat
   posix_spawn_file_actions_destroy(&files);
   if (error != 0) {
     pid_ = -1;
-    throw ConfigError("task.command: " + words[0] + ": cannot be started: " + std::strerror(error));
+    throw ConfigError(std::string(key) + ": " + words[0] +
+                      ": cannot be started: " + std::strerror(error));
   }
 }
 

@@ -26,9 +26,10 @@ class Child {
   /// this process's environment without what an MPI launcher has told its ranks, so that it may be
   /// a launcher itself, and no other file of this process.
   /// @param mark  ORTHRUS_TRIAL_DIR of the program and of all that it starts
+  /// @param key   of the study, which says what is started
   /// @throws ConfigError  it cannot be started.
   Child(const std::vector<std::string>& command, const std::filesystem::path& output,
-        const std::string& mark);
+        const std::string& mark, const char* key);
   /// Kills what is left of the group.
   ~Child();
   Child(const Child&) = delete;

@@ -58,7 +58,7 @@ TrialEnd run_isolated(const runner::Study& study, const Json& source, const Tria
   runtime::write_file_atomically(
       job, Json{{"study", source}, {"task", to_text(task)}, {"trial_dir", place.string()}}.dump());
 
-  Child child(command_of(study, task.trial, job), output, place.string());
+  Child child(command_of(study, task.trial, job), output, place.string(), "execution.launcher");
   runtime::write_file_atomically(pid, std::to_string(child.pid()) + "\n");
   const Watched watched =
       watch(child, {.alive = {place / "metrics.jsonl", place / sign_of_life, output},

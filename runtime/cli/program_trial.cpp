@@ -43,7 +43,7 @@ class ProgramTrial {
 
   TrialEnd run(const Config* base, const std::function<bool()>& stop) {
     prepare(base);
-    Child child(command_, output(), directory_.string());
+    Child child(command_, output(), directory_.string(), "task.command");
     runtime::write_file_atomically(pid_file(), std::to_string(child.pid()) + "\n");
     Pulse written({metrics()});
     const auto decided = [&] {

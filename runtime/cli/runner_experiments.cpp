@@ -346,7 +346,8 @@ std::vector<Row> study_resume() {
     std::vector<std::string> command{
         self, "study", "run", (place / "s.yaml").string(), "--dir", (place / directory).string()};
     if (resume) command.emplace_back("--resume");
-    return std::make_unique<Child>(command, place / "output.txt", (place / directory).string());
+    return std::make_unique<Child>(command, place / "output.txt", (place / directory).string(),
+                                   "study run");
   };
   const auto journal_lines = [&](const std::string& directory) {
     return static_cast<int>(lines_of(place / directory / "journal.jsonl").size());

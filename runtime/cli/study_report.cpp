@@ -91,7 +91,7 @@ std::string convert(const Converter& converter, const fs::path& in, const fs::pa
   std::error_code error;
   fs::remove(out, error);
   const Clock::time_point start = Clock::now();
-  Child child(command, "/dev/null", out.string());
+  Child child(command, "/dev/null", out.string(), "report");
   std::optional<Child::Ending> ending;
   while (!(ending = child.poll())) {
     if (Clock::now() - start > patience)

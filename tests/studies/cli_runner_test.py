@@ -693,7 +693,7 @@ execution: {mode: subprocess, heartbeat_s: 0.5, max_retries: 1, order: by_index}
 
     def test_name_what_is_wrong(self):
         said = self.study("run", "i.yaml", "--set", "execution.launcher=[nowhere-to-be-found]", code=78).stderr
-        self.assertIn("nowhere-to-be-found", said)
+        self.assertIn("execution.launcher: nowhere-to-be-found: cannot be started", said)
         said = self.study("run", "i.yaml", "--set", "execution.mode=inprocess", "--set", "execution.launcher=[mpirun]",
                           code=78).stderr
         self.assertIn("execution.launcher", said)
