@@ -22,6 +22,8 @@ class Sweep {
         sweep_(to_json(runtime::parse_yaml(text, source_))) {
     if (!sweep_.is_object() || !sweep_.contains("parameters"))
       throw ConfigError(source_ + ": no sweep: it has no parameters");
+    for (const char* const key : {"parameters", "metric"})
+      if (sweep_.contains(key) && !sweep_[key].is_object()) refuse(key, "expects a mapping");
   }
 
   std::string study() {
@@ -141,6 +143,8 @@ class Sweep {
       refuse(path, "expects value, values, or the numbers min and max");
     const double min = spec["min"], max = spec["max"];
     const bool whole = spec["min"].is_number_integer() && spec["max"].is_number_integer();
+    if (spec.contains("distribution") && !spec["distribution"].is_string())
+      refuse(path + ".distribution", "expects a name");
     const std::string law = spec.value("distribution", whole ? "int_uniform" : "uniform");
     if (law == "int_uniform") {
       if (max - min > 1000) refuse(path, "int_uniform of more than 1000 numbers: give values");

@@ -192,6 +192,11 @@ TEST(ASweep, NamesWhatAStudyHasNot) {
           "method: random\nrun_cap: 1\nparameters: {lr: {distribution: normal, min: 1, max: 2}}\n"),
       HasSubstr("'normal'"));
   EXPECT_THAT(said("name: x\n"), HasSubstr("no parameters"));
+  EXPECT_THAT(said("parameters: [lr]\n"), HasSubstr("parameters: expects a mapping"));
+  EXPECT_THAT(said("metric: loss\nparameters: {lr: {value: 1}}\n"),
+              HasSubstr("metric: expects a mapping"));
+  EXPECT_THAT(said("parameters: {lr: {distribution: 3, min: 0.1, max: 1}}\n"),
+              HasSubstr("parameters.lr.distribution: expects a name"));
 }
 
 TEST(AStudyFile, OfAProgramSaysWhatAProgramCanDo) {
