@@ -24,6 +24,7 @@
 #include "runtime/cli/trial.hpp"
 #include "runtime/config_scalar.hpp"
 #include "runtime/report.hpp"
+#include "runtime/runner/campaign.hpp"
 #include "runtime/runner/groups.hpp"
 #include "runtime/safetensors.hpp"
 

@@ -10,8 +10,8 @@
 #include <random>
 #include <set>
 
+#include "runtime/runner/campaign.hpp"
 #include "runtime/runner/example_study.hpp"
-#include "runtime/runner/expansion.hpp"
 #include "runtime/runner/groups.hpp"
 
 namespace orthrus::runner {
