@@ -24,6 +24,7 @@
 #include "runtime/cli/study_scaling.hpp"
 #include "runtime/cli/training.hpp"
 #include "runtime/report.hpp"
+#include "runtime/runner/study_keys.hpp"
 #include "runtime/runner/sweep.hpp"
 #include "runtime/safetensors.hpp"
 

@@ -153,10 +153,4 @@ struct Study {
 /// Dotted keys of which two resolved studies differ.
 [[nodiscard]] std::vector<std::string> differences(const Json& a, const Json& b);
 
-struct StudyKey {
-  std::string path, type, default_value, doc;
-};
-/// Every key, in the order of the file.
-[[nodiscard]] std::vector<StudyKey> study_keys();
-
 }  // namespace orthrus::runner

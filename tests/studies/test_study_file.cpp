@@ -13,6 +13,7 @@
 #include "runtime/runner/expression.hpp"
 #include "runtime/runner/journal.hpp"
 #include "runtime/runner/study_file.hpp"
+#include "runtime/runner/study_keys.hpp"
 #include "runtime/runner/sweep.hpp"
 
 namespace orthrus::runner {
