@@ -28,7 +28,8 @@ Line line_through(const std::vector<Point>& points) {
   expects<ConfigError>(determinant > 0, "LogGP needs round trips of different sizes");
   Line line;
   line.b = std::max(0.0, (w * wxy - wx * wy) / determinant);
-  line.a = std::max(0.0, (wy - line.b * wx) / w);
+  line.a = (wy - line.b * wx) / w;
+  if (line.a < 0) line = {0, std::max(0.0, wxy / wxx)};
   return line;
 }
 

@@ -433,6 +433,21 @@ TEST(FitLogGp, FindsTheMachineThatTookTheTimes) {
   }
 }
 
+TEST(FitLogGp, HasNoNegativeTerms) {
+  // Gaps that grow faster than messages: without a bound the line would begin below 0. Of those
+  // through 0 the best has the slope Σwxy / Σwx², with relative errors Σ(x/y) / Σ(x/y)².
+  std::vector<RoundTrips> samples;
+  double sum = 0, squares = 0;
+  for (const auto& [x, gap] : {std::pair(100.0, 1e-7), {200.0, 3e-7}, {300.0, 6e-7}}) {
+    samples.push_back({x + 1, 5e-6, 5e-6 + 15 * gap, 5e-6 + 15 * 10e-6, 16, 10e-6});
+    sum += x / gap;
+    squares += (x / gap) * (x / gap);
+  }
+  const LogGp found = fit_loggp(samples);
+  EXPECT_EQ(found.gap_s, 0);
+  EXPECT_NEAR(found.s_per_byte, sum / squares, 1e-12 * found.s_per_byte);
+}
+
 TEST(FitLogGp, NamesWhatIsMissing) {
   const RoundTrips good{1, 5e-6, 20e-6, 60e-6, 16, 3e-6};
   RoundTrips quick = good, alone = good;
