@@ -232,15 +232,21 @@ class TrialRun {
   bool ramped(const Training::Step& step) {
     if (const auto next = ramp_->after(step, training_); next) {
       const std::filesystem::path checkpoint = directory_ / "ramp";
+      remove(checkpoint);  // of an attempt that was killed
       training_.optimizer().set_lr_multiplier(next->lr_multiplier);
       training_.optimizer().save(checkpoint.string());
       training_.go_on_from(checkpoint.string(), training_.units(), next->batch,
                            next->micro_batches);
-      runtime::agree(training_.control(), [&] {
-        if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
-      });
+      remove(checkpoint);
     }
     return training_.units() + training_.batch() > trial_.steps * trial_.batch;
+  }
+
+  /// By the first rank; all wait for it.
+  void remove(const std::filesystem::path& checkpoint) {
+    runtime::agree(training_.control(), [&] {
+      if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
+    });
   }
 
   /// The branch that leaves after `at` steps.
@@ -253,17 +259,13 @@ class TrialRun {
   /// stopped or has diverged; nothing where it goes on.
   std::optional<bool> decayed(const runner::Decay& decay) {
     const std::filesystem::path checkpoint = directory_ / fmt::format("fork-{}", decay.fork);
-    runtime::agree(training_.control(), [&] {
-      if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
-    });
+    remove(checkpoint);
     training_.optimizer().save(checkpoint.string());
     Training branch(runner::decay_config(study_, training_.config(), decay),
                     training_.control().duplicate("branch"),
                     training_.control().duplicate("branch control"), Training::Trust::nobody);
     branch.optimizer().load(checkpoint.string());
-    runtime::agree(training_.control(), [&] {
-      if (training_.rank() == 0) std::filesystem::remove_all(checkpoint);
-    });
+    remove(checkpoint);
     while (branch.steps() < decay.steps) {
       Training::Step step;
       try {

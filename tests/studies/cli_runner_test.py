@@ -724,6 +724,15 @@ class GrowingBatches(Case):
             self.assertFalse(list((self.dir / "g").glob("trials/*/ramp")), "what it grew from is gone")
         self.assertEqual(len(rows), 6)
         self.assertNotIn("no finished trial", self.study("check", "g").stdout, "what the file left out is not missing")
+        # Killed while it saves what it grows from.
+        shutil.copytree(self.dir / "g", self.dir / "left")
+        journal = self.dir / "left" / "journal.jsonl"
+        journal.write_text(journal.read_text().split("\n")[0] + "\n")
+        for trial in (self.dir / "left" / "trials").iterdir():
+            (trial / "ramp").mkdir()
+        self.study("run", "g.yaml", "--dir", "left", "--resume", ranks=2)
+        kept = ("index", "state", "steps", "examples", "final_val")
+        self.assertEqual([[x[k] for k in kept] for x in self.results("left")], [[x[k] for k in kept] for x in rows])
         # Whoever is cut off begins anew, and ends with the same bits.
         self.kill_until_done("g.yaml", "killed", 4, 1)
         self.assertEqual(sorted(map(str, self.results("killed"))), sorted(map(str, rows)))
