@@ -137,12 +137,19 @@ class Sweep {
   [[nodiscard]] Json one(const Json& spec, const std::string& path) const {
     if (!spec.is_object()) refuse(path, "expects a mapping, such as {values: [1, 2]}");
     if (spec.contains("value")) return spec["value"];
-    if (spec.contains("values")) return {{"values", spec["values"]}};
+    if (spec.contains("values")) {
+      const Json& values = spec["values"];
+      if (!values.is_array() || values.empty()) refuse(path + ".values", "expects a list");
+      for (const Json& value : values)
+        if (!value.is_primitive()) refuse(path + ".values", "expects scalars");
+      return {{"values", values}};
+    }
     if (!spec.contains("min") || !spec.contains("max") || !spec["min"].is_number() ||
         !spec["max"].is_number())
       refuse(path, "expects value, values, or the numbers min and max");
     const double min = spec["min"], max = spec["max"];
     const bool whole = spec["min"].is_number_integer() && spec["max"].is_number_integer();
+    if (!(min < max || (whole && min == max))) refuse(path, "expects min < max");
     if (spec.contains("distribution") && !spec["distribution"].is_string())
       refuse(path + ".distribution", "expects a name");
     const std::string law = spec.value("distribution", whole ? "int_uniform" : "uniform");
@@ -152,6 +159,7 @@ class Sweep {
     }
     if (method() == "grid") refuse(path, "a grid needs values");
     if (law == "uniform") return {{"distribution", "uniform"}, {"min", min}, {"max", max}};
+    if (law == "log_uniform_values" && !(min > 0)) refuse(path, "expects min > 0");
     if (law == "log_uniform_values")
       return {{"distribution", "log_uniform"}, {"min", min}, {"max", max}};
     if (law == "log_uniform")  // of exponents of e
@@ -166,6 +174,8 @@ class Sweep {
     const Json program = sweep_.value("program", Json());
     Json given = sweep_.value("command", Json());
     if (given.is_null()) given = {"${env}", "${interpreter}", "${program}", "${args}"};
+    if (!given.is_array() || given.empty())
+      refuse("command", "expects a list, [PROGRAM, ARGUMENT, …]");
     Json out = Json::array();
     for (const Json& entry : given) {
       const std::string word = entry.is_string() ? entry.get<std::string>() : entry.dump();

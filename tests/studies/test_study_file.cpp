@@ -175,9 +175,9 @@ TEST(ASweep, MayBeOfAConfiguration) {
 }
 
 TEST(ASweep, NamesWhatAStudyHasNot) {
-  const auto said = [](const std::string& sweep) -> std::string {
+  const auto said = [](const std::string& sweep, const char* base = "q.yaml") -> std::string {
     try {
-      static_cast<void>(study_of_sweep(sweep, "w.yaml", "q.yaml"));
+      static_cast<void>(study_of_sweep(sweep, "w.yaml", base));
     } catch (const ConfigError& error) {
       return error.what();
     }
@@ -198,6 +198,17 @@ TEST(ASweep, NamesWhatAStudyHasNot) {
               HasSubstr("metric: expects a mapping"));
   EXPECT_THAT(said("parameters: {lr: {distribution: 3, min: 0.1, max: 1}}\n"),
               HasSubstr("parameters.lr.distribution: expects a name"));
+  EXPECT_THAT(said("parameters: {lr: {values: 0.1}}\n"),
+              HasSubstr("parameters.lr.values: expects a list"));
+  EXPECT_THAT(said("parameters: {lr: {values: [[0.1]]}}\n"),
+              HasSubstr("parameters.lr.values: expects scalars"));
+  EXPECT_THAT(said("parameters: {n: {min: 5, max: 1}}\n"),
+              HasSubstr("parameters.n: expects min < max"));
+  EXPECT_THAT(said("method: random\nrun_cap: 1\nparameters: {lr: {distribution: "
+                   "log_uniform_values, min: 0, max: 1}}\n"),
+              HasSubstr("parameters.lr: expects min > 0"));
+  EXPECT_THAT(said("program: t.py\ncommand: python t.py\nparameters: {lr: {value: 1}}\n", ""),
+              HasSubstr("command: expects a list"));
 }
 
 TEST(AStudyFile, OfAProgramSaysWhatAProgramCanDo) {
