@@ -208,6 +208,7 @@ std::span<const Row<Config>> config_rows() {
        .kind = Kind::word,
        .at = [](Config& c) -> Slot { return &c.gns_ramp.geometry; },
        .doc = "norm of the noise that train's batch grows with; none: the batch stays",
+       .noun = "a norm of noise",
        .words = {"none", "l2", "l1", "nuc"}},
       {.path = "gns_ramp.factor",
        .kind = Kind::real,
@@ -282,6 +283,7 @@ std::span<const Row<Config>> config_rows() {
        .doc = "gradient noise between gradients of ranks and micro-batches, or between those "
               "of single examples, which normalization layers have at hand and which stand for the "
               "model",
+       .noun = "a source of noise",
        .words = {"gradients", "norm_layers"}},
       {.path = "diagnostics.spectra",
        .kind = Kind::flag,
@@ -303,6 +305,7 @@ std::span<const Row<Config>> config_rows() {
        .doc =
            "with spectra, of spectral or Euclidean steps per matrix: report; advise says when it "
            "changes; auto changes muon's steps, every train.save_every steps",
+       .noun = "a say of the advisor",
        .words = {"report", "advise", "auto"}},
       {.path = "diagnostics.budget_frac",
        .kind = Kind::real,

@@ -944,6 +944,23 @@ TEST(Config, DocumentsEveryKeyItWrites) {
   EXPECT_EQ(docs["schema"].default_value, "required");
 }
 
+TEST(Config, SaysWhatAWordOfAnyKeyIsNot) {
+  int words = 0;
+  for (const KeyDoc& doc : config_keys()) {
+    if (doc.type.find(" | ") == std::string::npos || doc.type.find_first_of("0123456789[{.") == 0)
+      continue;
+    std::string path = doc.path;
+    if (const auto at = path.find("[]"); at != std::string::npos) path.replace(at, 2, ".0");
+    const std::string said =
+        refusal("schema: 1\ngroups: [{match: \"*\", rule: {name: muon}, lmo: {norm: spectral}}]\n",
+                {path + "=no-such-word"});
+    EXPECT_NE(said.find(path), std::string::npos) << said;
+    EXPECT_EQ(said.find(" is not ;"), std::string::npos) << said;
+    ++words;
+  }
+  EXPECT_GE(words, 20);
+}
+
 TEST(Config, AcceptsTheExamples) {
   int examples = 0;
   for (const auto& entry : std::filesystem::directory_iterator(ORTHRUS_CONFIGS)) {
