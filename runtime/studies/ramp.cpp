@@ -3,11 +3,19 @@
 #include <limits>
 #include <orthrus/error.hpp>
 #include <orthrus/studies/ramp.hpp>
+#include <sstream>
+#include <string>
 
 namespace orthrus::studies {
 namespace {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+std::string text_of(double x) {
+  std::ostringstream out;
+  out << x;
+  return out.str();
+}
 
 }  // namespace
 
@@ -76,10 +84,10 @@ double BatchRamp::wanted() const {
 
 std::string BatchRamp::objective() const {
   const BatchPrice& p = options_.price;
-  if (!p.given()) return "none: " + std::to_string(options_.factor) + " of the noise scale";
+  if (!p.given()) return "none: " + text_of(options_.factor) + " of the noise scale";
   std::string words;
   const auto add = [&](double price, const char* unit) {
-    if (price > 0) words += (words.empty() ? "" : " + ") + std::to_string(price) + " per " + unit;
+    if (price > 0) words += (words.empty() ? "" : " + ") + text_of(price) + " per " + unit;
   };
   add(p.step, "step");
   add(p.example, "example");

@@ -69,9 +69,8 @@ TEST(BatchRamp, PaysLeastAtItsPrice) {
     if (cost(b) < cost(best)) best = b;
   }
   EXPECT_NEAR(ramp.wanted(), best, 0.01);
-  EXPECT_THAT(ramp.objective(), HasSubstr("per step"));
-  EXPECT_THAT(ramp.objective(), HasSubstr("per second"));
-  EXPECT_THAT(BatchRamp(8, {}).objective(), HasSubstr("none"));
+  EXPECT_EQ(ramp.objective(), "2 per step + 0.5 per example + 3 per second");
+  EXPECT_EQ(BatchRamp(8, {}).objective(), "none: 0.6 of the noise scale");
 }
 
 TEST(BatchRamp, GoesOnFromItsState) {
